@@ -1,0 +1,92 @@
+//! Names of objects on a replica and of files in the meta folder, both ways, in one place.
+//!
+//! The layout is Litestream 0.3's; a name it does not know is skipped by its listings, so temporary names are safe.
+
+use super::position::{Generation, Index, Offset};
+
+/// The folder of all generations, below a replica's path and below the meta folder.
+pub const GENERATIONS: &str = "generations";
+
+/// What an object is called until it is whole. Litestream's patterns do not match it.
+const TEMPORARY: &str = ".tmp";
+
+/// An object of a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Object {
+    /// The database file at the start of an index.
+    Snapshot {
+        /// Its history.
+        generation: Generation,
+        /// The WAL to replay on it, from offset 0.
+        index: Index,
+    },
+    /// A range of a WAL.
+    Segment {
+        /// Its history.
+        generation: Generation,
+        /// The WAL it is a part of.
+        index: Index,
+        /// Where in that WAL it begins; below 4 GiB.
+        start: Offset,
+    },
+}
+
+impl Object {
+    /// The path below the replica's, without a leading slash.
+    pub fn path(self) -> String {
+        match self {
+            Object::Snapshot { generation, index } => {
+                format!("{}/{index}.snapshot.lz4", snapshots_folder(generation))
+            }
+            Object::Segment { generation, index, start } => {
+                format!("{}/{index}_{start}.wal.lz4", wal_folder(generation))
+            }
+        }
+    }
+
+    /// The path while the object is not whole.
+    pub fn temporary_path(self) -> String {
+        self.path() + TEMPORARY
+    }
+}
+
+/// The folder of a generation.
+pub fn generation_folder(generation: Generation) -> String {
+    format!("{GENERATIONS}/{generation}")
+}
+
+/// The folder of a generation's snapshots.
+pub fn snapshots_folder(generation: Generation) -> String {
+    format!("{GENERATIONS}/{generation}/snapshots")
+}
+
+/// The folder of a generation's WAL: segments on a replica, shadow files in the meta folder.
+pub fn wal_folder(generation: Generation) -> String {
+    format!("{GENERATIONS}/{generation}/wal")
+}
+
+/// The index of a snapshot's file name; `None` for any other name.
+pub fn parse_snapshot(name: &str) -> Option<Index> {
+    name.strip_suffix(".snapshot.lz4")?.parse().ok()
+}
+
+/// The index and offset of a segment's file name; `None` for any other name.
+pub fn parse_segment(name: &str) -> Option<(Index, Offset)> {
+    let (index, start) = name.strip_suffix(".wal.lz4")?.split_once('_')?;
+    Some((index.parse().ok()?, start.parse().ok()?))
+}
+
+/// Whether a name is that of an object which was never finished.
+pub fn is_temporary(name: &str) -> bool {
+    name.ends_with(TEMPORARY)
+}
+
+/// The name of a shadow WAL's file.
+pub fn shadow_file(index: Index) -> String {
+    format!("{index}.wal")
+}
+
+/// The index of a shadow WAL's file name; `None` for any other name.
+pub fn parse_shadow(name: &str) -> Option<Index> {
+    name.strip_suffix(".wal")?.parse().ok()
+}

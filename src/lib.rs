@@ -1,0 +1,3 @@
+//! wal-agent
+pub mod core;
+pub mod remote;
