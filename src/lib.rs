@@ -1,3 +1,7 @@
 //! wal-agent
 pub mod core;
+pub mod disk;
 pub mod remote;
+pub mod shadow;
+pub mod source;
+pub mod sqlite;
