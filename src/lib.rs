@@ -1,3 +1,4 @@
 //! wal-agent
+pub mod config;
 pub mod core;
 pub mod remote;

@@ -7,4 +7,5 @@ pub mod page;
 pub mod position;
 pub mod scan;
 pub mod segment;
+pub mod status;
 pub mod wal;
