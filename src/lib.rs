@@ -1,4 +1,5 @@
 //! wal-agent
+pub mod config;
 pub mod core;
 pub mod disk;
 pub mod remote;

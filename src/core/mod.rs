@@ -10,5 +10,6 @@ pub mod replica;
 pub mod scan;
 pub mod segment;
 pub mod shadow;
+pub mod status;
 pub mod sync;
 pub mod wal;

@@ -1,5 +1,9 @@
 //! Where replicas live: an SFTP server or a folder, behind one seam.
 
+pub mod location;
+
+pub use location::{Location, Secret, SftpLocation};
+
 use std::fmt;
 
 /// Why an operation on a replica failed, as far as it decides what to do next.

@@ -1,0 +1,3 @@
+//! All integration tests, as one program: it links once.
+
+mod config;
