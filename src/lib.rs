@@ -1,4 +1,6 @@
 //! wal-agent
+pub mod agent;
+pub mod carry;
 pub mod config;
 pub mod core;
 pub mod disk;
@@ -6,3 +8,5 @@ pub mod remote;
 pub mod shadow;
 pub mod source;
 pub mod sqlite;
+pub mod watch;
+pub mod worker;
