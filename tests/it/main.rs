@@ -1,3 +1,4 @@
 //! All integration tests, as one program: it links once.
 
 mod config;
+mod status;
