@@ -1,11 +1,15 @@
 //! Thinking: pure functions over values. It does not know files, networks, threads, clocks, randomness, logs or SQL;
 //! it uses std, `crc64fast`, `lz4_flex`'s blocks and `thiserror`'s derive, which are pure, too.
 
+pub mod checkpoint;
 pub mod checksum;
 pub mod names;
 pub mod page;
 pub mod position;
+pub mod replica;
 pub mod scan;
 pub mod segment;
+pub mod shadow;
 pub mod status;
+pub mod sync;
 pub mod wal;
