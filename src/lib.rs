@@ -2,6 +2,7 @@
 pub mod agent;
 pub mod carry;
 pub mod config;
+pub mod control;
 pub mod core;
 pub mod disk;
 pub mod remote;
