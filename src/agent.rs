@@ -163,6 +163,11 @@ impl Agent {
         }
     }
 
+    /// Whether the agent is about to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
     /// While stopping: whether it is time to go, and whether everything was acknowledged.
     pub fn stopped(&mut self, now: Now) -> Option<bool> {
         let pending = self.databases.iter().filter_map(Database::pending).collect::<Vec<_>>();

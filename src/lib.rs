@@ -5,6 +5,7 @@ pub mod config;
 pub mod control;
 pub mod core;
 pub mod disk;
+pub mod event_loop;
 pub mod remote;
 pub mod shadow;
 pub mod source;
