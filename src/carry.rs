@@ -312,6 +312,9 @@ fn begin(
         remote.remove(&path)?;
     }
     remote.rename(&temporary, &path)?;
+    // OpenSSH renames by a second link, so that whoever follows the folder there with inotify would not see what is
+    // written through the handle of the first name.
+    remote.close(&path);
     Ok(Outcome::Appended { end: reader.position(), length: at + waiting.len() as u64 })
 }
 
