@@ -1,5 +1,10 @@
-//! All integration tests, as one program: it links once.
+//! All integration tests, one binary: real SQLite, real sshd, the real Litestream, in processes of their own.
 
 mod config;
 mod control;
+mod host_key;
+mod house;
+mod remote_contract;
 mod status;
+#[allow(dead_code, reason = "what one file of tests does not use, another does")]
+mod support;

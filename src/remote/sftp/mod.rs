@@ -29,6 +29,9 @@ pub const SYNC_DEADLINE: Duration = Duration::from_secs(120);
 /// of round trip; a line of under 35 KB/s could not take them within the deadline.
 const IN_FLIGHT: usize = 1 << 20;
 
+/// A call that was answered nothing has at least sent a part of a packet, or waited. More of them in a row is a spin.
+const MAX_IDLE_CALLS: u32 = 1000;
+
 /// The most entries of a folder. Litestream makes 86,400 files a day at most; this is a month of them.
 const MAX_ENTRIES: usize = 4_000_000;
 
@@ -117,23 +120,16 @@ impl SftpRemote {
         space.is_some_and(|space| space.f_bavail.saturating_mul(space.f_frsize) < PACKET as u64)
     }
 
+    /// A file whose end was met is closed: libssh2 would remember the end, even if the file grows. So is one that the
+    /// server gave an error for: where it stands is not known.
     fn read_once(&mut self, path: &str, at: u64, buffer: &mut [u8]) -> Result<usize, Failure> {
-        let open = self.open(path, Access::Read)?;
-        if open.at != at {
-            open.file.seek(SeekFrom::Start(at))?;
+        let read = self.open(path, Access::Read).and_then(|open| read_full(open, at, buffer));
+        match &read {
+            Ok(length) if *length == buffer.len() => {}
+            Err(Failure { kind: FailureKind::Disconnected, .. }) => {}
+            _ => self.handles.close_reading(path),
         }
-        let mut done = 0;
-        while done < buffer.len() {
-            match open.file.read(&mut buffer[done..])? {
-                0 => break,
-                length => done += length,
-            }
-        }
-        open.at = at + done as u64;
-        if done < buffer.len() {
-            self.handles.close_reading(path); // libssh2 would remember the end, even if the file grows
-        }
-        Ok(done)
+        read
     }
 
     /// The one place where errors leave this file: a connection that failed is made to fail at once from now on.
@@ -186,8 +182,9 @@ impl Remote for SftpRemote {
             if bytes.len() > PACKET {
                 self.hang_up(); // a packet may be half sent
             }
+            let error = self.failed("write", path, failure);
             self.handles.close(path);
-            self.failed("write", path, failure)
+            error
         })
     }
 
@@ -233,11 +230,11 @@ impl Remote for SftpRemote {
     }
 
     fn read_at(&mut self, path: &str, at: u64, buffer: &mut [u8]) -> Result<usize, RemoteError> {
-        let read = self.read_once(path, at, buffer).or_else(|failure| {
-            self.handles.close_reading(path);
+        let mut read = self.read_once(path, at, buffer);
+        if matches!(&read, Err(failure) if failure.reason == confusion()) {
             // A file that grew behind libssh2's reading ahead confuses it; nothing is wrong with the file.
-            if failure.reason == confusion() { self.read_once(path, at, buffer) } else { Err(failure) }
-        });
+            read = self.read_once(path, at, buffer);
+        }
         read.map_err(|failure| self.failed("read", path, failure))
     }
 
@@ -253,20 +250,32 @@ fn open_file(sftp: &Sftp, path: &str, flags: OpenFlags) -> Result<OpenFile, Fail
 
 fn write_all(file: &mut ssh2::File, at: u64, bytes: &[u8]) -> Result<(), Failure> {
     file.seek(SeekFrom::Start(at))?;
-    let mut done = 0;
+    let (mut done, mut idle) = (0, 0);
     while done < bytes.len() {
         let end = bytes.len().min(done + IN_FLIGHT);
-        match file.write(&bytes[done..end])? {
-            0 => {
-                return Err(Failure {
-                    kind: FailureKind::Disconnected,
-                    reason: "nothing was taken".to_owned(),
-                });
-            }
-            length => done += length,
+        let length = file.write(&bytes[done..end])?;
+        done += length;
+        idle = if length == 0 { idle + 1 } else { 0 };
+        if idle > MAX_IDLE_CALLS {
+            return Err(Failure { kind: FailureKind::Disconnected, reason: "nothing is taken".to_owned() });
         }
     }
     Ok(())
+}
+
+fn read_full(open: &mut OpenFile, at: u64, buffer: &mut [u8]) -> Result<usize, Failure> {
+    if open.at != at {
+        open.file.seek(SeekFrom::Start(at))?;
+    }
+    let mut done = 0;
+    while done < buffer.len() {
+        match open.file.read(&mut buffer[done..])? {
+            0 => break,
+            length => done += length,
+        }
+    }
+    open.at = at + done as u64;
+    Ok(done)
 }
 
 fn read_folder(sftp: &Sftp, folder: &str) -> Result<Vec<Entry>, Failure> {
@@ -329,7 +338,12 @@ impl From<io::Error> for Failure {
         let reason = error.to_string();
         let answer = (NOT_ANSWERED..=raw::LIBSSH2_FX_LINK_LOOP)
             .find(|&answer| ssh2::Error::from_errno(ErrorCode::SFTP(answer)).message() == reason);
-        Failure { kind: answer.map_or(FailureKind::Disconnected, kind_of_answer), reason }
+        let kind = match answer {
+            Some(NOT_ANSWERED) => FailureKind::Other, // nor was it the connection
+            Some(answer) => kind_of_answer(answer),
+            None => FailureKind::Disconnected,
+        };
+        Failure { kind, reason }
     }
 }
 
