@@ -90,7 +90,15 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#}", self.error)
+        let mut text = String::new();
+        for cause in self.error.chain().map(ToString::to_string) {
+            // Many errors repeat their cause.
+            if !text.contains(&cause) {
+                let separator = if text.is_empty() { "" } else { ": " };
+                text = text + separator + &cause;
+            }
+        }
+        f.write_str(&text)
     }
 }
 

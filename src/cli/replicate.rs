@@ -1,6 +1,6 @@
 //! `agent replicate`: the agent itself, in the foreground.
 
-use super::{Failure, OK};
+use super::{FAILED, Failure, OK};
 use crate::config::Config;
 use crate::event_loop;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ pub struct Arguments {
     urls: Vec<String>,
 }
 
-/// Runs until it is told to stop.
+/// Runs until it is told to stop; exit code 1 if something was not acknowledged by then.
 pub fn run(arguments: Arguments) -> Result<u8, Failure> {
     let mut config = match &arguments.database {
         Some(database) => Config::from_arguments(database, &arguments.urls)?,
@@ -32,7 +32,6 @@ pub fn run(arguments: Arguments) -> Result<u8, Failure> {
     if let Some(level) = config.log_level.filter(|_| super::variable("RUST_LOG").is_none()) {
         log::set_max_level(level);
     }
-    config.notices.iter().for_each(|notice| log::warn!("{notice}"));
-    event_loop::run(config)?;
-    Ok(OK)
+    let is_all_acknowledged = event_loop::run(&config)?;
+    Ok(if is_all_acknowledged { OK } else { FAILED })
 }

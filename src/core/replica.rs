@@ -243,6 +243,16 @@ impl Replica {
         };
     }
 
+    /// The history that is replicated.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Pushes and tries again without pauses from now on: the agent is about to stop.
+    pub fn hurry(&mut self) {
+        (self.sync_interval, self.retry_at) = (Duration::ZERO, None);
+    }
+
     /// Everything before this is on the replica.
     pub fn acked(&self) -> Option<Position> {
         self.acked.map(|(index, offset)| Position::new(self.generation, index, offset))
@@ -287,6 +297,11 @@ impl Replica {
         }
         let pending = self.acked() != Some(shadow.position());
         self.last_push.filter(|_| pending).map(|at| at + self.sync_interval)
+    }
+
+    /// Whether the next job reads the database file.
+    pub fn wants_database(&self) -> bool {
+        matches!(self.phase, Phase::Empty | Phase::Streaming { snapshot: Snapshot::Missing, .. })
     }
 
     /// The next job, which the caller must carry out and answer with [`Replica::on_outcome`].

@@ -27,6 +27,11 @@ impl ShadowExtent {
         if index == self.index { Some(self.end) } else { self.complete.get(&index).copied() }
     }
 
+    /// All bytes that are kept.
+    pub fn bytes_kept(&self) -> u64 {
+        self.complete.values().map(|end| end.get()).sum::<u64>() + self.end.get()
+    }
+
     /// Bytes from a position to the end; `None` if something in between is not kept.
     pub fn bytes_since(&self, index: Index, offset: Offset) -> Option<u64> {
         let mut bytes = self.end_of(index)?.since(offset);

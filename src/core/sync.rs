@@ -4,6 +4,27 @@ use super::position::Offset;
 use super::wal::WalHeader;
 use std::fmt;
 
+/// What was seen in a database's folder since the last turn. Hints only: a lost one costs time, never data.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// The `-wal` was written.
+    pub wal: bool,
+    /// The database file was written.
+    pub database: bool,
+    /// One of the files was made, deleted or renamed.
+    pub folder: bool,
+}
+
+impl Dirty {
+    /// Look at everything.
+    pub const ALL: Dirty = Dirty { wal: true, database: true, folder: true };
+
+    /// Whether there is anything to look at.
+    pub fn any(self) -> bool {
+        self.wal || self.database || self.folder
+    }
+}
+
 /// Why continuity is lost and a new generation begins. Each is logged once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Break {

@@ -15,7 +15,8 @@ pub use round::{UrgentReport, urgent_round};
 use crate::core::checkpoint::{CheckpointPolicy, CheckpointState, Extent, Round};
 use crate::core::position::{Generation, Index, Offset};
 use crate::core::shadow::ShadowExtent;
-use crate::core::sync::Break;
+use crate::core::status::WriteLockHolds;
+use crate::core::sync::{Break, Dirty};
 use crate::disk::{Disk, DiskFile};
 use crate::shadow::ShadowWal;
 use crate::sqlite::{Handle, SqliteError, WalExtent};
@@ -43,25 +44,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(10);
 /// Parts copied in one turn, so that one busy database does not keep the others waiting.
 const PARTS_A_TURN: u32 = 4;
-
-/// What happened in the database's folder since the last turn. Hints only.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Dirty {
-    /// The `-wal` was written.
-    pub wal: bool,
-    /// The database file was written.
-    pub database: bool,
-    /// One of the files was made, deleted or renamed.
-    pub folder: bool,
-}
-
-impl Dirty {
-    /// Look at everything.
-    pub const ALL: Dirty = Dirty { wal: true, database: true, folder: true };
-    fn any(self) -> bool {
-        self.wal || self.database || self.folder
-    }
-}
 
 /// Work that takes time, for a worker. It brings back what it was lent.
 pub enum LocalJob {
@@ -169,31 +151,6 @@ pub enum State {
     Refused(Refusal),
 }
 
-/// How long writers had to wait for us, counted by upper bounds of 1, 5, 20, 100 ms and above.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LockHolds {
-    /// How many were in each class.
-    pub counts: [u64; 5],
-    /// The longest.
-    pub longest: Duration,
-}
-
-impl LockHolds {
-    /// Upper bounds of all classes but the last.
-    pub const BOUNDS: [Duration; 4] = [
-        Duration::from_millis(1),
-        Duration::from_millis(5),
-        Duration::from_millis(20),
-        Duration::from_millis(100),
-    ];
-
-    fn add(&mut self, held: Duration) {
-        let class = Self::BOUNDS.iter().position(|bound| held <= *bound).unwrap_or(Self::BOUNDS.len());
-        self.counts[class] += 1;
-        self.longest = self.longest.max(held);
-    }
-}
-
 /// A time to look again, and the pause before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Recheck {
@@ -227,10 +184,11 @@ pub struct Source {
     needs_sync: bool,
     stale_generations: bool,
     forced_break: Option<Break>,
+    requested_break: Option<Break>,
     descriptor: Weak<File>,
     breaks: u32,
     last_break: Option<Break>,
-    holds: LockHolds,
+    holds: WriteLockHolds,
     problem: Option<String>,
 }
 
@@ -256,10 +214,11 @@ impl Source {
             needs_sync: false,
             stale_generations: false,
             forced_break: None,
+            requested_break: None,
             descriptor: Weak::new(),
             breaks: 0,
             last_break: None,
-            holds: LockHolds::default(),
+            holds: WriteLockHolds::default(),
             problem: None,
         }
     }
@@ -299,7 +258,7 @@ impl Source {
         (self.breaks, self.last_break.as_ref())
     }
     /// How long writers waited for us.
-    pub fn lock_holds(&self) -> LockHolds {
+    pub fn lock_holds(&self) -> WriteLockHolds {
         self.holds
     }
     /// What keeps the database from being captured, if anything does.
@@ -398,6 +357,9 @@ impl Source {
         if self.dirty.folder && !self.is_at_path() {
             self.detach(Break::DatabaseReplaced);
             return None;
+        }
+        if let Some(reason) = self.requested_break.take() {
+            self.begin_generation(reason, now, generation);
         }
         let recheck_is_due = self.recheck.is_some_and(|r| now >= r.at);
         if self.dirty.any() || self.hot || recheck_is_due {
@@ -652,7 +614,7 @@ impl Source {
 
     fn on_urgent(&mut self, report: UrgentReport, now: Instant, generation: Generation) {
         if let Some(held) = report.held {
-            self.holds.add(held);
+            self.holds.record(held);
         }
         self.checkpoint.on_round(report.finished, now);
         self.hot = true;
@@ -670,8 +632,13 @@ impl Source {
         self.begin_generation(reason, now, generation);
     }
 
+    /// A replica found that the generation cannot go on; the next turn begins a new one.
+    pub fn request_generation(&mut self, reason: Break) {
+        (self.requested_break, self.hot) = (Some(reason), true);
+    }
+
     /// Begins a new generation of the database that we hold.
-    pub fn begin_generation(&mut self, reason: Break, now: Instant, generation: Generation) {
+    fn begin_generation(&mut self, reason: Break, now: Instant, generation: Generation) {
         let State::Attached(attached) = &mut self.state else { return };
         match attached.begin_generation(&self.disk, &self.settings.meta, generation) {
             Ok(()) => {
