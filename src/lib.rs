@@ -1,6 +1,7 @@
 //! wal-agent
 pub mod agent;
 pub mod carry;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod core;

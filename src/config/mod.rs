@@ -124,6 +124,20 @@ pub fn load(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result
     parse(&text, &folder, environment).map_err(in_file)
 }
 
+/// The control socket that a configuration file names, or the default, whatever else is wrong with the file: to ask
+/// a running agent, no password has to be set, and no replica has to be right.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn socket(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> std::io::Result<PathBuf> {
+    let text = std::fs::read_to_string(path)?;
+    let current = std::env::current_dir()?;
+    let folders = read::Folders { home: environment("HOME").map(PathBuf::from), current: &current };
+    let (expanded, _) = expand::expand(&text, environment);
+    let root = tree::read(&expanded).ok();
+    Ok(root.and_then(|root| read::socket(&root, &folders)).unwrap_or_else(|| DEFAULT_SOCKET.into()))
+}
+
 /// Reads a configuration. Relative paths are below `folder`; `environment` is asked for variables, and for `HOME`.
 ///
 /// # Errors

@@ -61,6 +61,14 @@ pub fn config(root: &Node, folders: &Folders<'_>, findings: &mut Findings) -> Op
     Some(Config { socket, log_level, databases, notices: std::mem::take(&mut findings.notices) })
 }
 
+/// The socket alone, if there is one and it is right.
+pub fn socket(root: &Node, folders: &Folders<'_>) -> Option<PathBuf> {
+    let mut unheard = Findings::default();
+    let top = Section::open(root, "the configuration", &TOP, &mut unheard)?;
+    let text = top.text("socket", &mut unheard)?;
+    folders.path(text, "socket", &mut unheard)
+}
+
 /// What no two entries may share, across all databases, and where it was first.
 #[derive(Default)]
 pub struct Seen {

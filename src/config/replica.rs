@@ -182,7 +182,12 @@ fn folder(section: &Section<'_>, folders: &Folders<'_>, findings: &mut Findings)
         findings.error(section.at, "path or url is missing: where does this replica live?");
         return None;
     };
-    folders.path(text, "path", findings).map(Location::Folder)
+    let path = folders.path(text, "path", findings)?;
+    if path.to_str().is_none() {
+        findings.error(text.at, "path must be absolute here: the current folder's name is not UTF-8");
+        return None;
+    }
+    Some(Location::Folder(path))
 }
 
 fn refuse_sftp_keys(section: &Section<'_>, findings: &mut Findings) {

@@ -61,6 +61,15 @@ impl Location {
             None => parse_folder(text, "/path"),
         }
     }
+
+    /// The replica's own path, before `generations/`: what [`super::join`] takes as `root`.
+    pub fn root(&self) -> String {
+        match self {
+            // Paths of folders come from texts, so they are UTF-8.
+            Location::Folder(path) => path.to_string_lossy().into_owned(),
+            Location::Sftp(sftp) => sftp.path.clone(),
+        }
+    }
 }
 
 impl SftpLocation {
