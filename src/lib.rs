@@ -1,3 +1,5 @@
 //! wal-agent
 pub mod core;
 pub mod remote;
+pub mod restore;
+pub mod sqlite;

@@ -2,9 +2,13 @@
 //! it uses std, `crc64fast`, `lz4_flex`'s blocks and `thiserror`'s derive, which are pure, too.
 
 pub mod checksum;
+pub mod frame;
+pub mod inventory;
 pub mod names;
 pub mod page;
 pub mod position;
+pub mod replay;
+pub mod restore;
 pub mod scan;
 pub mod segment;
 pub mod wal;

@@ -1,5 +1,7 @@
 //! Where replicas live: an SFTP server or a folder, behind one seam.
 
+pub mod dir;
+
 use std::fmt;
 
 /// Why an operation on a replica failed, as far as it decides what to do next.
