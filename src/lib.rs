@@ -8,6 +8,7 @@ pub mod core;
 pub mod disk;
 pub mod event_loop;
 pub mod remote;
+pub mod restore;
 pub mod shadow;
 pub mod source;
 pub mod sqlite;

@@ -3,10 +3,14 @@
 
 pub mod checkpoint;
 pub mod checksum;
+pub mod frame;
+pub mod inventory;
 pub mod names;
 pub mod page;
 pub mod position;
+pub mod replay;
 pub mod replica;
+pub mod restore;
 pub mod scan;
 pub mod segment;
 pub mod shadow;

@@ -1,0 +1,183 @@
+//! Which objects bring a database back, in which order, or exactly which one is missing for that.
+//!
+//! Judges names and times only. That segments follow each other without a hole, only their contents tell.
+
+use super::inventory::{GenerationObjects, Inventory, Segment, Snapshot};
+use super::names::Object;
+use super::position::{Generation, Index, Offset};
+
+/// The state to go back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Everything the replica has.
+    Newest,
+}
+
+/// What SQLite is asked about a restored database before it gets its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Check {
+    /// `PRAGMA quick_check`: structure, without comparing indexes with their tables.
+    #[default]
+    Quick,
+    /// `PRAGMA integrity_check`: everything SQLite can check.
+    Full,
+    /// Nothing; the checksums of the WAL and of the objects are verified all the same.
+    None,
+}
+
+/// One WAL of a plan, and its segments in order. Invariant: the first begins at offset 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedIndex {
+    /// Which WAL.
+    pub index: Index,
+    /// Its segments, by start.
+    pub segments: Vec<Segment>,
+}
+
+/// A snapshot and the WALs to replay on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestorePlan {
+    /// The history to restore.
+    pub generation: Generation,
+    /// Where to begin.
+    pub snapshot: Snapshot,
+    /// What to replay: without a gap, and from the snapshot's own index if there is any.
+    pub indexes: Vec<PlannedIndex>,
+    /// What somebody who restores should know about the choice.
+    pub notes: Vec<Note>,
+}
+
+impl RestorePlan {
+    /// What to fetch, in order, with its size as listed.
+    pub fn objects(&self) -> impl Iterator<Item = (Object, u64)> {
+        let segments = self.indexes.iter().flat_map(|index| &index.segments);
+        std::iter::once((self.snapshot.object(self.generation), self.snapshot.size))
+            .chain(segments.map(|segment| (segment.object(self.generation), segment.size)))
+    }
+
+    /// The bytes of all objects as listed.
+    pub fn size(&self) -> u64 {
+        self.objects().map(|(_, size)| size).sum()
+    }
+}
+
+/// Something that did not stop a restore, but is worth saying.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Note {
+    /// A generation which has newer objects, but no snapshot yet.
+    #[error("generation {0} is newer, but has no snapshot yet; this is the newest complete one")]
+    NoSnapshotYet(Generation),
+    /// Two generations whose times are the same.
+    #[error("generation {0} is as new as the one restored, as far as the server's times tell")]
+    SameAge(Generation),
+    /// A snapshot that could not be used; an older one was taken.
+    #[error("{} was passed over: {reason}", snapshot.path())]
+    PassedOver {
+        /// The snapshot.
+        snapshot: Object,
+        /// Why.
+        reason: String,
+    },
+    /// More or something else than one WAL restart between two indexes, as after `wal_checkpoint(TRUNCATE)`.
+    #[error(
+        "the WAL was truncated or created anew before index {first} ({count} times in all); \
+         there the salts do not show that nothing is missing"
+    )]
+    SaltsJumped {
+        /// The first index whose salts do not continue those before it.
+        first: Index,
+        /// How many there are.
+        count: u32,
+    },
+    /// Bytes behind the end of the last segment.
+    #[error("{} has {bytes} bytes behind its end: an append that did not finish, left out", object.path())]
+    Unfinished {
+        /// The segment.
+        object: Object,
+        /// How many.
+        bytes: u64,
+    },
+}
+
+/// Why there is nothing to restore, or which object is missing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreGap {
+    /// Not one snapshot or segment.
+    #[error("there is no backup: no generation with a snapshot or a segment")]
+    Empty,
+    /// Segments, but nothing to replay them on.
+    #[error("generation {generation} has no snapshot, and no other generation has one")]
+    NoSnapshot {
+        /// The newest one.
+        generation: Generation,
+    },
+    /// A hole in the newest generation.
+    #[error("{} is missing, but {} is there: what lies behind the hole cannot be restored", missing.path(), found.path())]
+    Hole {
+        /// The first object that is missing.
+        missing: Object,
+        /// The next object that is there.
+        found: Object,
+    },
+}
+
+/// Plans the restore of the newest generation that has a snapshot.
+///
+/// # Errors
+/// A hole in that generation is an error, and not a reason to take an older one: that would lose commits silently.
+pub fn plan_restore(inventory: &Inventory, target: Target) -> Result<RestorePlan, RestoreGap> {
+    let Target::Newest = target;
+    let mut notes = Vec::new();
+    let newest_first = newest_first(inventory);
+    for (at, objects) in newest_first.iter().enumerate() {
+        let Some(&snapshot) = objects.snapshots().last() else {
+            notes.push(Note::NoSnapshotYet(objects.generation()));
+            continue;
+        };
+        let same_age =
+            |other: &&&GenerationObjects| age(other) == age(objects) && !other.snapshots().is_empty();
+        let twins = newest_first.iter().skip(at + 1).filter(same_age);
+        notes.extend(twins.map(|twin| Note::SameAge(twin.generation())));
+        let indexes = chain(objects, snapshot.index)?;
+        return Ok(RestorePlan { generation: objects.generation(), snapshot, indexes, notes });
+    }
+    Err(newest_first
+        .first()
+        .map_or(RestoreGap::Empty, |objects| RestoreGap::NoSnapshot { generation: objects.generation() }))
+}
+
+/// By the newest object; where that is the same, the one that began later.
+fn age(objects: &GenerationObjects) -> (Option<i64>, Option<i64>) {
+    (objects.newest(), objects.oldest())
+}
+
+/// Generations that have any object. Times decide, since names are random; names only make the order certain.
+fn newest_first(inventory: &Inventory) -> Vec<&GenerationObjects> {
+    let mut generations: Vec<_> = inventory.generations.iter().filter(|g| !g.is_empty()).collect();
+    generations.sort_by_cached_key(|objects| {
+        std::cmp::Reverse((objects.newest(), objects.oldest(), objects.generation().to_string()))
+    });
+    generations
+}
+
+/// The WALs from `first` on, each beginning at offset 0, none missing in between.
+fn chain(objects: &GenerationObjects, first: Index) -> Result<Vec<PlannedIndex>, RestoreGap> {
+    let mut indexes: Vec<PlannedIndex> = Vec::new();
+    for segment in objects.segments().iter().filter(|segment| segment.index >= first) {
+        if let Some(current) = indexes.last_mut().filter(|current| current.index == segment.index) {
+            current.segments.push(*segment);
+            continue;
+        }
+        let expected = match indexes.last() {
+            Some(previous) => previous.index.next().unwrap_or(segment.index),
+            None => first,
+        };
+        if (segment.index, segment.start) != (expected, Offset::ZERO) {
+            let generation = objects.generation();
+            let missing = Object::Segment { generation, index: expected, start: Offset::ZERO };
+            return Err(RestoreGap::Hole { missing, found: segment.object(generation) });
+        }
+        indexes.push(PlannedIndex { index: segment.index, segments: vec![*segment] });
+    }
+    Ok(indexes)
+}

@@ -1,0 +1,325 @@
+//! The decoding thread: objects in, verified pages out.
+
+use super::error::{Damage, RestoreError};
+use super::fetch::Feed;
+use super::output::Output;
+use super::report::Cut;
+use crate::core::checksum::Crc64;
+use crate::core::frame::{Ending, FrameDecoder};
+use crate::core::inventory::Segment;
+use crate::core::names::Object;
+use crate::core::page::PageSize;
+use crate::core::position::{Index, Offset, Position};
+use crate::core::replay::{Frames, Replay, ReplayFault};
+use crate::core::restore::{Note, PlannedIndex, RestoreGap, RestorePlan};
+use crate::core::segment::{SegmentTrailer, SnapshotTrailer, Trailer};
+use crate::core::wal::Salt;
+
+/// How a database file begins, and where its header says how large a page is (SQLite file format, 1.3).
+const DATABASE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
+const DATABASE_HEADER: usize = 100;
+
+/// What carrying out a plan came to.
+pub(super) struct Applied {
+    pub(super) position: Position,
+    pub(super) page_size: PageSize,
+    pub(super) cut: Option<Cut>,
+    pub(super) notes: Vec<Note>,
+}
+
+/// Carries out one plan, in the order in which its objects arrive.
+pub(super) struct Applier<'a, 'f> {
+    plan: &'a RestorePlan,
+    feed: &'a mut Feed<'f>,
+    output: &'a mut Output,
+    cut: Option<Cut>,
+    notes: Vec<Note>,
+    /// The first index whose salts jumped, and how many did.
+    jumps: Option<(Index, u32)>,
+}
+
+/// The content of one object, after it passed by.
+struct Content {
+    length: u64,
+    crc: u64,
+    ending: Ending,
+}
+
+/// Why a block of a segment was not taken.
+enum Refused {
+    Wal(ReplayFault),
+    Output(RestoreError),
+}
+
+impl From<ReplayFault> for Refused {
+    fn from(fault: ReplayFault) -> Self {
+        Refused::Wal(fault)
+    }
+}
+
+impl<'a, 'f> Applier<'a, 'f> {
+    pub(super) fn new(plan: &'a RestorePlan, feed: &'a mut Feed<'f>, output: &'a mut Output) -> Self {
+        Applier { plan, feed, output, cut: None, notes: Vec::new(), jumps: None }
+    }
+
+    /// Writes the snapshot and replays every WAL on it.
+    pub(super) fn apply(mut self) -> Result<Applied, RestoreError> {
+        let plan = self.plan;
+        let (page_size, trailer) = self.write_snapshot()?;
+        self.output.end_snapshot(page_size);
+        let mut end = (plan.snapshot.index, Offset::ZERO);
+        // The end of an index that is complete is the beginning of the next one.
+        let mut reached = end;
+        let mut salt = None;
+        for (at, index) in plan.indexes.iter().enumerate() {
+            let (replay, complete) = self.replay(index, plan.indexes.get(at + 1), page_size)?;
+            self.compare_salts(index, salt, replay.salt())?;
+            salt = replay.salt();
+            if let Some(commit) = replay.commit() {
+                self.output.set_page_count(commit.page_count)?;
+                end = (index.index, commit.end);
+            }
+            reached = match index.index.next() {
+                Some(next) if complete => (next, Offset::ZERO),
+                _ => end,
+            };
+        }
+        if let Some(SnapshotTrailer { valid_from, .. }) =
+            trailer.filter(|trailer| trailer.valid_from > reached)
+        {
+            let object = plan.snapshot.object(plan.generation);
+            return Err(RestoreError::SnapshotTooNew { object, valid_from, reached: end });
+        }
+        let jumps = self.jumps.map(|(first, count)| Note::SaltsJumped { first, count });
+        self.notes.extend(jumps);
+        let position = Position::new(plan.generation, end.0, end.1);
+        Ok(Applied { position, page_size, cut: self.cut, notes: self.notes })
+    }
+
+    fn write_snapshot(&mut self) -> Result<(PageSize, Option<SnapshotTrailer>), RestoreError> {
+        let object = self.plan.snapshot.object(self.plan.generation);
+        let damaged = |damage| RestoreError::Damaged { object, damage };
+        let mut start = Vec::with_capacity(DATABASE_HEADER);
+        let output = &mut *self.output;
+        let content = decode(self.feed, object, |block| {
+            start.extend(block.iter().take(DATABASE_HEADER - start.len()));
+            output.append(block)
+        })?;
+        let page_size = database_page_size(&start).ok_or(damaged(Damage::NotADatabase))?;
+        match content.ending {
+            Ending::Torn => Err(damaged(Damage::CutShort)),
+            Ending::Whole { trailer: Some(Trailer::Snapshot(trailer)), .. } => {
+                agree_snapshot(&trailer, self.plan.snapshot.index, page_size, &content)
+                    .map_err(|what| damaged(Damage::Trailer(what)))?;
+                Ok((page_size, Some(trailer)))
+            }
+            Ending::Whole { trailer: Some(_), .. } => Err(damaged(Damage::Trailer("name"))),
+            Ending::Whole { checked: true, .. } => Ok((page_size, None)),
+            Ending::Whole { .. } => Err(damaged(Damage::Unverifiable)),
+        }
+    }
+
+    /// Replays one WAL. Says, too, whether its last segment was sealed as the last of the WAL.
+    fn replay(
+        &mut self,
+        index: &PlannedIndex,
+        next: Option<&PlannedIndex>,
+        page_size: PageSize,
+    ) -> Result<(Replay, bool), RestoreError> {
+        let mut replay = Replay::new(page_size);
+        let mut complete = false;
+        for (at, segment) in index.segments.iter().enumerate() {
+            let object = segment.object(self.plan.generation);
+            self.follows(&replay, segment)?;
+            let content = self.replay_segment(&mut replay, object, next.is_some())?;
+            let following =
+                index.segments.get(at + 1).or_else(|| next.and_then(|next| next.segments.first()));
+            let trailer = self.judge_ending(&content, object, following.is_some())?;
+            let Some(trailer) = trailer else { continue };
+            agree_segment(&trailer, segment, &content)
+                .map_err(|what| RestoreError::Damaged { object, damage: Damage::Trailer(what) })?;
+            complete = trailer.last_of_index;
+            self.agree_last(&trailer, object, following)?;
+        }
+        self.judge_commit(&replay, index, next.is_some())?;
+        Ok((replay, complete))
+    }
+
+    /// A segment must begin exactly where the one before it ended.
+    fn follows(&self, replay: &Replay, segment: &Segment) -> Result<(), RestoreError> {
+        let object = segment.object(self.plan.generation);
+        let end = replay.received();
+        match segment.start.cmp(&end) {
+            std::cmp::Ordering::Equal => Ok(()),
+            std::cmp::Ordering::Less => Err(RestoreError::Damaged { object, damage: Damage::Overlap(end) }),
+            std::cmp::Ordering::Greater => Err(self.hole(segment.index, end, object)),
+        }
+    }
+
+    fn hole(&self, index: Index, start: Offset, found: Object) -> RestoreError {
+        let missing = Object::Segment { generation: self.plan.generation, index, start };
+        RestoreGap::Hole { missing, found }.into()
+    }
+
+    /// Writes a segment's frames. In an index that must end with a commit they are written at once: without that
+    /// commit there will be no output at all.
+    fn replay_segment(
+        &mut self,
+        replay: &mut Replay,
+        object: Object,
+        must_commit: bool,
+    ) -> Result<Content, RestoreError> {
+        let output = &mut *self.output;
+        decode(self.feed, object, |block| {
+            let fed = replay.feed(block, |frames: Frames| {
+                let written = match must_commit {
+                    true => output.write_through(frames),
+                    false => output.write_committed(frames),
+                };
+                written.map_err(Refused::Output)
+            });
+            fed.map_err(|refused| match refused {
+                Refused::Wal(fault) => RestoreError::Damaged { object, damage: fault.into() },
+                Refused::Output(error) => error,
+            })
+        })
+    }
+
+    /// Only the very last segment may be cut short.
+    fn judge_ending(
+        &mut self,
+        content: &Content,
+        object: Object,
+        followed: bool,
+    ) -> Result<Option<SegmentTrailer>, RestoreError> {
+        let damaged = |damage| Err(RestoreError::Damaged { object, damage });
+        match content.ending {
+            Ending::Torn if followed => damaged(Damage::CutShort),
+            Ending::Torn => {
+                self.cut = Some(Cut { object, torn: true, bytes: 0 });
+                Ok(None)
+            }
+            Ending::Whole { trailer: Some(Trailer::Snapshot(_)), .. } => damaged(Damage::Trailer("name")),
+            Ending::Whole { trailer, unfinished, .. } => {
+                if unfinished > 0 && !followed {
+                    self.notes.push(Note::Unfinished { object, bytes: unfinished });
+                }
+                Ok(trailer.and_then(|trailer| match trailer {
+                    Trailer::Segment(trailer) => Some(trailer),
+                    Trailer::Snapshot(_) => None,
+                }))
+            }
+        }
+    }
+
+    /// The segment that was sealed as the last of its index must be it, and only that one.
+    fn agree_last(
+        &self,
+        trailer: &SegmentTrailer,
+        object: Object,
+        following: Option<&Segment>,
+    ) -> Result<(), RestoreError> {
+        let Some(following) = following else { return Ok(()) };
+        match (trailer.last_of_index, following.index == trailer.index) {
+            (false, true) | (true, false) => Ok(()),
+            (true, true) => Err(RestoreError::Damaged { object, damage: Damage::Trailer("place") }),
+            (false, false) => {
+                Err(self.hole(trailer.index, trailer.end, following.object(self.plan.generation)))
+            }
+        }
+    }
+
+    /// What is behind the last commit is cut off at the very end, and damage anywhere else.
+    fn judge_commit(
+        &mut self,
+        replay: &Replay,
+        index: &PlannedIndex,
+        followed: bool,
+    ) -> Result<(), RestoreError> {
+        let bytes = replay.uncommitted();
+        let last = index.segments.last().expect("BUG: a planned index has a segment");
+        let object = last.object(self.plan.generation);
+        let has_header = replay.end() >= Offset::FIRST_FRAME;
+        if followed {
+            return match bytes == 0 && has_header {
+                true => Ok(()),
+                false => Err(RestoreError::Damaged { object, damage: Damage::NoCommit }),
+            };
+        }
+        match &mut self.cut {
+            Some(cut) => cut.bytes = bytes,
+            None if bytes > 0 => self.cut = Some(Cut { object, torn: false, bytes }),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// A restart adds 1 to the first salt; TRUNCATE can add more, or make it random. One that is smaller by less than
+    /// the number of indexes belongs to an earlier index of this plan.
+    fn compare_salts(
+        &mut self,
+        index: &PlannedIndex,
+        before: Option<Salt>,
+        now: Option<Salt>,
+    ) -> Result<(), RestoreError> {
+        let (Some(before), Some(now)) = (before, now) else { return Ok(()) };
+        if (before.0.wrapping_sub(now.0) as usize) < self.plan.indexes.len() {
+            let first = index.segments.first().expect("BUG: a planned index has a segment");
+            let object = first.object(self.plan.generation);
+            return Err(RestoreError::Damaged { object, damage: Damage::OutOfOrder });
+        }
+        if now.0 != before.0.wrapping_add(1) {
+            let (_, count) = self.jumps.get_or_insert((index.index, 0));
+            *count += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Hands the content of the next object to `each`, block by block.
+fn decode(
+    feed: &mut Feed,
+    object: Object,
+    mut each: impl FnMut(&[u8]) -> Result<(), RestoreError>,
+) -> Result<Content, RestoreError> {
+    let mut decoder = FrameDecoder::new();
+    let mut crc = Crc64::new();
+    let damaged = |error| RestoreError::Damaged { object, damage: Damage::Frame(error) };
+    while let Some(bytes) = feed.next()? {
+        let mut bytes = bytes.as_slice();
+        while let Some(block) = decoder.next_block(&mut bytes).map_err(damaged)? {
+            crc.update(block);
+            each(block)?;
+        }
+    }
+    let ending = decoder.finish().map_err(damaged)?;
+    Ok(Content { length: decoder.length(), crc: crc.value(), ending })
+}
+
+fn database_page_size(start: &[u8]) -> Option<PageSize> {
+    let header = start.first_chunk::<DATABASE_HEADER>()?;
+    header.starts_with(DATABASE_MAGIC).then_some(())?;
+    PageSize::from_database_header([header[16], header[17]])
+}
+
+fn agree_snapshot(
+    trailer: &SnapshotTrailer,
+    index: Index,
+    page_size: PageSize,
+    content: &Content,
+) -> Result<(), &'static str> {
+    let length = trailer.page_count.file_length(trailer.page_size);
+    agree(trailer.index == index, "name")?;
+    agree(trailer.page_size == page_size && length == content.length, "length")?;
+    agree(trailer.crc == content.crc, "content")
+}
+
+fn agree_segment(trailer: &SegmentTrailer, segment: &Segment, content: &Content) -> Result<(), &'static str> {
+    agree((trailer.index, trailer.start) == (segment.index, segment.start), "name")?;
+    agree(trailer.end == segment.start.plus(content.length), "length")?;
+    agree(trailer.crc == content.crc, "content")
+}
+
+fn agree(holds: bool, what: &'static str) -> Result<(), &'static str> {
+    if holds { Ok(()) } else { Err(what) }
+}
