@@ -228,12 +228,8 @@ impl Database {
 
     /// Keeps the shadow's extent, and turns the replicas to a new generation.
     fn remember_shadow(&mut self) {
-        let Some(shadow) = self.source.shadow() else {
-            if !matches!(self.source.state(), State::Lent) {
-                self.shadow = None;
-            }
-            return;
-        };
+        // What the shadow held when it was lent, or let go, is still on the disk, and is still sent.
+        let Some(shadow) = self.source.shadow() else { return };
         match &mut self.shadow {
             Some((extent, _)) if extent == shadow.extent() => return,
             Some((extent, _)) if extent.generation == shadow.extent().generation => {

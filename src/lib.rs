@@ -1,4 +1,73 @@
-//! wal-agent
+//! wal-agent keeps SQLite databases safe on another machine.
+//!
+//! # The idea
+//!
+//! Everything durable is append-only and named by position, so the whole job is to make three positions of a
+//! generation move forward: *committed* (SQLite) >= *shadowed* (our copy, the shadow WAL) >= *acked* (each replica).
+//! There are no work queues. What to do next is computed from the difference of two positions, so a lost event, a
+//! restart or a slow replica is only a bigger difference.
+//!
+//! # The house
+//!
+//! ```text
+//! front door   main  cli/  config/
+//! rooms        event_loop -> agent -> source/ -> shadow
+//!                            agent -> worker -> carry -> shadow (read side)      restore/
+//! pipes        disk  sqlite  watch  control  remote/          each opens one outside crate
+//! ground       core/                                          pure: values in, values out
+//! ```
+//!
+//! Imports go down; siblings only along an arrow. One thread decides ([`event_loop`], [`agent`], [`source`]); worker
+//! threads only carry ([`worker`], [`carry`]) and are lent what they need: a checkpoint borrows a connection, an
+//! urgent round borrows everything that is held of a database.
+//!
+//! # How a commit travels
+//!
+//! A writer appends frames to `app.db-wal`. inotify wakes the loop ([`watch`]); [`source`] asks the wal-index how many
+//! frames are committed and copies them, and only them, from a map of the WAL into the shadow, checking every salt and
+//! checksum on the copy. [`core::replica`] compares the shadow with what the replica has, and a worker appends the
+//! difference to the open segment, whose file is a whole LZ4 frame after every packet ([`core::segment`]).
+//!
+//! # What always holds
+//!
+//! 1. acked <= shadowed <= committed within a generation. Acked falls only where a server lost what it had
+//!    acknowledged, and that is said loudly.
+//! 2. Bytes below the shadow's end never change, so workers read them without a lock.
+//! 3. Only frames that the wal-index calls committed are shadowed; each passed salt and checksum, and again before it
+//!    is sent. A valid commit frame in the file proves nothing: its writer may have died before it counted.
+//! 4. While attached, a reader of ours holds the WAL. It moves by overlap: the next reader begins, everything
+//!    committed is copied, and durable where the WAL could be restarted next; only then the old one ends. So another
+//!    header under a guarded WAL is the next index, and in every other case a new generation begins ([`core::sync`]).
+//! 5. A segment decodes to whole frames that the application had committed at every instant, also between two
+//!    packets. A snapshot has its name only when everything that it may contain is acked.
+//! 6. After any doubt about an object on a server (a write that was not answered, a restart of ours) it is never
+//!    appended to again: it is written anew, as another file.
+//! 7. The live WAL is mapped, and never dereferenced. The database file is opened once while we are attached, before
+//!    SQLite opens it, and closed after; `-shm` never: closing any descriptor of either drops SQLite's locks.
+//! 8. No checkpoint goes into a file that is not at the database's path. The write lock is taken only in an urgent
+//!    round, and every hold is measured.
+//! 9. Crash-only: starting is recovering. Every reason for a new generation has a name, is logged once, and is counted.
+//! 10. Every loop, buffer, batch and pause has a named bound. A failed local fsync is not retried: it is a new
+//!     generation.
+//!
+//! # Where faults enter
+//!
+//! [`disk::Disk`] and [`remote::Remote`] are the seams that tests replace; the clock and randomness come in as
+//! arguments ([`agent::Now`]). SQLite has no double: the real one is the oracle.
+//!
+//! # Where reality chose another way
+//!
+//! - `sqlite3_wal_checkpoint_v2(NOOP)` and the header do not form one answer: the header is read before and after, and
+//!   the answer counts only if both are the same.
+//! - A new segment is written under a temporary name and then opened again under its own: OpenSSH renames by a second
+//!   link, and whoever follows the server's folder with inotify hears only of the name that a file was opened by.
+//! - A generation's first snapshot is sent before its WAL, and gets its name after the WAL it needs is acked. While it
+//!   is on its way there is nothing of the new generation that a restore could stumble over.
+//! - Timers are a timerfd: mio rounds a poll timeout up to a millisecond, and a commit in flight is asked for sooner.
+//! - The inode of the database is kept beside the generation's name: after a file was replaced while the agent was
+//!   down, an unchanged `-wal` would otherwise look like continuity.
+//! - `core` uses `lz4_flex`'s block functions and `thiserror`'s derive beside std and `crc64fast`: both are pure.
+
 pub mod agent;
 pub mod carry;
 pub mod cli;
