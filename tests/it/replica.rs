@@ -1,0 +1,216 @@
+//! A replica's course: which job follows which, and what every failure leads back to.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use wal_agent::core::page::{PageCount, PageSize};
+use wal_agent::core::position::{Generation, Index, Offset, Position};
+use wal_agent::core::replica::{
+    Activity, Failure, Finding, Job, Listing, Outcome, Replica, SEGMENT_AGE, SEGMENT_LENGTH, SegmentStart,
+    SentSnapshot,
+};
+use wal_agent::core::segment::SnapshotTrailer;
+use wal_agent::core::shadow::ShadowExtent;
+
+const INDEX: Index = Index::ZERO;
+
+fn generation() -> Generation {
+    Generation::from_random(1)
+}
+
+fn next(index: Index) -> Index {
+    index.next().expect("there are more indexes")
+}
+
+fn shadow(end: u64) -> ShadowExtent {
+    ShadowExtent { generation: generation(), complete: BTreeMap::new(), index: INDEX, end: Offset::new(end) }
+}
+
+fn sent(index: Index) -> SentSnapshot {
+    let page_size = PageSize::new(4096).expect("4096 is a page size");
+    let page_count = PageCount::new(2).expect("2 is a page count");
+    let valid_from = (index, Offset::ZERO);
+    SentSnapshot {
+        length: 100,
+        trailer: SnapshotTrailer { index, valid_from, page_size, page_count, crc: 5 },
+    }
+}
+
+fn failure() -> Outcome {
+    Outcome::Failed(Failure { message: "the line is cut".to_owned(), shadow_is_damaged: false })
+}
+
+/// A replica whose first snapshot is published and whose WAL is acked up to `end`.
+fn streaming(end: u64, now: Instant) -> Replica {
+    streaming_with(end, Duration::ZERO, now)
+}
+
+fn streaming_with(end: u64, sync_interval: Duration, now: Instant) -> Replica {
+    let mut replica = Replica::new(generation(), sync_interval);
+    let extent = shadow(end);
+    let mut answer = |expected: fn(&Job) -> bool, outcome: Outcome| {
+        let job = replica.next_job(&extent, now).expect("there is a job");
+        assert!(expected(&job), "{job:?}");
+        assert_eq!(replica.on_outcome(outcome, &extent, now, 0.0), Finding::Nothing);
+    };
+    answer(|j| matches!(j, Job::Look), Outcome::Found(Listing::default()));
+    answer(|j| matches!(j, Job::SendSnapshot { index: INDEX }), Outcome::SnapshotSent(sent(INDEX)));
+    let appended = Outcome::Appended { end: Offset::new(end), length: 50 };
+    answer(|j| matches!(j, Job::Begin { replace: false, .. }), appended);
+    answer(|j| matches!(j, Job::PublishSnapshot { .. }), Outcome::SnapshotPublished);
+    assert_eq!(replica.next_job(&extent, now), None);
+    assert!(replica.is_complete(&extent));
+    replica
+}
+
+#[test]
+fn an_empty_replica_gets_the_snapshot_then_its_wal_then_the_snapshots_name() {
+    let replica = streaming(1000, Instant::now());
+    assert_eq!(replica.activity(), Activity::Streaming);
+    assert_eq!(replica.acked(), Some(Position::new(generation(), INDEX, Offset::new(1000))));
+}
+
+#[test]
+fn a_snapshot_is_published_only_when_everything_up_to_the_end_of_its_reading_is_acked() {
+    let (now, mut replica) = (Instant::now(), Replica::new(generation(), Duration::ZERO));
+    replica.next_job(&shadow(1000), now);
+    replica.on_outcome(Outcome::Found(Listing::default()), &shadow(1000), now, 0.0);
+    replica.next_job(&shadow(1000), now);
+    // While it was read, the application committed up to 3000.
+    replica.on_outcome(Outcome::SnapshotSent(sent(INDEX)), &shadow(3000), now, 0.0);
+    let job = replica.next_job(&shadow(9000), now);
+    assert!(matches!(job, Some(Job::Begin { .. })), "{job:?}");
+    let appended = Outcome::Appended { end: Offset::new(2000), length: 50 };
+    replica.on_outcome(appended, &shadow(9000), now, 0.0);
+    let job = replica.next_job(&shadow(9000), now);
+    assert!(matches!(job, Some(Job::Extend { .. })), "{job:?}");
+    replica.on_outcome(Outcome::Appended { end: Offset::new(3000), length: 60 }, &shadow(9000), now, 0.0);
+    let valid_from = (INDEX, Offset::new(3000));
+    assert_eq!(
+        replica.next_job(&shadow(9000), now),
+        Some(Job::PublishSnapshot { sent: sent(INDEX), valid_from })
+    );
+}
+
+#[test]
+fn a_commit_is_appended_to_the_open_segment() {
+    let now = Instant::now();
+    let mut replica = streaming(1000, now);
+    let segment = SegmentStart { index: INDEX, start: Offset::ZERO };
+    let (from, to) = (Offset::new(1000), Offset::new(5000));
+    assert_eq!(replica.next_job(&shadow(5000), now), Some(Job::Extend { segment, length: 50, from, to }));
+    assert_eq!(replica.next_job(&shadow(6000), now), None, "one job at a time");
+}
+
+#[test]
+fn a_segment_is_sealed_when_it_is_full_or_old_or_its_index_is_over() {
+    let now = Instant::now();
+    let is_seal = |job: Option<Job>, last: bool| match job {
+        Some(Job::Seal { last_of_index, .. }) => assert_eq!(last_of_index, last),
+        other => panic!("{other:?}"),
+    };
+    is_seal(streaming(SEGMENT_LENGTH, now).next_job(&shadow(SEGMENT_LENGTH + 5000), now), false);
+    is_seal(streaming(1000, now).next_job(&shadow(5000), now + SEGMENT_AGE), false);
+    let mut over = shadow(5000);
+    over.complete.insert(INDEX, Offset::new(1000));
+    over.index = next(INDEX);
+    is_seal(streaming(1000, now).next_job(&over, now), true);
+}
+
+#[test]
+fn an_idle_replica_asks_for_no_turn() {
+    let now = Instant::now();
+    let mut replica = streaming(1000, now);
+    assert_eq!(replica.next_job(&shadow(1000), now + SEGMENT_AGE * 100), None);
+    assert_eq!(replica.next_timeout(&shadow(1000)), None);
+}
+
+#[test]
+fn no_segment_begins_at_or_beyond_4_gib() {
+    let now = Instant::now();
+    let far = (1 << 32) + 5000;
+    let mut replica = streaming(far, now);
+    let job = replica.next_job(&shadow(far + 1000), now + SEGMENT_AGE);
+    assert!(matches!(job, Some(Job::Extend { .. })), "{job:?}");
+}
+
+#[test]
+fn after_a_failure_the_replica_is_looked_at_and_its_last_segment_written_anew() {
+    let now = Instant::now();
+    let mut replica = streaming(1000, now);
+    replica.next_job(&shadow(5000), now);
+    assert_eq!(replica.on_outcome(failure(), &shadow(5000), now, 0.0), Finding::Nothing);
+    let Activity::Failing { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
+    assert_eq!(replica.next_job(&shadow(5000), now), None, "not before its time");
+    assert_eq!(replica.next_timeout(&shadow(5000)), Some(retry_at), "without another commit");
+    assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look));
+    let name = SegmentStart { index: INDEX, start: Offset::ZERO };
+    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 50)] };
+    assert_eq!(replica.on_outcome(Outcome::Found(listing), &shadow(5000), retry_at, 0.0), Finding::Nothing);
+    let to = Offset::new(5000);
+    assert_eq!(
+        replica.next_job(&shadow(5000), retry_at),
+        Some(Job::Begin { segment: name, to, replace: true })
+    );
+}
+
+#[test]
+fn pauses_between_failures_grow_and_end_at_half_a_minute() {
+    let (mut now, mut replica) = (Instant::now(), Replica::new(generation(), Duration::ZERO));
+    let mut pauses = Vec::new();
+    for _ in 0..12 {
+        assert_eq!(replica.next_job(&shadow(0), now), Some(Job::Look));
+        replica.on_outcome(failure(), &shadow(0), now, 0.0);
+        let Activity::Failing { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
+        pauses.push(retry_at - now);
+        now = retry_at;
+    }
+    assert!(pauses.is_sorted(), "{pauses:?}");
+    assert_eq!(pauses.last(), Some(&Duration::from_secs(30)));
+}
+
+#[test]
+fn a_replica_that_holds_less_than_it_acknowledged_is_rewound_and_that_is_said() {
+    let now = Instant::now();
+    let mut replica = streaming(1000, now);
+    replica.next_job(&shadow(5000), now);
+    replica.on_outcome(failure(), &shadow(5000), now, 0.0);
+    let later = now + Duration::from_secs(60);
+    replica.next_job(&shadow(5000), later);
+    let name = SegmentStart { index: INDEX, start: Offset::ZERO };
+    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 20)] };
+    let finding = replica.on_outcome(Outcome::Found(listing), &shadow(5000), later, 0.0);
+    let at = |offset| Position::new(generation(), INDEX, Offset::new(offset));
+    assert_eq!(finding, Finding::Rewound { from: at(1000), to: at(0) });
+}
+
+#[test]
+fn a_replica_that_holds_more_than_the_shadow_calls_for_a_new_generation() {
+    let now = Instant::now();
+    for (index, start) in [(INDEX, 5000), (INDEX, 9000), (next(INDEX), 0)] {
+        let mut replica = Replica::new(generation(), Duration::ZERO);
+        replica.next_job(&shadow(5000), now);
+        let name = SegmentStart { index, start: Offset::new(start) };
+        let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 20)] };
+        let finding = replica.on_outcome(Outcome::Found(listing), &shadow(5000), now, 0.0);
+        assert_eq!(finding, Finding::Diverged, "{index}:{start}");
+    }
+}
+
+#[test]
+fn pushes_keep_the_least_time_between_them() {
+    let (now, interval) = (Instant::now(), Duration::from_secs(1));
+    let mut replica = streaming_with(1000, interval, now);
+    assert_eq!(replica.next_job(&shadow(2000), now), None);
+    assert_eq!(replica.next_timeout(&shadow(2000)), Some(now + interval));
+    let job = replica.next_job(&shadow(2000), now + interval);
+    assert!(matches!(job, Some(Job::Extend { .. })), "{job:?}");
+}
+
+#[test]
+fn an_agent_that_stops_pushes_without_pauses() {
+    let now = Instant::now();
+    let mut replica = streaming_with(1000, Duration::from_secs(1), now);
+    replica.hurry();
+    let job = replica.next_job(&shadow(2000), now);
+    assert!(matches!(job, Some(Job::Extend { .. })), "{job:?}");
+}
