@@ -350,10 +350,7 @@ fn send_blocks(
     mut send: impl FnMut(Vec<u8>) -> Result<(), CarryError>,
 ) -> Result<(), CarryError> {
     if to.since(reader.position()) > BLOCK as u64 {
-        return pipelined(
-            |piece| read_segment(reader, start, to, piece),
-            |block, _| send(block),
-        );
+        return pipelined(|piece| read_segment(reader, start, to, piece), |block, _| send(block));
     }
     let mut result = Ok(());
     read_segment(reader, start, to, &mut |raw| {

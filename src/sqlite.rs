@@ -2,11 +2,11 @@
 //!
 //! Every handle keeps the WAL when it closes, never checkpoints by itself, and never waits for a lock.
 
+use crate::core::restore::Check;
 use rusqlite::config::DbConfig;
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, ErrorCode, FileControl, MAIN_DB, OpenFlags};
 use std::path::Path;
-use crate::core::restore::Check;
 use std::time::Duration;
 
 /// What SQLite answered when it did not do what was asked.

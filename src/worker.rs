@@ -139,7 +139,8 @@ impl Workers {
     fn start_line(&self, location: &Location) -> Sender<RemoteOrder> {
         let (sender, orders) = unbounded::<RemoteOrder>();
         let (done, wake) = (self.completed.0.clone(), Arc::clone(&self.wake));
-        let mut login = Login { location: location.clone(), home: self.home.clone(), state: LoginState::None };
+        let mut login =
+            Login { location: location.clone(), home: self.home.clone(), state: LoginState::None };
         thread::spawn(move || {
             for (database, replica, order) in orders {
                 let outcome = login.carry(&order);

@@ -238,23 +238,25 @@ fn sftp(
     Some(Location::Sftp(SftpLocation { host, port, user: user?, password, key_path, host_keys, path }))
 }
 
-/// Each is what a `known_hosts` line has behind the host: a type and a key in base64.
+/// Each is a key as `ssh-keyscan` or a `.pub` file has it, or a fingerprint as `ssh-keygen -l` prints it.
 fn host_keys(section: &Section<'_>, findings: &mut Findings) -> Vec<String> {
     let texts = section.texts("host-key", findings);
-    for text in &texts {
-        let mut words = text.text.split_whitespace();
-        let has_type_and_key = words.next().is_some_and(is_key_type) && words.next().is_some();
-        if !has_type_and_key {
-            let message = "host-key must be a type and a key, as in ssh-ed25519 AAAA...; \
-                           `ssh-keyscan` prints them behind the host";
-            findings.error(text.at, message);
-        }
+    for text in texts.iter().filter(|text| !is_host_key(text.text)) {
+        findings.error(
+            text.at,
+            "host-key must be a key, as in ssh-ed25519 AAAA..., or a fingerprint, SHA256:...",
+        );
     }
     texts.into_iter().map(|text| text.text.to_owned()).collect()
 }
 
-fn is_key_type(word: &str) -> bool {
-    word.starts_with("ssh-") || word.starts_with("ecdsa-") || word.starts_with("sk-")
+/// The base64 of every key begins with AAAA, the upper bytes of the length of its type.
+fn is_host_key(text: &str) -> bool {
+    let words: Vec<_> = text.split_whitespace().take(3).collect();
+    match words[..] {
+        [fingerprint] => fingerprint.starts_with("SHA256:"),
+        _ => words.windows(2).any(|pair| pair[0].contains('-') && pair[1].starts_with("AAAA")),
+    }
 }
 
 impl Spot {

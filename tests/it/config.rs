@@ -116,7 +116,7 @@ fn our_own_keys_are_read() {
     let config = valid(
         "socket: /tmp/agent.sock\ndbs:\n- path: /a.db\n  max-write-block: 5ms\n  max-checkpoint-page-count: 0\n  \
          replicas:\n  - {type: sftp, host: h, user: u, durability: write, host-key: ssh-ed25519 AAAA}\n  \
-         - type: sftp\n    host: i\n    user: u\n    host-key:\n    - ssh-ed25519 AAAA\n    - ssh-rsa BBBB\n",
+         - type: sftp\n    host: i\n    user: u\n    host-key:\n    - ssh-ed25519 AAAA\n    - SHA256:x\n",
     );
     assert_eq!(config.socket, Path::new("/tmp/agent.sock"));
     let database = &config.databases[0];
@@ -130,7 +130,7 @@ fn our_own_keys_are_read() {
         Location::Folder(_) => panic!("replica {at} is a folder"),
     };
     assert_eq!(keys(0), ["ssh-ed25519 AAAA"]);
-    assert_eq!(keys(1), ["ssh-ed25519 AAAA", "ssh-rsa BBBB"]);
+    assert_eq!(keys(1), ["ssh-ed25519 AAAA", "SHA256:x"]);
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn each_mistake_has_its_message() {
         (with_replica("{type: ftp, path: /b}"), "type: \"ftp\" is neither sftp nor file"),
         (with_replica("{type: sftp, host: 'h:0', user: u}"), "host: the port is not a number from 1 to 65535"),
         (with_replica("{type: sftp, host: h, user: u, path: 'sftp://u@h/p'}"), "a URL goes into url"),
-        (with_replica("{type: sftp, host: h, user: u, host-key: AAAA}"), "host-key must be a type and a key"),
+        (with_replica("{type: sftp, host: h, user: u, host-key: AAAA}"), "host-key must be a key, as in ssh-ed25519 AAAA..."),
         (with_replica("{path: /b, host: h}"), "host is for SFTP servers, and this replica is a folder"),
         (with_replica("{url: /b}"), "url must begin with sftp:// or file://"),
         (with_replica("{url: 's3://b/p'}"), "s3:// is not supported by wal-agent"),
