@@ -119,11 +119,10 @@ fn database(
         (None, Some(path)) => Some((section.at, default_meta_path(path))),
         (None, None) => None,
     };
-    if let Some((at, path)) = &meta_path {
-        if let Some(before) = note(&mut seen.meta_paths, path.clone(), *at) {
-            findings
-                .error(*at, format!("this meta-path is that of the database of line {}, too", before.line));
-        }
+    if let Some((at, path)) = &meta_path
+        && let Some(before) = note(&mut seen.meta_paths, path.clone(), *at)
+    {
+        findings.error(*at, format!("this meta-path is that of the database of line {}, too", before.line));
     }
     let checkpoint = checkpoint(&section, findings);
     let max_write_block = section.duration("max-write-block", findings).unwrap_or(DEFAULT_MAX_WRITE_BLOCK);

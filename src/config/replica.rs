@@ -105,11 +105,11 @@ fn replica(
         }
     }
     let name = section.text("name", findings);
-    if let Some(text) = name {
-        if let Some(before) = note(given, text.text.to_owned(), text.at) {
-            let message = format!("the name {} is that of the replica of line {}", text.shown(), before.line);
-            findings.error(text.at, message);
-        }
+    if let Some(text) = name
+        && let Some(before) = note(given, text.text.to_owned(), text.at)
+    {
+        let message = format!("the name {} is that of the replica of line {}", text.shown(), before.line);
+        findings.error(text.at, message);
     }
     let sync_interval = section.duration("sync-interval", findings).and_then(some_unless_zero);
     let durabilities = [("fsync", Durability::Fsync), ("write", Durability::Write)];
