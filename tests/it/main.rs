@@ -1,7 +1,9 @@
 //! All integration tests, one binary: real SQLite, real sshd, the real Litestream, in processes of their own.
 
+mod cli;
 mod config;
 mod control;
+mod documents;
 mod host_key;
 mod house;
 mod remote_contract;
