@@ -6,6 +6,7 @@ use super::tree::Node;
 use super::{Durability, Place, ReplicaConfig};
 use crate::remote::location::split_host;
 use crate::remote::{Location, Secret, SftpLocation};
+use std::path::Path;
 
 const REPLICA: Keys = Keys {
     known: &[
@@ -50,7 +51,7 @@ const NOT_ENFORCED: [(&str, &str); 4] = [
     ("validation-interval", "replicas are not read back"),
 ];
 
-/// What makes two replicas one: the same folder, or the same path of the same account of the same server.
+/// What no two may share: a folder of this machine, or a path of an account of a server.
 #[derive(PartialEq)]
 pub struct Spot(String);
 
@@ -116,10 +117,8 @@ fn replica(
     let durability = section.choice("durability", &durabilities, findings).unwrap_or_default();
     let location = location(&section, folders, findings)?;
     if let Some(before) = note(&mut seen.spots, Spot::of(&location), section.at) {
-        let message = format!(
-            "this replica lives where the one of line {} does; give it a place of its own",
-            before.line
-        );
+        let message =
+            format!("line {} has this place already; give this replica one of its own", before.line);
         findings.error(section.at, message);
     }
     let name = name.map(|text| text.text.to_owned()).unwrap_or_default();
@@ -262,15 +261,18 @@ fn is_host_key(text: &str) -> bool {
 impl Spot {
     /// Two locations with the same spot would overwrite each other.
     pub fn of(location: &Location) -> Self {
-        Spot(match location {
-            Location::Folder(path) => format!("file://{}", path.display()),
-            Location::Sftp(sftp) => {
-                let relative = if sftp.path.starts_with('/') { "/" } else { "" };
-                let parts = sftp.path.split('/').filter(|part| !part.is_empty() && *part != ".");
-                let path: Vec<_> = parts.collect();
-                let account = format!("{}@{}:{}", sftp.user, sftp.host.to_lowercase(), sftp.port);
-                format!("sftp://{account} {relative}{}", path.join("/"))
-            }
-        })
+        let sftp = match location {
+            Location::Folder(path) => return Spot::of_folder(path),
+            Location::Sftp(sftp) => sftp,
+        };
+        let relative = if sftp.path.starts_with('/') { "/" } else { "" };
+        let path: Vec<_> = sftp.path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+        let account = format!("{}@{}:{}", sftp.user, sftp.host.to_lowercase(), sftp.port);
+        Spot(format!("sftp://{account} {relative}{}", path.join("/")))
+    }
+
+    /// The spot of a folder of this machine.
+    pub fn of_folder(path: &Path) -> Self {
+        Spot(format!("file://{}", path.display()))
     }
 }

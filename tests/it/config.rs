@@ -204,17 +204,18 @@ fn each_mistake_has_its_message() {
         (with_replica("{path: /b, durability: maybe}"), "\"maybe\" is none of fsync, write"),
         (with_replica("{path: /b, age: {}}"), "age is not supported by wal-agent"),
         (with_replica("{path: /b, sync-interval: 10}"), "\"10\" has no unit"),
-        (with_replica("{path: /b}\n      - {path: /b/./}"), "5:9: this replica lives where the one of line 4 does"),
+        (with_replica("{path: /b}\n      - {path: /b/./}"), "5:9: line 4 has this place already"),
         (with_replica("{path: /b, name: n}\n      - {path: /c, name: n}"), "the name \"n\" is that of the replica of"),
         (
             with_replica("{path: /b}") + "  - path: /c.db\n    replicas: [{url: 'file:///b'}]\n",
-            "6:16: this replica lives where the one of line 4 does",
+            "6:16: line 4 has this place already",
         ),
         (
             "dbs:\n- {path: /a, meta-path: /m, replicas: [{path: /b}]}\n- {path: /c, meta-path: /m, replicas: [{path: /d}]}"
                 .to_owned(),
-            "this meta-path is that of the database of line 2, too",
+            "3:25: meta-path: line 2 has this folder already",
         ),
+        ("dbs:\n- {path: /a, replicas: [{path: /.a-agent}]}".to_owned(), "2:24: line 2 has this place already"),
         ("logging: {level: loud}\ndbs: []".to_owned(), "\"loud\" is none of debug, info, warn"),
     ];
     for (text, expected) in cases {
@@ -261,6 +262,9 @@ fn variables_are_replaced_in_the_text_outside_comments() {
     );
     assert_eq!(found.user, "it's#backup.example");
     assert_eq!(found.password.expect("a password").reveal(), "#s3cret!");
+
+    let found = server("{type: sftp, host: h, user: 'it''s #$HOST'} # don''t $UNSET");
+    assert_eq!(found.user, "it's #backup.example");
 
     let found = server("{type: sftp, host: h, user: u, password: \"$EMPTY\"}");
     assert_eq!(found.password, None);
