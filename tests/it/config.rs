@@ -215,7 +215,7 @@ fn each_mistake_has_its_message() {
                 .to_owned(),
             "3:25: meta-path: line 2 has this folder already",
         ),
-        ("dbs:\n- {path: /a, replicas: [{path: /.a-agent}]}".to_owned(), "2:24: line 2 has this place already"),
+        ("dbs:\n- {path: /a, replicas: [{path: /.a-agent}]}".to_owned(), "2:25: line 2 has this place already"),
         ("logging: {level: loud}\ndbs: []".to_owned(), "\"loud\" is none of debug, info, warn"),
     ];
     for (text, expected) in cases {
