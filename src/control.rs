@@ -221,10 +221,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|found| found == self.identity) {
-            if let Err(error) = std::fs::remove_file(&self.path) {
-                log::warn!("cannot remove the control socket {}: {error}", self.path.display());
-            }
+        if identity(&self.path).is_ok_and(|found| found == self.identity)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            log::warn!("cannot remove the control socket {}: {error}", self.path.display());
         }
     }
 }

@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            eprintln!("agent: {failure}");
+            eprintln!("{failure}");
             ExitCode::from(failure.code())
         }
     }

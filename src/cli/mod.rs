@@ -90,6 +90,10 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(errors) = self.error.downcast_ref::<ConfigErrors>() {
+            // As compilers print them, so that editors understand the places.
+            return errors.fmt(f);
+        }
         let mut text = String::new();
         for cause in self.error.chain().map(ToString::to_string) {
             // Many errors repeat their cause.
@@ -98,7 +102,7 @@ impl fmt::Display for Failure {
                 text = text + separator + &cause;
             }
         }
-        f.write_str(&text)
+        write!(f, "agent: {text}")
     }
 }
 

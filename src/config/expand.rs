@@ -94,6 +94,7 @@ fn variable(text: &str) -> Option<(&str, usize)> {
 fn dollars(text: &str) -> Vec<usize> {
     let mut found = Vec::new();
     let mut quote = None;
+    let mut closed_at = None;
     let mut in_comment = false;
     let mut before = '\n';
     let mut last_visible = '\n';
@@ -102,10 +103,15 @@ fn dollars(text: &str) -> Vec<usize> {
             ('\n', _) => in_comment = false,
             _ if in_comment => {}
             ('$', _) => found.push(at),
-            (_, Some(open)) if c == open && !(open == '"' && before == '\\') => quote = None,
+            (_, Some(open)) if c == open && !(open == '"' && before == '\\') => {
+                quote = None;
+                closed_at = Some(at);
+            }
             (_, Some(_)) => {}
             ('#', None) if before.is_whitespace() => in_comment = true,
             ('"' | '\'', None) if "\n:-[{,?".contains(last_visible) => quote = Some(c),
+            // Two single quotes are one that closes nothing.
+            ('\'', None) if at.checked_sub(1) == closed_at && before == c => quote = Some(c),
             _ => {}
         }
         // Two backslashes are one that escapes nothing.

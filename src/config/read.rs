@@ -73,8 +73,7 @@ pub fn socket(root: &Node, folders: &Folders<'_>) -> Option<PathBuf> {
 #[derive(Default)]
 pub struct Seen {
     databases: Vec<(PathBuf, Place)>,
-    meta_paths: Vec<(PathBuf, Place)>,
-    /// Locations of replicas, by [`replica::Spot`].
+    /// Where meta folders and replicas are.
     pub spots: Vec<(replica::Spot, Place)>,
 }
 
@@ -119,11 +118,10 @@ fn database(
         (None, Some(path)) => Some((section.at, default_meta_path(path))),
         (None, None) => None,
     };
-    if let Some((at, path)) = &meta_path {
-        if let Some(before) = note(&mut seen.meta_paths, path.clone(), *at) {
-            findings
-                .error(*at, format!("this meta-path is that of the database of line {}, too", before.line));
-        }
+    if let Some((at, path)) = &meta_path
+        && let Some(before) = note(&mut seen.spots, replica::Spot::of_folder(path), *at)
+    {
+        findings.error(*at, format!("meta-path: line {} has this folder already", before.line));
     }
     let checkpoint = checkpoint(&section, findings);
     let max_write_block = section.duration("max-write-block", findings).unwrap_or(DEFAULT_MAX_WRITE_BLOCK);

@@ -6,6 +6,7 @@ use super::tree::Node;
 use super::{Durability, Place, ReplicaConfig};
 use crate::remote::location::split_host;
 use crate::remote::{Location, Secret, SftpLocation};
+use std::path::Path;
 
 const REPLICA: Keys = Keys {
     known: &[
@@ -50,7 +51,7 @@ const NOT_ENFORCED: [(&str, &str); 4] = [
     ("validation-interval", "replicas are not read back"),
 ];
 
-/// What makes two replicas one: the same folder, or the same path of the same account of the same server.
+/// What no two may share: a folder of this machine, or a path of an account of a server.
 #[derive(PartialEq)]
 pub struct Spot(String);
 
@@ -105,21 +106,19 @@ fn replica(
         }
     }
     let name = section.text("name", findings);
-    if let Some(text) = name {
-        if let Some(before) = note(given, text.text.to_owned(), text.at) {
-            let message = format!("the name {} is that of the replica of line {}", text.shown(), before.line);
-            findings.error(text.at, message);
-        }
+    if let Some(text) = name
+        && let Some(before) = note(given, text.text.to_owned(), text.at)
+    {
+        let message = format!("the name {} is that of the replica of line {}", text.shown(), before.line);
+        findings.error(text.at, message);
     }
     let sync_interval = section.duration("sync-interval", findings).and_then(some_unless_zero);
     let durabilities = [("fsync", Durability::Fsync), ("write", Durability::Write)];
     let durability = section.choice("durability", &durabilities, findings).unwrap_or_default();
     let location = location(&section, folders, findings)?;
     if let Some(before) = note(&mut seen.spots, Spot::of(&location), section.at) {
-        let message = format!(
-            "this replica lives where the one of line {} does; give it a place of its own",
-            before.line
-        );
+        let message =
+            format!("line {} has this place already; give this replica one of its own", before.line);
         findings.error(section.at, message);
     }
     let name = name.map(|text| text.text.to_owned()).unwrap_or_default();
@@ -238,37 +237,42 @@ fn sftp(
     Some(Location::Sftp(SftpLocation { host, port, user: user?, password, key_path, host_keys, path }))
 }
 
-/// Each is what a `known_hosts` line has behind the host: a type and a key in base64.
+/// Each is a key as `ssh-keyscan` or a `.pub` file has it, or a fingerprint as `ssh-keygen -l` prints it.
 fn host_keys(section: &Section<'_>, findings: &mut Findings) -> Vec<String> {
     let texts = section.texts("host-key", findings);
-    for text in &texts {
-        let mut words = text.text.split_whitespace();
-        let has_type_and_key = words.next().is_some_and(is_key_type) && words.next().is_some();
-        if !has_type_and_key {
-            let message = "host-key must be a type and a key, as in ssh-ed25519 AAAA...; \
-                           `ssh-keyscan` prints them behind the host";
-            findings.error(text.at, message);
-        }
+    for text in texts.iter().filter(|text| !is_host_key(text.text)) {
+        findings.error(
+            text.at,
+            "host-key must be a key, as in ssh-ed25519 AAAA..., or a fingerprint, SHA256:...",
+        );
     }
     texts.into_iter().map(|text| text.text.to_owned()).collect()
 }
 
-fn is_key_type(word: &str) -> bool {
-    word.starts_with("ssh-") || word.starts_with("ecdsa-") || word.starts_with("sk-")
+/// The base64 of every key begins with AAAA, the upper bytes of the length of its type.
+fn is_host_key(text: &str) -> bool {
+    let words: Vec<_> = text.split_whitespace().take(3).collect();
+    match words[..] {
+        [fingerprint] => fingerprint.starts_with("SHA256:"),
+        _ => words.windows(2).any(|pair| pair[0].contains('-') && pair[1].starts_with("AAAA")),
+    }
 }
 
 impl Spot {
     /// Two locations with the same spot would overwrite each other.
     pub fn of(location: &Location) -> Self {
-        Spot(match location {
-            Location::Folder(path) => format!("file://{}", path.display()),
-            Location::Sftp(sftp) => {
-                let relative = if sftp.path.starts_with('/') { "/" } else { "" };
-                let parts = sftp.path.split('/').filter(|part| !part.is_empty() && *part != ".");
-                let path: Vec<_> = parts.collect();
-                let account = format!("{}@{}:{}", sftp.user, sftp.host.to_lowercase(), sftp.port);
-                format!("sftp://{account} {relative}{}", path.join("/"))
-            }
-        })
+        let sftp = match location {
+            Location::Folder(path) => return Spot::of_folder(path),
+            Location::Sftp(sftp) => sftp,
+        };
+        let relative = if sftp.path.starts_with('/') { "/" } else { "" };
+        let path: Vec<_> = sftp.path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+        let account = format!("{}@{}:{}", sftp.user, sftp.host.to_lowercase(), sftp.port);
+        Spot(format!("sftp://{account} {relative}{}", path.join("/")))
+    }
+
+    /// The spot of a folder of this machine.
+    pub fn of_folder(path: &Path) -> Self {
+        Spot(format!("file://{}", path.display()))
     }
 }

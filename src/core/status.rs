@@ -59,7 +59,7 @@ pub struct DatabaseStatus {
 pub enum SourceState {
     /// There is no such file yet; it is waited for.
     Absent,
-    /// Nobody uses it, and so the agent does not, either.
+    /// The agent holds nothing of it, not yet or not any more; it attaches by itself.
     Detached,
     /// Every commit is followed.
     Attached,
@@ -260,10 +260,10 @@ impl fmt::Display for DatabaseStatus {
         let width = self.replicas.iter().map(|replica| replica.name.chars().count()).max().unwrap_or(0);
         for replica in &self.replicas {
             writeln!(f, "  replica    {:width$}  {replica}", replica.name)?;
-            if let Some(PastError { message, at }) = &replica.last_error {
-                if !replica.is_failing() {
-                    writeln!(f, "             last error {} ago: {message}", Span(at.age))?;
-                }
+            if let Some(PastError { message, at }) = &replica.last_error
+                && !replica.is_failing()
+            {
+                writeln!(f, "             last error {} ago: {message}", Span(at.age))?;
             }
         }
         Ok(())
@@ -274,7 +274,7 @@ impl fmt::Display for SourceState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SourceState::Absent => f.write_str("absent: waiting for the file"),
-            SourceState::Detached => f.write_str("detached: nobody uses it"),
+            SourceState::Detached => f.write_str("detached: not held; the agent attaches by itself"),
             SourceState::Attached => f.write_str("attached"),
             SourceState::Refused(reason) => write!(f, "refused: {reason}"),
         }

@@ -116,7 +116,7 @@ fn our_own_keys_are_read() {
     let config = valid(
         "socket: /tmp/agent.sock\ndbs:\n- path: /a.db\n  max-write-block: 5ms\n  max-checkpoint-page-count: 0\n  \
          replicas:\n  - {type: sftp, host: h, user: u, durability: write, host-key: ssh-ed25519 AAAA}\n  \
-         - type: sftp\n    host: i\n    user: u\n    host-key:\n    - ssh-ed25519 AAAA\n    - ssh-rsa BBBB\n",
+         - type: sftp\n    host: i\n    user: u\n    host-key:\n    - ssh-ed25519 AAAA\n    - SHA256:x\n",
     );
     assert_eq!(config.socket, Path::new("/tmp/agent.sock"));
     let database = &config.databases[0];
@@ -130,7 +130,7 @@ fn our_own_keys_are_read() {
         Location::Folder(_) => panic!("replica {at} is a folder"),
     };
     assert_eq!(keys(0), ["ssh-ed25519 AAAA"]);
-    assert_eq!(keys(1), ["ssh-ed25519 AAAA", "ssh-rsa BBBB"]);
+    assert_eq!(keys(1), ["ssh-ed25519 AAAA", "SHA256:x"]);
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn each_mistake_has_its_message() {
         (with_replica("{type: ftp, path: /b}"), "type: \"ftp\" is neither sftp nor file"),
         (with_replica("{type: sftp, host: 'h:0', user: u}"), "host: the port is not a number from 1 to 65535"),
         (with_replica("{type: sftp, host: h, user: u, path: 'sftp://u@h/p'}"), "a URL goes into url"),
-        (with_replica("{type: sftp, host: h, user: u, host-key: AAAA}"), "host-key must be a type and a key"),
+        (with_replica("{type: sftp, host: h, user: u, host-key: AAAA}"), "host-key must be a key, as in ssh-ed25519 AAAA..."),
         (with_replica("{path: /b, host: h}"), "host is for SFTP servers, and this replica is a folder"),
         (with_replica("{url: /b}"), "url must begin with sftp:// or file://"),
         (with_replica("{url: 's3://b/p'}"), "s3:// is not supported by wal-agent"),
@@ -204,17 +204,18 @@ fn each_mistake_has_its_message() {
         (with_replica("{path: /b, durability: maybe}"), "\"maybe\" is none of fsync, write"),
         (with_replica("{path: /b, age: {}}"), "age is not supported by wal-agent"),
         (with_replica("{path: /b, sync-interval: 10}"), "\"10\" has no unit"),
-        (with_replica("{path: /b}\n      - {path: /b/./}"), "5:9: this replica lives where the one of line 4 does"),
+        (with_replica("{path: /b}\n      - {path: /b/./}"), "5:9: line 4 has this place already"),
         (with_replica("{path: /b, name: n}\n      - {path: /c, name: n}"), "the name \"n\" is that of the replica of"),
         (
             with_replica("{path: /b}") + "  - path: /c.db\n    replicas: [{url: 'file:///b'}]\n",
-            "6:16: this replica lives where the one of line 4 does",
+            "6:16: line 4 has this place already",
         ),
         (
             "dbs:\n- {path: /a, meta-path: /m, replicas: [{path: /b}]}\n- {path: /c, meta-path: /m, replicas: [{path: /d}]}"
                 .to_owned(),
-            "this meta-path is that of the database of line 2, too",
+            "3:25: meta-path: line 2 has this folder already",
         ),
+        ("dbs:\n- {path: /a, replicas: [{path: /.a-agent}]}".to_owned(), "2:25: line 2 has this place already"),
         ("logging: {level: loud}\ndbs: []".to_owned(), "\"loud\" is none of debug, info, warn"),
     ];
     for (text, expected) in cases {
@@ -261,6 +262,9 @@ fn variables_are_replaced_in_the_text_outside_comments() {
     );
     assert_eq!(found.user, "it's#backup.example");
     assert_eq!(found.password.expect("a password").reveal(), "#s3cret!");
+
+    let found = server("{type: sftp, host: h, user: 'it''s #$HOST'} # don''t $UNSET");
+    assert_eq!(found.user, "it's #backup.example");
 
     let found = server("{type: sftp, host: h, user: u, password: \"$EMPTY\"}");
     assert_eq!(found.password, None);

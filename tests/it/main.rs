@@ -1,13 +1,15 @@
 //! All integration tests, one binary: real SQLite, real sshd, the real Litestream, in processes of their own.
 
 mod checkpoint;
+mod cli;
 mod config;
 mod control;
+mod documents;
 mod host_key;
 mod house;
 mod remote_contract;
 mod replica;
 mod status;
+mod sync;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]
 mod support;
-mod sync;
