@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use std::time::Duration;
 
 /// Opens a connection to a replica.
-pub type OpenRemote = dyn Fn() -> Result<Box<dyn Remote>, RemoteError> + Sync;
+pub type OpenRemote<'a> = dyn Fn() -> Result<Box<dyn Remote>, RemoteError> + Sync + 'a;
 
 /// Bytes asked for at once: libssh2 keeps packets in flight only within one call.
 const READ: u64 = 2 << 20;
@@ -29,7 +29,7 @@ const PAUSES: [Duration; 6] = [
 
 /// A replica, reached by a connection that is made anew when it breaks.
 pub(super) struct Connection<'a> {
-    open: &'a OpenRemote,
+    open: &'a OpenRemote<'a>,
     root: &'a str,
     remote: Option<Box<dyn Remote>>,
     /// A replica that was never reached is reported at once; one that went away is waited for.
@@ -37,7 +37,7 @@ pub(super) struct Connection<'a> {
 }
 
 impl<'a> Connection<'a> {
-    pub(super) fn new(open: &'a OpenRemote, root: &'a str) -> Self {
+    pub(super) fn new(open: &'a OpenRemote<'a>, root: &'a str) -> Self {
         Connection { open, root, remote: None, was_reached: false }
     }
 
