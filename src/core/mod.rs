@@ -1,6 +1,7 @@
 //! Thinking: pure functions over values. It does not know files, networks, threads, clocks, randomness, logs or SQL;
 //! it uses std, `crc64fast`, `lz4_flex`'s blocks and `thiserror`'s derive, which are pure, too.
 
+pub mod checkpoint;
 pub mod checksum;
 pub mod frame;
 pub mod inventory;
@@ -8,7 +9,11 @@ pub mod names;
 pub mod page;
 pub mod position;
 pub mod replay;
+pub mod replica;
 pub mod restore;
 pub mod scan;
 pub mod segment;
+pub mod shadow;
+pub mod status;
+pub mod sync;
 pub mod wal;

@@ -1,86 +1,163 @@
-//! A replica in a local folder.
+//! A replica in a local folder. Imports rustix for the one thing std has not: a rename that never replaces.
 
-use super::{Entry, FailureKind, Remote, RemoteError};
-use std::fs::{self, File};
-use std::io;
+use super::handles::{Access, Handles};
+use super::{Entry, FailureKind, Remote, RemoteError, parent};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+use std::fs::{self, DirEntry, File, OpenOptions};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-/// A folder that holds a replica.
+/// This machine's folders as a destination.
 pub struct DirRemote {
-    root: PathBuf,
+    handles: Handles<File>,
 }
 
 impl DirRemote {
-    /// The replica in `root`.
-    pub fn new(root: PathBuf) -> Self {
-        DirRemote { root }
+    /// Nothing is opened until it is needed.
+    pub fn new() -> Self {
+        DirRemote { handles: Handles::new() }
     }
 
-    fn failed(&self, verb: &str, path: &str, error: &io::Error) -> RemoteError {
-        let kind = match error.kind() {
-            io::ErrorKind::NotFound => FailureKind::NotFound,
-            _ => FailureKind::Other,
+    fn open(&mut self, path: &str, access: Access) -> io::Result<&File> {
+        let open = || match access {
+            Access::Read => File::open(path),
+            Access::Write => OpenOptions::new().write(true).open(path),
         };
-        RemoteError { kind, action: format!("{verb} {path}"), reason: error.to_string() }
+        self.handles.get_or_open(path, access, open).map(|file| &*file)
+    }
+}
+
+impl Default for DirRemote {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
 impl Remote for DirRemote {
     fn list(&mut self, folder: &str) -> Result<Vec<Entry>, RemoteError> {
-        let read = || -> io::Result<Vec<Entry>> {
-            fs::read_dir(self.root.join(folder))?
-                .map(|entry| {
-                    let entry = entry?;
-                    let meta = entry.metadata()?;
-                    Ok(Entry {
-                        name: entry.file_name().to_string_lossy().into_owned(),
-                        size: meta.len(),
-                        modified: meta
-                            .modified()?
-                            .duration_since(UNIX_EPOCH)
-                            .ok()
-                            .map(|time| time.as_secs() as i64),
-                        is_folder: meta.is_dir(),
-                    })
-                })
-                .collect()
+        let entries = match fs::read_dir(folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.and_then(|entries| entries.filter_map(|e| entry(e).transpose()).collect()),
         };
-        match read() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            other => other.map_err(|error| self.failed("list", folder, &error)),
+        entries.map_err(|error| failed("list", folder, &error))
+    }
+
+    fn create(&mut self, path: &str) -> Result<(), RemoteError> {
+        self.handles.close(path);
+        let open = || File::create(path);
+        let make = |error: io::Error| match parent(path) {
+            Some(folder) if error.kind() == ErrorKind::NotFound => make_folder(folder).and_then(|()| open()),
+            _ => Err(error),
+        };
+        let opened = self.handles.get_or_open(path, Access::Write, || open().or_else(make));
+        opened.map(drop).map_err(|error| failed("create", path, &error))
+    }
+
+    fn write_at(&mut self, path: &str, at: u64, bytes: &[u8]) -> Result<(), RemoteError> {
+        let written = self.open(path, Access::Write).and_then(|file| file.write_all_at(bytes, at));
+        written.map_err(|error| failed("write", path, &error))
+    }
+
+    fn sync(&mut self, path: &str) -> Result<bool, RemoteError> {
+        let synced = self.open(path, Access::Write).and_then(File::sync_all);
+        synced.map(|()| true).map_err(|error| failed("sync", path, &error))
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> Result<(), RemoteError> {
+        let error = |error| failed("rename", &format!("{from} to {to}"), &error);
+        rename_to_free_name(from, to).map_err(error)?;
+        self.handles.rename(from, to);
+        sync_folder_of(to).map_err(error)
+    }
+
+    fn remove(&mut self, path: &str) -> Result<(), RemoteError> {
+        self.handles.close(path);
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", path, &error)),
+            _ => Ok(()),
         }
     }
-    fn create(&mut self, path: &str) -> Result<(), RemoteError> {
-        File::create(self.root.join(path)).map(drop).map_err(|error| self.failed("create", path, &error))
-    }
-    fn write_at(&mut self, path: &str, at: u64, bytes: &[u8]) -> Result<(), RemoteError> {
-        let file = File::options().write(true).open(self.root.join(path));
-        file.and_then(|file| file.write_all_at(bytes, at)).map_err(|error| self.failed("write", path, &error))
-    }
-    fn sync(&mut self, _path: &str) -> Result<bool, RemoteError> {
-        Ok(false)
-    }
-    fn rename(&mut self, from: &str, to: &str) -> Result<(), RemoteError> {
-        fs::rename(self.root.join(from), self.root.join(to))
-            .map_err(|error| self.failed("rename", from, &error))
-    }
-    fn remove(&mut self, path: &str) -> Result<(), RemoteError> {
-        fs::remove_file(self.root.join(path)).map_err(|error| self.failed("remove", path, &error))
-    }
+
     fn read_at(&mut self, path: &str, at: u64, buffer: &mut [u8]) -> Result<usize, RemoteError> {
-        let mut read = || -> io::Result<usize> {
-            let file = File::open(self.root.join(path))?;
-            let mut done = 0;
-            loop {
-                match file.read_at(&mut buffer[done..], at + done as u64)? {
-                    0 => return Ok(done),
-                    n => done += n,
-                }
-            }
-        };
-        read().map_err(|error| self.failed("read", path, &error))
+        let read = self.open(path, Access::Read).and_then(|file| read_full_at(file, at, buffer));
+        if !matches!(read, Ok(length) if length == buffer.len()) {
+            self.handles.close_reading(path);
+        }
+        read.map_err(|error| failed("read", path, &error))
     }
-    fn close(&mut self, _path: &str) {}
+
+    fn close(&mut self, path: &str) {
+        self.handles.close(path);
+    }
+}
+
+/// `None` for what is removed meanwhile, and for names that are not text: none of ours.
+fn entry(entry: io::Result<DirEntry>) -> io::Result<Option<Entry>> {
+    let entry = entry?;
+    let metadata = match entry.metadata() {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        metadata => metadata?,
+    };
+    let since_1970 = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    Ok(entry.file_name().into_string().ok().map(|name| Entry {
+        name,
+        size: if metadata.is_dir() { 0 } else { metadata.len() },
+        modified: since_1970.and_then(|since| i64::try_from(since.as_secs()).ok()),
+        is_folder: metadata.is_dir(),
+    }))
+}
+
+/// Makes a folder and those above it, each durably.
+fn make_folder(folder: &str) -> io::Result<()> {
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            make_folder(parent(folder).ok_or(error)?)?;
+            make_folder(folder)
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        made => made.and_then(|()| sync_folder_of(folder)),
+    }
+}
+
+/// Makes the name of a file or folder survive a crash.
+fn sync_folder_of(path: &str) -> io::Result<()> {
+    File::open(parent(path).unwrap_or(if path.starts_with('/') { "/" } else { "." }))?.sync_all()
+}
+
+fn rename_to_free_name(from: &str, to: &str) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // A file system that cannot promise it; nobody but us gives names here, so looking first will do.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) if Path::new(to).symlink_metadata().is_err() => {
+            fs::rename(from, to)
+        }
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => Err(ErrorKind::AlreadyExists.into()),
+        renamed => Ok(renamed?),
+    }
+}
+
+fn read_full_at(file: &File, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], at + done as u64) {
+            Ok(0) => break,
+            Ok(length) => done += length,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+fn failed(verb: &str, path: &str, error: &io::Error) -> RemoteError {
+    let kind = match error.kind() {
+        ErrorKind::NotFound => FailureKind::NotFound,
+        ErrorKind::AlreadyExists => FailureKind::Exists,
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => FailureKind::Denied,
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => FailureKind::Full,
+        _ => FailureKind::Other,
+    };
+    RemoteError { kind, action: format!("{verb} {path}"), reason: error.to_string() }
 }

@@ -1,8 +1,17 @@
 //! Where replicas live: an SFTP server or a folder, behind one seam.
 
 pub mod dir;
+mod handles;
+pub mod location;
+pub mod sftp;
 
+pub use handles::MAX_OPEN;
+pub use location::{Location, Secret, SftpLocation};
+
+use dir::DirRemote;
+use sftp::SftpRemote;
 use std::fmt;
+use std::path::Path;
 
 /// Why an operation on a replica failed, as far as it decides what to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +24,8 @@ pub enum FailureKind {
     Authentication,
     /// The file or folder is not there.
     NotFound,
+    /// The name is taken.
+    Exists,
     /// The server forbids it.
     Denied,
     /// The server has no space left.
@@ -48,27 +59,59 @@ pub struct Entry {
     pub is_folder: bool,
 }
 
-/// A replica's objects. All paths are below the replica's own path, with `/`, without a leading one.
+/// A destination: a server and account, or this machine's folders. A thousand replicas share one.
 ///
-/// Files stay open between calls, a bounded number of them, so that an append is one round trip.
-/// After any error of kind [`FailureKind::Disconnected`] the value is of no more use: make a new one.
+/// Paths are full ones, the replica's own path included ([`join`]), with `/`. On a server, a path without a leading
+/// slash is below the account's home.
+///
+/// Files stay open between calls, at most [`MAX_OPEN`], so that an append is one round trip.
+///
+/// Nothing is ever repeated in here, but for reading: after an error of [`Remote::write_at`], any part of the bytes may
+/// be in the file, and more of them may still arrive (a stopped server goes on later), so that file is never to be
+/// appended to again. After any error of kind [`FailureKind::Disconnected`], and after a failed write of more than one
+/// packet, the value is of no more use: all it answers is `Disconnected`; make a new one.
 pub trait Remote: Send {
     /// What is in a folder, in no order; nothing if there is no such folder.
     fn list(&mut self, folder: &str) -> Result<Vec<Entry>, RemoteError>;
     /// Makes an empty file, and the folders above it. A file that is there is emptied: for temporary names only.
     fn create(&mut self, path: &str) -> Result<(), RemoteError>;
-    /// Writes all of `bytes` at byte `at` of a file that exists.
+    /// Writes all of `bytes` at byte `at` of a file that exists. Up to [`crate::core::segment::PACKET`] bytes land
+    /// whole or not at all. Hand in 1 to 4 MiB at a time where there is much to write.
     fn write_at(&mut self, path: &str, at: u64, bytes: &[u8]) -> Result<(), RemoteError>;
     /// Makes what was written to a file survive a crash of the server. `false` if the server cannot promise it.
     fn sync(&mut self, path: &str) -> Result<bool, RemoteError>;
-    /// Gives a whole file its final name, which must be free. Writes to the new path go on without opening it again.
+    /// Gives a whole file its final name; [`FailureKind::Exists`] if that is taken. Writes to the new path go on
+    /// without opening it again.
     fn rename(&mut self, from: &str, to: &str) -> Result<(), RemoteError>;
     /// Removes a file; fine if it is not there.
     fn remove(&mut self, path: &str) -> Result<(), RemoteError>;
-    /// Reads from byte `at` until `buffer` is full or the file ends; returns how many bytes.
+    /// Reads from byte `at` until `buffer` is full or the file ends; returns how many bytes. One read after the other,
+    /// 1 to 4 MiB each, is fast; meeting the end closes the file.
     fn read_at(&mut self, path: &str, at: u64, buffer: &mut [u8]) -> Result<usize, RemoteError>;
     /// Closes a file that is not needed any more.
     fn close(&mut self, path: &str);
+}
+
+/// Connects to the destination of `location`; `home` is where `.ssh/known_hosts` is looked for.
+pub fn connect(location: &Location, home: Option<&Path>) -> Result<Box<dyn Remote>, RemoteError> {
+    Ok(match location {
+        Location::Folder(_) => Box::new(DirRemote::new()),
+        Location::Sftp(location) => Box::new(SftpRemote::connect(location, home)?),
+    })
+}
+
+/// The full path of what is at `path` below the replica's own path `root`; an empty `root` is the account's home.
+pub fn join(root: &str, path: &str) -> String {
+    match root.strip_suffix('/').unwrap_or(root) {
+        "" if root.is_empty() => path.to_owned(),
+        root => format!("{root}/{path}"),
+    }
+}
+
+/// The folder a path is in; `None` at the top.
+fn parent(path: &str) -> Option<&str> {
+    let (folder, _) = path.trim_end_matches('/').rsplit_once('/')?;
+    (!folder.is_empty()).then_some(folder)
 }
 
 impl fmt::Display for FailureKind {
@@ -78,9 +121,31 @@ impl fmt::Display for FailureKind {
             FailureKind::HostKey => "host key",
             FailureKind::Authentication => "authentication",
             FailureKind::NotFound => "not found",
+            FailureKind::Exists => "exists",
             FailureKind::Denied => "denied",
             FailureKind::Full => "full",
             FailureKind::Other => "failed",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_joined_to_any_root() {
+        assert_eq!(join("/backup/app", "x/y"), "/backup/app/x/y");
+        assert_eq!(join("backup/", "x"), "backup/x");
+        assert_eq!(join("/", "x"), "/x");
+        assert_eq!(join("", "x"), "x");
+    }
+
+    #[test]
+    fn the_parent_of_a_path_ends_at_the_top() {
+        assert_eq!(parent("/a/b"), Some("/a"));
+        assert_eq!(parent("a/b/"), Some("a"));
+        assert_eq!(parent("/a"), None);
+        assert_eq!(parent("a"), None);
     }
 }

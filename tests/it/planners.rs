@@ -1,6 +1,6 @@
 //! Plans from listings alone.
 
-use crate::history::{index, segment};
+use crate::support::history::{index, segment};
 use wal_agent::core::inventory::{GenerationObjects, Inventory, Listed};
 use wal_agent::core::names::Object;
 use wal_agent::core::position::{Generation, Offset};

@@ -1,9 +1,9 @@
 //! Restores of whole replicas.
 
-use crate::history::{
+use crate::support::history::{
     History, Objects, Rows, Style, committed_end, encode, generation, index, lz4, rows, scratch, segment,
 };
-use crate::memory::{Server, restore_checked, restore_from};
+use crate::support::memory::{Server, restore_checked, restore_from};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tempfile::TempDir;
 use wal_agent::core::names::Object;

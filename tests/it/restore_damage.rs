@@ -1,7 +1,7 @@
 //! Damaged replicas: a restore fails, or gives a committed state and says if it is not the newest. Never wrong rows.
 
-use crate::history::{History, Objects, Rows, Style, generation, index, rows, scratch, segment};
-use crate::memory::{Server, restore_from};
+use crate::support::history::{History, Objects, Rows, Style, generation, index, rows, scratch, segment};
+use crate::support::memory::{Server, restore_from};
 use wal_agent::core::names::Object;
 use wal_agent::core::restore::RestoreGap;
 use wal_agent::restore::{Damage, RestoreError, RestoreReport};
@@ -129,7 +129,7 @@ fn an_index_inside_the_history_must_end_with_a_commit() {
     let history = History::new(512, &[2, 2], 2000);
     let mut objects = history.objects(Style::Litestream, 5);
     let wal = &history.wals[0];
-    let cut = crate::history::encode(Style::Litestream, &wal[..wal.len() - 536], None);
+    let cut = crate::support::history::encode(Style::Litestream, &wal[..wal.len() - 536], None);
     objects.insert(segment(0, 0).path(), cut);
     let error = try_restore(objects).unwrap_err();
     assert!(matches!(error, RestoreError::Damaged { damage: Damage::NoCommit, .. }), "{error}");
@@ -196,7 +196,8 @@ fn mutations(objects: &Objects) -> Vec<(String, Objects, bool)> {
 fn a_snapshot_that_nothing_vouches_for_is_refused() {
     let (history, mut objects) = small(Style::Ours);
     let snapshot = Object::Snapshot { generation: generation(), index: index(0) };
-    objects.insert(snapshot.path(), crate::history::encode(Style::Ours, &history.databases[0], None));
+    objects
+        .insert(snapshot.path(), crate::support::history::encode(Style::Ours, &history.databases[0], None));
     let error = try_restore(objects).unwrap_err();
     assert!(matches!(error, RestoreError::Damaged { damage: Damage::Unverifiable, .. }), "{error}");
 }

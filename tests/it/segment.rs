@@ -1,6 +1,6 @@
 //! Objects as bytes: appending, decoding, trailers, names.
 
-use crate::history::{History, Style, encode, generation, lz4, noise};
+use crate::support::history::{History, Style, encode, generation, lz4, noise};
 use proptest::prelude::*;
 use wal_agent::core::frame::{Ending, FrameDecoder, FrameError, FrameFault};
 use wal_agent::core::names::{Object, parse_segment, parse_snapshot};

@@ -1,6 +1,6 @@
 //! Support: a replica in memory, with faults on request.
 
-use crate::history::Objects;
+use crate::support::history::Objects;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -1,0 +1,461 @@
+//! All databases and their replicas, one turn at a time. There are no queues: each turn compares positions and hands
+//! out the jobs that follow.
+
+use crate::carry::{Order, Progress};
+use crate::config::{Config, DatabaseConfig, Durability, ReplicaConfig};
+use crate::core::checkpoint::CheckpointPolicy;
+use crate::core::position::Generation;
+use crate::core::replica::{Activity, Finding, Outcome, Replica};
+use crate::core::shadow::ShadowExtent;
+use crate::core::status::{
+    AgentStatus, Breaks, DatabaseStatus, Moment, PastError, ReplicaState, ReplicaStatus, SourceState,
+};
+use crate::core::sync::{Break, Dirty};
+use crate::disk::Disk;
+use crate::remote::Location;
+use crate::source::{Source, SourceSettings, State};
+use crate::sqlite;
+use crate::worker::{Completed, Workers};
+use log::{info, warn};
+use rand::RngExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Events are hints: this often everything is looked at without one.
+const SAFETY_LOOK: Duration = Duration::from_secs(60);
+/// While stopping, how often it is said what is still waited for.
+const STOP_REPORT: Duration = Duration::from_secs(1);
+
+/// The time of a turn, read once by the event loop.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// For pauses and ages.
+    pub mono: Instant,
+    /// For people.
+    pub wall: SystemTime,
+}
+
+/// One replica and what status says of it.
+struct ReplicaRoom {
+    config: ReplicaConfig,
+    course: Option<Replica>,
+    progress: Arc<Progress>,
+    behind_since: Option<Instant>,
+    last_acked: Option<Now>,
+    last_error: Option<(String, Now)>,
+    is_failing: bool,
+    was_streaming: bool,
+}
+
+/// One database and its replicas.
+struct Database {
+    source: Source,
+    replicas: Vec<ReplicaRoom>,
+    /// What the shadow held at the last turn; the source may have lent it since.
+    shadow: Option<(ShadowExtent, PathBuf)>,
+}
+
+/// How far stopping has come.
+struct Stopping {
+    until: Instant,
+    next_report: Instant,
+}
+
+/// The whole agent, without its event loop.
+pub struct Agent {
+    databases: Vec<Database>,
+    workers: Workers,
+    disk: Arc<dyn Disk>,
+    random: rand::rngs::StdRng,
+    started: Now,
+    next_safety_look: Instant,
+    stopping: Option<Stopping>,
+}
+
+impl Agent {
+    /// An agent that has not looked yet.
+    pub fn new(
+        config: &Config,
+        workers: Workers,
+        disk: Arc<dyn Disk>,
+        random: rand::rngs::StdRng,
+        now: Now,
+    ) -> Self {
+        let databases = config.databases.iter().map(|d| Database::new(d, &disk)).collect();
+        let next_safety_look = now.mono + SAFETY_LOOK;
+        Agent { databases, workers, disk, random, started: now, next_safety_look, stopping: None }
+    }
+
+    /// Takes one turn: what has happened is taken in, and every job that is due is handed out. Returns when the next
+    /// turn is due though nothing happens.
+    pub fn step(&mut self, now: Now, seen: &mut dyn FnMut(usize) -> Dirty) -> Option<Instant> {
+        while let Some(completed) = self.workers.completed() {
+            self.on_completed(completed, now);
+        }
+        let safety_look = now.mono >= self.next_safety_look;
+        if safety_look {
+            self.next_safety_look = now.mono + SAFETY_LOOK;
+        }
+        let mut next = self.next_safety_look;
+        for at in 0..self.databases.len() {
+            let dirty = if safety_look { Dirty::ALL } else { seen(at) };
+            if let Some(due) = self.turn(at, dirty, now) {
+                next = next.min(due);
+            }
+        }
+        if let Some(stopping) = &self.stopping {
+            next = next.min(stopping.next_report).min(stopping.until);
+        }
+        Some(next)
+    }
+
+    /// One database's turn; returns when its next one is due.
+    fn turn(&mut self, at: usize, dirty: Dirty, now: Now) -> Option<Instant> {
+        let database = &mut self.databases[at];
+        if dirty.any() {
+            database.source.mark(dirty);
+        }
+        if database.source.next_timeout(now.mono).is_some_and(|due| due <= now.mono) {
+            let generation = Generation::from_random(self.random.random());
+            if let Some(job) = database.source.turn(now.mono, generation) {
+                self.workers.send_local(at, job);
+            }
+            database.remember_shadow();
+        }
+        let mut next = database.source.next_timeout(now.mono);
+        if let Some((extent, folder)) = &database.shadow {
+            for (number, room) in database.replicas.iter_mut().enumerate() {
+                let descriptor = || database.source.descriptor();
+                if let Some(order) = room.next_order(extent, folder, &self.disk, descriptor, now) {
+                    self.workers.send_remote(at, number, &room.config.location, order);
+                }
+                let due = room.course.as_ref().and_then(|course| course.next_timeout(extent));
+                next = [next, due].into_iter().flatten().min();
+            }
+        }
+        next
+    }
+
+    fn on_completed(&mut self, completed: Completed, now: Now) {
+        match completed {
+            Completed::Local { database, outcome } => {
+                let generation = Generation::from_random(self.random.random());
+                let database = &mut self.databases[database];
+                database.source.on_outcome(outcome, now.mono, generation);
+                database.remember_shadow();
+            }
+            Completed::Remote { database, replica, generation, outcome } => {
+                let chance = self.random.random();
+                self.databases[database].on_replica(replica, generation, outcome, now, chance);
+            }
+        }
+    }
+
+    /// Begins to stop: looks at everything once more, and pushes what is pending until `until`.
+    pub fn begin_stop(&mut self, now: Now, until: Instant) {
+        info!("stopping: sending what is pending");
+        self.stopping = Some(Stopping { until, next_report: now.mono + STOP_REPORT });
+        for database in &mut self.databases {
+            database.source.mark(Dirty::ALL);
+            database.replicas.iter_mut().filter_map(|r| r.course.as_mut()).for_each(Replica::hurry);
+        }
+    }
+
+    /// Whether the agent is about to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
+    /// While stopping: whether it is time to go, and whether everything was acknowledged.
+    pub fn stopped(&mut self, now: Now) -> Option<bool> {
+        let pending = self.databases.iter().filter_map(Database::pending).collect::<Vec<_>>();
+        let stopping = self.stopping.as_mut()?;
+        if pending.is_empty() {
+            info!("everything is acknowledged");
+            return Some(true);
+        }
+        if now.mono >= stopping.until {
+            pending.iter().for_each(|what| warn!("not acknowledged: {what}"));
+            return Some(false);
+        }
+        if now.mono >= stopping.next_report {
+            stopping.next_report = now.mono + STOP_REPORT;
+            pending.iter().for_each(|what| info!("waiting for {what}"));
+        }
+        None
+    }
+
+    /// What `agent status` says.
+    pub fn status(&self, now: Now) -> AgentStatus {
+        AgentStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            sqlite_version: sqlite::version().to_owned(),
+            pid: std::process::id(),
+            started: moment(self.started, now),
+            databases: self.databases.iter().map(|database| database.status(now)).collect(),
+        }
+    }
+}
+
+fn moment(at: Now, now: Now) -> Moment {
+    let since_epoch = at.wall.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Moment {
+        unix_millis: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
+        age: now.mono.saturating_duration_since(at.mono),
+    }
+}
+
+impl Database {
+    fn new(config: &DatabaseConfig, disk: &Arc<dyn Disk>) -> Self {
+        let settings = SourceSettings {
+            database: config.path.clone(),
+            meta: config.meta_path.clone(),
+            checkpoint: CheckpointPolicy {
+                min_pages: config.checkpoint.min_pages,
+                max_pages: Some(config.checkpoint.max_pages).filter(|max| *max > 0),
+                interval: config.checkpoint.interval,
+            },
+            max_write_block: config.max_write_block,
+        };
+        Database {
+            source: Source::new(settings, Arc::clone(disk)),
+            replicas: config.replicas.iter().map(ReplicaRoom::new).collect(),
+            shadow: None,
+        }
+    }
+
+    /// Keeps the shadow's extent, and turns the replicas to a new generation.
+    fn remember_shadow(&mut self) {
+        let Some(shadow) = self.source.shadow() else {
+            if !matches!(self.source.state(), State::Lent) {
+                self.shadow = None;
+            }
+            return;
+        };
+        match &mut self.shadow {
+            Some((extent, _)) if extent == shadow.extent() => return,
+            Some((extent, _)) if extent.generation == shadow.extent().generation => {
+                extent.clone_from(shadow.extent());
+            }
+            _ => self.shadow = Some((shadow.extent().clone(), shadow.folder().to_owned())),
+        }
+        let generation = shadow.extent().generation;
+        for room in &mut self.replicas {
+            room.turn_to(generation);
+        }
+    }
+
+    fn on_replica(&mut self, number: usize, generation: Generation, outcome: Outcome, now: Now, chance: f64) {
+        let name = self.source.database().display().to_string();
+        let Some((extent, _)) = &self.shadow else { return };
+        let Some(room) = self.replicas.get_mut(number) else { return };
+        let Some(course) = room.course.as_mut().filter(|course| course.generation() == generation) else {
+            return;
+        };
+        let finding = course.on_outcome(outcome, extent, now.mono, chance);
+        room.after_outcome(&name, extent, now);
+        match finding {
+            Finding::Nothing => {}
+            Finding::Rewound { from, to } => warn!(
+                "{name}: replica {} holds less than it had acknowledged ({from}); it is sent again from {to}",
+                room.config.name
+            ),
+            Finding::Diverged => self.source.request_generation(Break::ReplicaDiverged),
+            Finding::ShadowDamaged => self.source.request_generation(Break::ShadowDamaged),
+        }
+        self.forget_old_shadows();
+    }
+
+    /// Keeps the shadow of the last index that every replica has, and of everything behind it.
+    fn forget_old_shadows(&mut self) {
+        if self.shadow.as_ref().is_none_or(|(extent, _)| extent.complete.len() < 2) {
+            return;
+        }
+        let needed = self.replicas.iter().map(|room| room.course.as_ref()?.needs_from());
+        let lowest = needed.reduce(|a, b| Some(a?.min(b?))).flatten();
+        if let Some(index) = lowest.and_then(|index| index.previous()) {
+            self.source.forget_before(index);
+            self.remember_shadow();
+        }
+    }
+
+    /// What keeps this database from being stopped, for people; `None` if nothing does.
+    fn pending(&self) -> Option<String> {
+        let name = self.source.database().display();
+        match self.source.state() {
+            State::Absent => None,
+            State::Refused(refusal) => Some(format!("{name}: {refusal}")),
+            State::Detached | State::Lent => Some(format!("{name}: the agent is busy with it")),
+            State::Attached(_) if !self.source.is_idle() => Some(format!("{name}: its WAL is being copied")),
+            State::Attached(_) => {
+                let (extent, _) = self.shadow.as_ref()?;
+                let room = self.replicas.iter().find(|room| !room.is_complete(extent))?;
+                Some(format!("{name}: replica {} ({} bytes behind)", room.config.name, room.lag(extent)))
+            }
+        }
+    }
+
+    fn status(&self, now: Now) -> DatabaseStatus {
+        let extent = self.shadow.as_ref().map(|(extent, _)| extent);
+        let state = match (self.source.state(), self.source.problem()) {
+            (State::Absent, _) => SourceState::Absent,
+            (State::Refused(refusal), _) => SourceState::Refused(refusal.to_string()),
+            (_, Some(problem)) => SourceState::Refused(problem.to_owned()),
+            (State::Detached, _) => SourceState::Detached,
+            (State::Attached(_) | State::Lent, _) => SourceState::Attached,
+        };
+        let (count, last) = self.source.breaks();
+        DatabaseStatus {
+            path: self.source.database().display().to_string(),
+            state,
+            generation: extent.map(|extent| extent.generation),
+            position: extent.map(ShadowExtent::position),
+            replicas: self.replicas.iter().map(|room| room.status(extent, now)).collect(),
+            breaks: Breaks { count: u64::from(count), last_reason: last.map(ToString::to_string) },
+            wal_pages: self.source.wal_extent().frames,
+            write_lock_holds: self.source.lock_holds(),
+        }
+    }
+}
+
+impl ReplicaRoom {
+    fn new(config: &ReplicaConfig) -> Self {
+        ReplicaRoom {
+            config: config.clone(),
+            course: None,
+            progress: Arc::default(),
+            behind_since: None,
+            last_acked: None,
+            last_error: None,
+            is_failing: false,
+            was_streaming: false,
+        }
+    }
+
+    fn turn_to(&mut self, generation: Generation) {
+        match &mut self.course {
+            Some(course) if course.generation() == generation => {}
+            Some(course) => {
+                course.begin_generation(generation);
+                self.was_streaming = false;
+            }
+            None => {
+                let interval = self.config.sync_interval.unwrap_or_default();
+                self.course = Some(Replica::new(generation, interval));
+            }
+        }
+    }
+
+    fn next_order(
+        &mut self,
+        extent: &ShadowExtent,
+        shadow: &std::path::Path,
+        disk: &Arc<dyn Disk>,
+        database: impl FnOnce() -> Option<Arc<std::fs::File>>,
+        now: Now,
+    ) -> Option<Order> {
+        let course = self.course.as_mut()?;
+        if self.behind_since.is_none() && course.acked() != Some(extent.position()) {
+            self.behind_since = Some(now.mono);
+        }
+        let descriptor = match course.wants_database() {
+            // The database is lent just now; a turn later it is back.
+            true => Some(database()?),
+            false => None,
+        };
+        let job = course.next_job(extent, now.mono)?;
+        let root = match &self.config.location {
+            Location::Folder(folder) => folder.display().to_string(),
+            Location::Sftp(server) => server.path.clone(),
+        };
+        Some(Order {
+            job,
+            generation: extent.generation,
+            root,
+            shadow: shadow.to_owned(),
+            disk: Arc::clone(disk),
+            database: descriptor,
+            fsync: self.config.durability == Durability::Fsync,
+            progress: Arc::clone(&self.progress),
+        })
+    }
+
+    /// Says what changed, once.
+    fn after_outcome(&mut self, database: &str, extent: &ShadowExtent, now: Now) {
+        let Some(course) = &self.course else { return };
+        let name = &self.config.name;
+        match (course.activity(), course.last_error()) {
+            (Activity::Failing { .. }, Some(error)) => {
+                if self.last_error.as_ref().is_none_or(|(last, _)| last != error) || !self.is_failing {
+                    warn!("{database}: replica {name}: {error}; it is tried again by itself");
+                }
+                self.last_error = Some((error.to_owned(), now));
+                self.is_failing = true;
+                return;
+            }
+            (Activity::Streaming, _) => {
+                if !self.was_streaming || self.is_failing {
+                    let generation = course.generation();
+                    info!("{database}: replica {name} follows generation {generation}");
+                }
+                self.was_streaming = true;
+            }
+            _ => {}
+        }
+        // A new login alone does not mean that it works again.
+        self.is_failing &= matches!(course.activity(), Activity::Connecting | Activity::Failing { .. });
+        self.last_acked = Some(now);
+        if course.acked() == Some(extent.position()) {
+            self.behind_since = None;
+        }
+    }
+
+    fn lag(&self, extent: &ShadowExtent) -> u64 {
+        let acked = self.course.as_ref().and_then(Replica::acked);
+        let lag = acked.and_then(|acked| extent.bytes_since(acked.index, acked.offset));
+        lag.unwrap_or_else(|| extent.bytes_kept())
+    }
+
+    fn is_complete(&self, extent: &ShadowExtent) -> bool {
+        self.course.as_ref().is_some_and(|course| course.is_complete(extent))
+    }
+
+    fn status(&self, extent: Option<&ShadowExtent>, now: Now) -> ReplicaStatus {
+        let state = match self.course.as_ref().map(Replica::activity) {
+            None | Some(Activity::Connecting) => match &self.last_error {
+                Some((error, _)) if self.is_failing => {
+                    ReplicaState::Failing { error: error.clone(), retry_in: Duration::ZERO }
+                }
+                _ => ReplicaState::Connecting,
+            },
+            Some(Activity::SendingSnapshot) => ReplicaState::SendingSnapshot {
+                done: self.progress.done.load(Ordering::Relaxed),
+                total: self.progress.total.load(Ordering::Relaxed),
+            },
+            Some(Activity::Streaming) => ReplicaState::Streaming,
+            Some(Activity::Failing { retry_at }) => ReplicaState::Failing {
+                error: self.last_error.as_ref().map(|(error, _)| error.clone()).unwrap_or_default(),
+                retry_in: retry_at.saturating_duration_since(now.mono),
+            },
+        };
+        let lag_bytes = extent.map_or(0, |extent| self.lag(extent));
+        let behind = |since: Instant| now.mono.saturating_duration_since(since);
+        ReplicaStatus {
+            name: self.config.name.clone(),
+            location: self.config.location.to_string(),
+            state,
+            position: self.course.as_ref().and_then(Replica::acked),
+            lag_bytes,
+            lag_time: self.behind_since.filter(|_| lag_bytes > 0).map(behind).unwrap_or_default(),
+            last_acked: self.last_acked.map(|at| moment(at, now)),
+            durable: self.config.durability == Durability::Fsync
+                && !self.progress.not_durable.load(Ordering::Relaxed),
+            last_error: self
+                .last_error
+                .as_ref()
+                .map(|(message, at)| PastError { message: message.clone(), at: moment(*at, now) }),
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! Carrying out one job on a replica. It decides nothing: what is to be done stands in the job, and whatever goes
+//! wrong is handed back.
+
+use crate::core::checksum::Crc64;
+use crate::core::names::{self, Object};
+use crate::core::page::{PageCount, PageSize};
+use crate::core::position::{Generation, Index, Offset};
+use crate::core::replica::{Failure, Job, Listing, Outcome, SEGMENT_LENGTH, SegmentStart, SentSnapshot};
+use crate::core::segment::{
+    self, EMPTY_LENGTH, END_MARK, FRAME_HEADER, SegmentTrailer, SnapshotTrailer, Trailer, Write,
+};
+use crate::disk::Disk;
+use crate::remote::{FailureKind, Remote, RemoteError, join};
+use crate::shadow::{ShadowReadError, ShadowReader};
+use crossbeam_channel::{Receiver, bounded};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes before compression of one block: large enough for libssh2 to fill the line within one call, small enough
+/// that compressing one goes on beside sending another.
+const BLOCK: usize = 1 << 20;
+/// Blocks that are compressed ahead of sending: bounds memory.
+const BLOCKS_AHEAD: usize = 2;
+/// A replica's listing is not longer than this; more is a folder that is not ours.
+const MOST_OBJECTS: usize = 10_000_000;
+
+/// A job with everything it needs.
+#[derive(Clone)]
+pub struct Order {
+    /// What to do.
+    pub job: Job,
+    /// The history it belongs to.
+    pub generation: Generation,
+    /// The replica's path on its destination.
+    pub root: String,
+    /// The folder of the shadow files.
+    pub shadow: PathBuf,
+    /// Where they are.
+    pub disk: Arc<dyn Disk>,
+    /// The database file, for a snapshot.
+    pub database: Option<Arc<File>>,
+    /// Whether acknowledged means that the server's fsync answered.
+    pub fsync: bool,
+    /// How far a snapshot has come.
+    pub progress: Arc<Progress>,
+}
+
+/// How far a snapshot has come, for status.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes of the database that were sent.
+    pub done: AtomicU64,
+    /// Bytes of the database.
+    pub total: AtomicU64,
+    /// Whether the server does not offer fsync, though it was wanted.
+    pub not_durable: std::sync::atomic::AtomicBool,
+}
+
+/// Why a job was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum CarryError {
+    /// The replica's answer.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// The shadow's.
+    #[error(transparent)]
+    Shadow(#[from] ShadowReadError),
+    /// The database file could not be read.
+    #[error("cannot read the database file for a snapshot: {0}")]
+    Database(io::Error),
+    /// The database file is not one.
+    #[error("cannot send a snapshot: the database file has no valid header")]
+    NotADatabase,
+}
+
+impl CarryError {
+    /// Whether the connection is of no more use.
+    pub fn is_disconnected(&self) -> bool {
+        // A failed write of many packets leaves a connection in doubt, too; a new one costs little.
+        matches!(self, CarryError::Remote(e) if e.kind != FailureKind::NotFound && e.kind != FailureKind::Denied)
+    }
+
+    /// As the replica's course takes it.
+    pub fn into_failure(self) -> Failure {
+        let shadow_is_damaged = matches!(self, CarryError::Shadow(ShadowReadError::Damaged(_)));
+        Failure { message: self.to_string(), shadow_is_damaged }
+    }
+}
+
+/// Carries out `order`.
+///
+/// # Errors
+/// Where it stopped. Anything of it may have been done.
+pub fn carry(remote: &mut dyn Remote, order: &Order) -> Result<Outcome, CarryError> {
+    match order.job {
+        Job::Look => look(remote, order).map(Outcome::Found),
+        Job::SendSnapshot { index } => send_snapshot(remote, order, index).map(Outcome::SnapshotSent),
+        Job::PublishSnapshot { sent, valid_from } => {
+            publish_snapshot(remote, order, sent, valid_from).map(|()| Outcome::SnapshotPublished)
+        }
+        Job::Begin { segment, to, replace } => begin(remote, order, segment, to, replace),
+        Job::Extend { segment, length, from, to } => extend(remote, order, segment, length, from, to),
+        Job::Seal { segment, length, end, last_of_index } => {
+            seal(remote, order, segment, length, end, last_of_index).map(|()| Outcome::Sealed)
+        }
+    }
+}
+
+impl Order {
+    fn path(&self, below: &str) -> String {
+        join(&self.root, below)
+    }
+    fn segment(&self, segment: SegmentStart) -> Object {
+        Object::Segment { generation: self.generation, index: segment.index, start: segment.start }
+    }
+    fn sync(&self, remote: &mut dyn Remote, path: &str) -> Result<(), CarryError> {
+        if self.fsync && !remote.sync(path)? {
+            self.progress.not_durable.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// What is there of the generation. Objects that were never finished are removed: nobody will finish them.
+fn look(remote: &mut dyn Remote, order: &Order) -> Result<Listing, CarryError> {
+    let mut listing = Listing::default();
+    for folder in [names::snapshots_folder(order.generation), names::wal_folder(order.generation)] {
+        let folder = order.path(&folder);
+        for entry in remote.list(&folder)?.into_iter().take(MOST_OBJECTS) {
+            if let Some(index) = names::parse_snapshot(&entry.name) {
+                listing.snapshots.push(index);
+            } else if let Some((index, start)) = names::parse_segment(&entry.name) {
+                listing.segments.push((SegmentStart { index, start }, entry.size));
+            } else if names::is_temporary(&entry.name) {
+                remote.remove(&join(&folder, &entry.name))?;
+            }
+        }
+    }
+    Ok(listing)
+}
+
+/// Compresses pieces on a thread of their own while the caller sends: `produce` calls back with each raw piece.
+fn pipelined<E: Send>(
+    produce: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> Result<(), E> + Send,
+    mut send: impl FnMut(Vec<u8>, u64) -> Result<(), CarryError>,
+) -> Result<(), CarryError>
+where
+    CarryError: From<E>,
+{
+    std::thread::scope(|scope| {
+        let (blocks, incoming): (_, Receiver<(Vec<u8>, u64)>) = bounded(BLOCKS_AHEAD);
+        let producer = scope.spawn(move || {
+            produce(&mut |raw: &[u8]| {
+                let mut block = Vec::new();
+                segment::push_block(&mut block, raw);
+                blocks.send((block, raw.len() as u64)).is_ok()
+            })
+        });
+        let sent = incoming.iter().try_for_each(|(block, raw)| send(block, raw));
+        drop(incoming);
+        let produced = producer.join().expect("BUG: reading and compressing does not panic");
+        sent?;
+        produced.map_err(CarryError::from)
+    })
+}
+
+/// A database file was read.
+struct ReadDatabase {
+    page_size: PageSize,
+    length: u64,
+    crc: u64,
+}
+
+fn read_database(
+    file: &File,
+    progress: &Progress,
+    piece: &mut dyn FnMut(&[u8]) -> bool,
+) -> Result<ReadDatabase, CarryError> {
+    let mut header = [0; 18];
+    file.read_exact_at(&mut header, 0).map_err(CarryError::Database)?;
+    let page_size =
+        PageSize::from_database_header([header[16], header[17]]).ok_or(CarryError::NotADatabase)?;
+    progress.total.store(file.metadata().map_err(CarryError::Database)?.len(), Ordering::Relaxed);
+    let (mut buffer, mut at, mut crc) = (vec![0; BLOCK], 0, Crc64::new());
+    loop {
+        let read = read_full(file, &mut buffer, at).map_err(CarryError::Database)?;
+        // A file that is growing may end within a page; that page is in the WAL.
+        let whole = read / page_size.get() as usize * page_size.get() as usize;
+        if whole == 0 {
+            return Ok(ReadDatabase { page_size, length: at, crc: crc.value() });
+        }
+        crc.update(&buffer[..whole]);
+        at += whole as u64;
+        if !piece(&buffer[..whole]) {
+            return Ok(ReadDatabase { page_size, length: at, crc: crc.value() });
+        }
+    }
+}
+
+fn read_full(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], at + done as u64) {
+            Ok(0) => break,
+            Ok(read) => done += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+/// Streams the database file. It holds no reader: what is written meanwhile is in the WAL, too.
+fn send_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result<SentSnapshot, CarryError> {
+    let path = order.path(&Object::Snapshot { generation: order.generation, index }.temporary_path());
+    let database = order.database.as_ref().expect("BUG: a snapshot comes with its database");
+    remote.create(&path)?;
+    remote.write_at(&path, 0, &FRAME_HEADER)?;
+    let mut length = FRAME_HEADER.len() as u64;
+    let mut read = None;
+    order.progress.done.store(0, Ordering::Relaxed);
+    pipelined(
+        |piece| {
+            read = Some(read_database(database, &order.progress, piece)?);
+            Ok::<(), CarryError>(())
+        },
+        |block, raw| {
+            remote.write_at(&path, length, &block)?;
+            length += block.len() as u64;
+            order.progress.done.fetch_add(raw, Ordering::Relaxed);
+            Ok(())
+        },
+    )?;
+    remote.write_at(&path, length, &END_MARK)?;
+    order.sync(remote, &path)?;
+    let ReadDatabase { page_size, length: database_length, crc } = read.ok_or(CarryError::NotADatabase)?;
+    let pages = u32::try_from(database_length / u64::from(page_size.get())).ok();
+    let page_count = pages.and_then(PageCount::new).ok_or(CarryError::NotADatabase)?;
+    let trailer = SnapshotTrailer { index, valid_from: (index, Offset::ZERO), page_size, page_count, crc };
+    Ok(SentSnapshot { length: length + END_MARK.len() as u64, trailer })
+}
+
+fn publish_snapshot(
+    remote: &mut dyn Remote,
+    order: &Order,
+    sent: SentSnapshot,
+    valid_from: (Index, Offset),
+) -> Result<(), CarryError> {
+    let object = Object::Snapshot { generation: order.generation, index: sent.trailer.index };
+    let temporary = order.path(&object.temporary_path());
+    let trailer = Trailer::Snapshot(SnapshotTrailer { valid_from, ..sent.trailer });
+    remote.write_at(&temporary, sent.length, &trailer.encode())?;
+    order.sync(remote, &temporary)?;
+    let path = order.path(&object.path());
+    remote.rename(&temporary, &path)?;
+    remote.close(&path);
+    Ok(())
+}
+
+/// Hands out the frames of a segment in pieces of at most [`BLOCK`], up to `to` or where the segment is cut.
+fn read_segment(
+    reader: &mut ShadowReader,
+    start: Offset,
+    to: Offset,
+    piece: &mut dyn FnMut(&[u8]) -> bool,
+) -> Result<(), ShadowReadError> {
+    let mut buffer = Vec::new();
+    loop {
+        reader.read(&mut buffer, to, start.plus(SEGMENT_LENGTH), BLOCK)?;
+        if buffer.is_empty() || !piece(&buffer) {
+            return Ok(());
+        }
+    }
+}
+
+fn open_shadow(order: &Order, index: Index, from: Offset) -> Result<ShadowReader, ShadowReadError> {
+    ShadowReader::open(&*order.disk, &order.shadow, index, from)
+}
+
+/// Writes a segment as a whole, under a temporary name. Under its own name it then grows.
+fn begin(
+    remote: &mut dyn Remote,
+    order: &Order,
+    segment: SegmentStart,
+    to: Offset,
+    replace: bool,
+) -> Result<Outcome, CarryError> {
+    let object = order.segment(segment);
+    let (path, temporary) = (order.path(&object.path()), order.path(&object.temporary_path()));
+    let mut reader = open_shadow(order, segment.index, segment.start)?;
+    remote.create(&temporary)?;
+    // The first block goes with the header, so that a small segment is one write.
+    let mut waiting = FRAME_HEADER.to_vec();
+    let mut at = 0;
+    send_blocks(&mut reader, segment.start, to, |block| {
+        waiting.extend_from_slice(&block);
+        if waiting.len() > segment::PACKET {
+            remote.write_at(&temporary, at, &waiting)?;
+            at += waiting.len() as u64;
+            waiting.clear();
+        }
+        Ok(())
+    })?;
+    waiting.extend_from_slice(&END_MARK);
+    remote.write_at(&temporary, at, &waiting)?;
+    order.sync(remote, &temporary)?;
+    if replace {
+        remote.remove(&path)?;
+    }
+    remote.rename(&temporary, &path)?;
+    // OpenSSH renames by a second link, so that whoever follows the folder there with inotify would not see what is
+    // written through the handle of the first name.
+    remote.close(&path);
+    Ok(Outcome::Appended { end: reader.position(), length: at + waiting.len() as u64 })
+}
+
+/// Appends to the open segment, block by block; each leaves a whole frame.
+fn extend(
+    remote: &mut dyn Remote,
+    order: &Order,
+    segment: SegmentStart,
+    length: u64,
+    from: Offset,
+    to: Offset,
+) -> Result<Outcome, CarryError> {
+    let path = order.path(&order.segment(segment).path());
+    let mut reader = open_shadow(order, segment.index, from)?;
+    let mut length = length;
+    send_blocks(&mut reader, segment.start, to, |mut block| {
+        let grown = block.len() as u64;
+        for Write { at, bytes } in segment::append(length, &mut block) {
+            remote.write_at(&path, at, bytes)?;
+        }
+        length += grown;
+        Ok(())
+    })?;
+    order.sync(remote, &path)?;
+    Ok(Outcome::Appended { end: reader.position(), length })
+}
+
+/// Reads, verifies and compresses what is to be sent; beside the sending, if it is more than one block.
+fn send_blocks(
+    reader: &mut ShadowReader,
+    start: Offset,
+    to: Offset,
+    mut send: impl FnMut(Vec<u8>) -> Result<(), CarryError>,
+) -> Result<(), CarryError> {
+    if to.since(reader.position()) > BLOCK as u64 {
+        return pipelined(|piece| read_segment(reader, start, to, piece), |block, _| send(block));
+    }
+    let mut result = Ok(());
+    read_segment(reader, start, to, &mut |raw| {
+        let mut block = Vec::new();
+        segment::push_block(&mut block, raw);
+        result = send(block);
+        result.is_ok()
+    })?;
+    result
+}
+
+/// Writes the trailer behind the EndMark. Its checksum is taken from the shadow: the content is what was read there.
+fn seal(
+    remote: &mut dyn Remote,
+    order: &Order,
+    segment: SegmentStart,
+    length: u64,
+    end: Offset,
+    last_of_index: bool,
+) -> Result<(), CarryError> {
+    assert!(length > EMPTY_LENGTH, "BUG: an empty segment is sealed");
+    let mut reader = open_shadow(order, segment.index, segment.start)?;
+    let (mut crc, mut buffer) = (Crc64::new(), Vec::new());
+    loop {
+        reader.read(&mut buffer, end, end, BLOCK)?;
+        if buffer.is_empty() {
+            break;
+        }
+        crc.update(&buffer);
+    }
+    let SegmentStart { index, start } = segment;
+    let trailer = Trailer::Segment(SegmentTrailer { index, start, end, last_of_index, crc: crc.value() });
+    let path = order.path(&order.segment(segment).path());
+    remote.write_at(&path, length, &trailer.encode())?;
+    order.sync(remote, &path)?;
+    remote.close(&path);
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! The configuration: YAML in, a [`Config`] out, in which only valid values exist; else all errors at once.
+//!
+//! Keys and their meaning are Litestream 0.3's, and ours: `socket`, `max-write-block`, `durability`, `host-key`.
+
+mod duration;
+mod expand;
+mod read;
+mod replica;
+mod section;
+mod tree;
+
+use crate::remote::Location;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the configuration is, unless said otherwise.
+pub const DEFAULT_FILE: &str = "/etc/wal-agent.yml";
+/// Where the control socket is, unless said otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/wal-agent/agent.sock";
+/// How long an urgent checkpoint round may keep writers waiting, unless said otherwise.
+pub const DEFAULT_MAX_WRITE_BLOCK: Duration = Duration::from_millis(20);
+
+/// What the agent is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The control socket.
+    pub socket: PathBuf,
+    /// The level of the log, where the configuration gives one; `RUST_LOG` wins over it.
+    pub log_level: Option<log::LevelFilter>,
+    /// What is replicated; no path twice.
+    pub databases: Vec<DatabaseConfig>,
+    /// Things to be said once at the start: keys that are accepted and have no effect.
+    pub notices: Vec<String>,
+}
+
+/// One database and its replicas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabaseConfig {
+    /// The database file, absolute.
+    pub path: PathBuf,
+    /// The folder of the local state, absolute. No two databases share one.
+    pub meta_path: PathBuf,
+    /// When the WAL is checkpointed.
+    pub checkpoint: CheckpointSettings,
+    /// How long an urgent checkpoint round may keep writers waiting; more than 0.
+    pub max_write_block: Duration,
+    /// At least one; no two at one place, no two of one name.
+    pub replicas: Vec<ReplicaConfig>,
+}
+
+/// When the WAL is checkpointed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckpointSettings {
+    /// A WAL of so many pages is worth a checkpoint that disturbs nobody; at least 1.
+    pub min_pages: u32,
+    /// A WAL of so many pages is checkpointed even if writers must wait; 0 for never, else at least `min_pages`.
+    pub max_pages: u32,
+    /// A checkpoint that disturbs nobody is tried at least so often while there is something to do; `None` for never.
+    pub interval: Option<Duration>,
+}
+
+/// One replica of a database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaConfig {
+    /// Its name in logs and in the status: as given, else its type, numbered if there are several.
+    pub name: String,
+    /// Where it lives.
+    pub location: Location,
+    /// The least time between two pushes; `None` pushes at once.
+    pub sync_interval: Option<Duration>,
+    /// What counts as acknowledged.
+    pub durability: Durability,
+}
+
+/// What counts as acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// The server answered an fsync, where it offers it.
+    #[default]
+    Fsync,
+    /// The server answered the write.
+    Write,
+}
+
+/// Everything that is wrong with a configuration, in the order of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors {
+    /// The file, if it is one.
+    pub file: Option<PathBuf>,
+    /// At least one.
+    pub errors: Vec<ConfigError>,
+}
+
+/// One thing that is wrong. Never shows a password or the value of an environment variable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// Where, if it is somewhere.
+    pub at: Option<Place>,
+    /// What, and where it helps, what to write instead.
+    pub message: String,
+}
+
+/// A place in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// From 1.
+    pub line: usize,
+    /// In characters, from 1.
+    pub column: usize,
+}
+
+/// Reads the configuration file. `environment` is asked for variables, and for `HOME`.
+///
+/// # Errors
+/// All errors at once, or that the file cannot be read.
+pub fn load(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigErrors> {
+    let in_file = |errors| ConfigErrors { file: Some(path.to_owned()), errors };
+    let unreadable = |error: std::io::Error| {
+        in_file(vec![ConfigError { at: None, message: format!("cannot read the configuration: {error}") }])
+    };
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let folder = std::env::current_dir().map_err(unreadable)?;
+    parse(&text, &folder, environment).map_err(in_file)
+}
+
+/// The control socket that a configuration file names, or the default, whatever else is wrong with the file: to ask
+/// a running agent, no password has to be set, and no replica has to be right.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn socket(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> std::io::Result<PathBuf> {
+    let text = std::fs::read_to_string(path)?;
+    let current = std::env::current_dir()?;
+    let folders = read::Folders { home: environment("HOME").map(PathBuf::from), current: &current };
+    let (expanded, _) = expand::expand(&text, environment);
+    let root = tree::read(&expanded).ok();
+    Ok(root.and_then(|root| read::socket(&root, &folders)).unwrap_or_else(|| DEFAULT_SOCKET.into()))
+}
+
+/// Reads a configuration. Relative paths are below `folder`; `environment` is asked for variables, and for `HOME`.
+///
+/// # Errors
+/// All errors at once.
+pub fn parse(
+    text: &str,
+    folder: &Path,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Config, Vec<ConfigError>> {
+    let (expanded, unset) = expand::expand(text, environment);
+    let mut findings = section::Findings::default();
+    let folders = read::Folders { home: environment("HOME").map(PathBuf::from), current: folder };
+    let config = match tree::read(&expanded) {
+        Ok(root) => read::config(&root, &folders, &mut findings),
+        Err(error) => {
+            findings.errors.push(error);
+            None
+        }
+    };
+    // A variable that is not set explains whatever else is wrong in its line.
+    let line = |error: &ConfigError| error.at.map(|at| at.line);
+    findings.errors.retain(|error| unset.iter().all(|unset| line(unset) != line(error)));
+    findings.errors.extend(unset);
+    findings.errors.sort_by_key(|error| error.at);
+    match config {
+        Some(config) if findings.errors.is_empty() => Ok(config),
+        _ => Err(findings.errors),
+    }
+}
+
+impl Config {
+    /// The configuration of `agent replicate DATABASE URL...`: all else is as if nothing were configured.
+    ///
+    /// # Errors
+    /// All URLs that are none, or name the same place.
+    pub fn from_arguments(database: &Path, urls: &[String]) -> Result<Self, ConfigErrors> {
+        let mut errors = Vec::new();
+        let mut wrong = |message: String| errors.push(ConfigError { at: None, message });
+        let path = std::path::absolute(database).unwrap_or_else(|_| database.to_owned());
+        if path.file_name().is_none() {
+            wrong(format!("{} is no database file", database.display()));
+        }
+        let mut replicas: Vec<ReplicaConfig> = Vec::new();
+        for (number, url) in (1..).zip(urls) {
+            match Location::parse_url(url) {
+                Err(error) => wrong(format!("replica {number}: {error}")),
+                Ok(location) => {
+                    let spot = replica::Spot::of(&location);
+                    if replicas.iter().any(|other| replica::Spot::of(&other.location) == spot) {
+                        wrong(format!("{location} is given twice"));
+                    }
+                    replicas.push(ReplicaConfig::new(location));
+                }
+            }
+        }
+        if urls.is_empty() {
+            wrong("give at least one replica".into());
+        }
+        if !errors.is_empty() {
+            return Err(ConfigErrors { file: None, errors });
+        }
+        Ok(Config {
+            socket: DEFAULT_SOCKET.into(),
+            log_level: None,
+            databases: vec![DatabaseConfig::new(path, replica::name_the_unnamed(replicas))],
+            notices: Vec::new(),
+        })
+    }
+}
+
+impl DatabaseConfig {
+    /// A database with everything but its path and replicas at its default.
+    pub fn new(path: PathBuf, replicas: Vec<ReplicaConfig>) -> Self {
+        DatabaseConfig {
+            meta_path: read::default_meta_path(&path),
+            path,
+            checkpoint: CheckpointSettings::default(),
+            max_write_block: DEFAULT_MAX_WRITE_BLOCK,
+            replicas,
+        }
+    }
+}
+
+impl ReplicaConfig {
+    /// A replica with everything but its location at its default, and no name yet.
+    fn new(location: Location) -> Self {
+        ReplicaConfig {
+            name: String::new(),
+            location,
+            sync_interval: None,
+            durability: Durability::default(),
+        }
+    }
+}
+
+impl Place {
+    /// The place of a byte of `text`.
+    fn of(text: &str, byte: usize) -> Self {
+        let before = &text[..text.floor_char_boundary(byte)];
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Place {
+            line: 1 + before.bytes().filter(|byte| *byte == b'\n').count(),
+            column: 1 + before[line_start..].chars().count(),
+        }
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    /// One line per error: `file:line:column: message`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, ConfigError { at, message }) in self.errors.iter().enumerate() {
+            if number > 0 {
+                writeln!(f)?;
+            }
+            if let Some(file) = &self.file {
+                write!(f, "{}:", file.display())?;
+            }
+            if let Some(Place { line, column }) = at {
+                write!(f, "{line}:{column}:")?;
+            }
+            if self.file.is_some() || at.is_some() {
+                write!(f, " ")?;
+            }
+            write!(f, "{message}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+impl Default for CheckpointSettings {
+    /// Litestream's: 1000 pages, 10000 pages, one minute.
+    fn default() -> Self {
+        CheckpointSettings { min_pages: 1000, max_pages: 10_000, interval: Some(Duration::from_secs(60)) }
+    }
+}

@@ -1,0 +1,124 @@
+//! When our readers move and when a checkpoint is due.
+
+use super::position::Index;
+use std::time::{Duration, Instant};
+
+/// When to checkpoint, as the configuration says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckpointPolicy {
+    /// Frames from which on a cooperative round is worth it.
+    pub min_pages: u32,
+    /// Frames from which on an urgent round, which takes the write lock, is due; `None` never.
+    pub max_pages: Option<u32>,
+    /// The longest that committed frames stay out of the database file; `None` for ever.
+    pub interval: Option<Duration>,
+}
+
+/// What NOOP said before our present reader began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// The index that was being copied.
+    pub index: Index,
+    /// Committed frames: the reader's mark is there, or later.
+    pub frames: u32,
+    /// Everything was backfilled: the reader is on read lock 0, where it lets the WAL restart.
+    pub on_lock_zero: bool,
+}
+
+/// The wal-index now, in the words of [`Mark`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The index being copied.
+    pub index: Index,
+    /// Committed frames.
+    pub frames: u32,
+    /// Frames in the database file.
+    pub backfilled: u32,
+}
+
+/// Whether our reader stands where it lets the application's checkpoints finish.
+///
+/// On an old mark it keeps them from copying what is newer; on read lock 0 it keeps them from copying anything
+/// new; on the newest mark it only keeps a fully copied WAL from restarting.
+pub fn is_in_place(mark: Mark, now: Extent) -> bool {
+    if now.frames == 0 {
+        return true;
+    }
+    let newest = mark.index == now.index && mark.frames == now.frames;
+    newest && (mark.on_lock_zero || now.backfilled < now.frames)
+}
+
+/// A checkpoint round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Round {
+    /// A passive checkpoint beside the writers; it never takes the write lock.
+    Cooperative,
+    /// The same, and then, under the write lock, the rest.
+    Urgent,
+}
+
+/// When a round may begin, and what the last one achieved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckpointState {
+    /// When the frames now in the WAL began to wait; `None` while all are backfilled.
+    waiting_since: Option<Instant>,
+    /// Not before: the last round could not finish.
+    not_before: Option<Instant>,
+    /// Rounds in a row that did not finish.
+    unfinished: u32,
+}
+
+/// The pause after the first round that could not finish; doubled after each.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// The longest pause: another reader that stays for hours costs one try a second.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+impl CheckpointState {
+    /// Nothing waits, nothing failed.
+    pub fn new() -> Self {
+        CheckpointState { waiting_since: None, not_before: None, unfinished: 0 }
+    }
+
+    /// The round that is due now, if any. `extent` is the wal-index now.
+    pub fn due(&mut self, policy: &CheckpointPolicy, extent: Extent, now: Instant) -> Option<Round> {
+        if extent.frames <= extent.backfilled {
+            *self = CheckpointState::new();
+            return None;
+        }
+        let since = *self.waiting_since.get_or_insert(now);
+        if self.not_before.is_some_and(|at| now < at) {
+            return None;
+        }
+        if policy.max_pages.is_some_and(|max| extent.frames >= max) {
+            return Some(Round::Urgent);
+        }
+        let overdue = policy.interval.is_some_and(|interval| now >= since + interval);
+        (extent.frames >= policy.min_pages || overdue).then_some(Round::Cooperative)
+    }
+
+    /// When [`CheckpointState::due`] may answer differently though nobody writes.
+    pub fn next_timeout(&self, policy: &CheckpointPolicy, extent: Extent) -> Option<Instant> {
+        let since = self.waiting_since?;
+        let by_size = extent.frames >= policy.min_pages;
+        let overdue = if by_size { Some(since) } else { policy.interval.map(|interval| since + interval) };
+        overdue.map(|at| self.not_before.map_or(at, |pause| at.max(pause)))
+    }
+
+    /// Takes in how a round ended: `finished` if it copied all frames that there were when it began.
+    pub fn on_round(&mut self, finished: bool, now: Instant) {
+        if finished {
+            // Writers that never pause are given a moment, or rounds would follow each other without end.
+            *self = CheckpointState { not_before: Some(now + FIRST_PAUSE), ..CheckpointState::new() };
+            return;
+        }
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.unfinished.min(6)).min(LONGEST_PAUSE);
+        self.unfinished = self.unfinished.saturating_add(1);
+        self.not_before = Some(now + pause);
+    }
+}
+
+impl Default for CheckpointState {
+    fn default() -> Self {
+        CheckpointState::new()
+    }
+}

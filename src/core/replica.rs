@@ -1,0 +1,504 @@
+//! One replica's course: look what is there, send the snapshot, append the WAL; after any doubt, look again.
+//!
+//! There is no queue. The next job is computed from the difference between what the shadow WAL holds and what the
+//! replica has acknowledged, and there is at most one job in flight.
+
+use super::position::{Generation, Index, Offset, Position};
+use super::segment::SnapshotTrailer;
+use super::shadow::ShadowExtent;
+use std::time::{Duration, Instant};
+
+/// A segment is sealed, and the next begun, once it holds so many bytes of WAL.
+pub const SEGMENT_LENGTH: u64 = 8 << 20;
+/// A segment is sealed at this age, when something new comes: Litestream's `-timestamp` sees a segment's mtime.
+pub const SEGMENT_AGE: Duration = Duration::from_secs(60);
+/// No more cuts by age behind this many segments of one index: Litestream's restore opens all of them at once.
+const MOST_SEGMENTS_BY_AGE: u32 = 300;
+/// Names have 8 digits: no segment begins at or beyond 4 GiB.
+const NAMEABLE: u64 = 1 << 32;
+/// The pause after the first failure; doubled after each, and shortened by up to a half at random.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A segment by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SegmentStart {
+    /// The WAL it is a part of.
+    pub index: Index,
+    /// Its first byte.
+    pub start: Offset,
+}
+
+/// What a worker is to do on the replica. Workers only carry: everything they need is here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Job {
+    /// List what the replica holds of the generation, and remove its unfinished objects.
+    Look,
+    /// Stream the database file to the temporary name of a snapshot.
+    SendSnapshot {
+        /// The WAL that is to be replayed on it.
+        index: Index,
+    },
+    /// Complete a snapshot with its trailer and give it its name.
+    PublishSnapshot {
+        /// What was sent.
+        sent: SentSnapshot,
+        /// Everything up to here is acknowledged.
+        valid_from: (Index, Offset),
+    },
+    /// Write a new segment, whole, under a temporary name, and give it its name.
+    Begin {
+        /// Its name.
+        segment: SegmentStart,
+        /// Where the shadow ends; the segment is cut at the first commit beyond [`SEGMENT_LENGTH`].
+        to: Offset,
+        /// Whether an object of that name is there, in doubt, and is to be removed.
+        replace: bool,
+    },
+    /// Append to the open segment.
+    Extend {
+        /// Its name.
+        segment: SegmentStart,
+        /// Its length on the replica.
+        length: u64,
+        /// What it holds so far.
+        from: Offset,
+        /// Where the shadow ends; the segment is cut as with `Begin`.
+        to: Offset,
+    },
+    /// Write the trailer of a segment that is complete.
+    Seal {
+        /// Its name.
+        segment: SegmentStart,
+        /// Its length on the replica.
+        length: u64,
+        /// Where its content ends.
+        end: Offset,
+        /// Whether its WAL ends there, too.
+        last_of_index: bool,
+    },
+}
+
+/// A snapshot that is on the replica under its temporary name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SentSnapshot {
+    /// Its length on the replica, EndMark included.
+    pub length: u64,
+    /// What its trailer will say, but for `valid_from`.
+    pub trailer: SnapshotTrailer,
+}
+
+/// A listing of one generation on the replica.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listing {
+    /// The indexes of its snapshots.
+    pub snapshots: Vec<Index>,
+    /// Its segments and their lengths on the replica.
+    pub segments: Vec<(SegmentStart, u64)>,
+}
+
+/// Why a job failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// For people: what, where, why.
+    pub message: String,
+    /// The shadow WAL itself could not be read, or was not valid: trying again will not help.
+    pub shadow_is_damaged: bool,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// What `Look` found.
+    Found(Listing),
+    /// `SendSnapshot` has read and sent everything.
+    SnapshotSent(SentSnapshot),
+    /// The snapshot has its name.
+    SnapshotPublished,
+    /// `Begin` or `Extend`: the replica holds everything before `end`.
+    Appended {
+        /// The end of the last commit that was sent.
+        end: Offset,
+        /// The segment's new length on the replica.
+        length: u64,
+    },
+    /// The trailer is written.
+    Sealed,
+    /// Not done, or nobody knows.
+    Failed(Failure),
+}
+
+/// The segment that is appended to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct OpenSegment {
+    name: SegmentStart,
+    length: u64,
+    opened: Instant,
+}
+
+/// Where the WAL on the replica ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tail {
+    index: Index,
+    end: Offset,
+    open: Option<OpenSegment>,
+    /// An object that begins at `end` is there, in doubt.
+    replace: bool,
+    /// Segments of this index so far.
+    segments: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Snapshot {
+    Missing,
+    Sent { sent: SentSnapshot, valid_from: (Index, Offset) },
+    Published,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nobody knows what the replica holds.
+    Unknown,
+    /// The replica holds nothing of this generation.
+    Empty,
+    /// The replica holds the WAL up to a tail.
+    Streaming { tail: Tail, snapshot: Snapshot },
+}
+
+/// What a replica is doing, for status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// Connecting, or looking what is there.
+    Connecting,
+    /// Sending the first snapshot and the WAL up to it: nothing of this generation can be restored yet.
+    SendingSnapshot,
+    /// The WAL follows the application.
+    Streaming,
+    /// The last try failed.
+    Failing {
+        /// When the next one is due.
+        retry_at: Instant,
+    },
+}
+
+/// What a turn of a replica calls for beside a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// Nothing.
+    Nothing,
+    /// The replica holds less than it had acknowledged; it is sent again from here.
+    Rewound {
+        /// What it had acknowledged.
+        from: Position,
+        /// What it holds for certain.
+        to: Position,
+    },
+    /// The replica's WAL does not continue in the shadow: a new generation must begin.
+    Diverged,
+    /// The shadow WAL is damaged: a new generation must begin.
+    ShadowDamaged,
+}
+
+/// One replica of one database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    generation: Generation,
+    phase: Phase,
+    in_flight: Option<Job>,
+    acked: Option<(Index, Offset)>,
+    failures: u32,
+    retry_at: Option<Instant>,
+    last_push: Option<Instant>,
+    /// The segment that was written last, and its length when that was acknowledged.
+    last_segment: Option<(SegmentStart, u64)>,
+    sync_interval: Duration,
+    last_error: Option<String>,
+}
+
+impl Replica {
+    /// A replica of which nothing is known. `sync_interval` is the least time between two pushes.
+    pub fn new(generation: Generation, sync_interval: Duration) -> Self {
+        Replica {
+            generation,
+            phase: Phase::Unknown,
+            in_flight: None,
+            acked: None,
+            failures: 0,
+            retry_at: None,
+            last_push: None,
+            last_segment: None,
+            sync_interval,
+            last_error: None,
+        }
+    }
+
+    /// Turns to a new generation; what the old one still lacked is not sent any more.
+    pub fn begin_generation(&mut self, generation: Generation) {
+        *self = Replica {
+            failures: self.failures,
+            retry_at: self.retry_at,
+            last_error: self.last_error.take(),
+            ..Replica::new(generation, self.sync_interval)
+        };
+    }
+
+    /// The history that is replicated.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Pushes and tries again without pauses from now on: the agent is about to stop.
+    pub fn hurry(&mut self) {
+        (self.sync_interval, self.retry_at) = (Duration::ZERO, None);
+    }
+
+    /// Everything before this is on the replica.
+    pub fn acked(&self) -> Option<Position> {
+        self.acked.map(|(index, offset)| Position::new(self.generation, index, offset))
+    }
+
+    /// The lowest index whose shadow this replica may still need; `None` while nobody knows.
+    pub fn needs_from(&self) -> Option<Index> {
+        match &self.phase {
+            Phase::Streaming { tail, .. } => Some(tail.index),
+            Phase::Unknown | Phase::Empty => self.acked.map(|(index, _)| index),
+        }
+    }
+
+    /// Whether the replica holds everything and can be restored from.
+    pub fn is_complete(&self, shadow: &ShadowExtent) -> bool {
+        let published = matches!(self.phase, Phase::Streaming { snapshot: Snapshot::Published, .. });
+        published && self.in_flight.is_none() && self.acked() == Some(shadow.position())
+    }
+
+    /// The last failure, until a job succeeds.
+    pub fn last_error(&self) -> Option<&str> {
+        self.last_error.as_deref()
+    }
+
+    /// What the replica is doing.
+    pub fn activity(&self) -> Activity {
+        match (&self.phase, self.retry_at) {
+            (_, Some(retry_at)) => Activity::Failing { retry_at },
+            (Phase::Unknown, _) => Activity::Connecting,
+            (Phase::Streaming { snapshot: Snapshot::Published, .. }, _) => Activity::Streaming,
+            (Phase::Empty | Phase::Streaming { .. }, _) => Activity::SendingSnapshot,
+        }
+    }
+
+    /// When [`Replica::next_job`] may answer differently though nothing was committed. Asked after it answered `None`.
+    pub fn next_timeout(&self, shadow: &ShadowExtent) -> Option<Instant> {
+        if self.in_flight.is_some() {
+            return None;
+        }
+        if self.retry_at.is_some() {
+            return self.retry_at;
+        }
+        let pending = self.acked() != Some(shadow.position());
+        self.last_push.filter(|_| pending).map(|at| at + self.sync_interval)
+    }
+
+    /// Whether the next job reads the database file.
+    pub fn wants_database(&self) -> bool {
+        matches!(self.phase, Phase::Empty | Phase::Streaming { snapshot: Snapshot::Missing, .. })
+    }
+
+    /// The next job, which the caller must carry out and answer with [`Replica::on_outcome`].
+    pub fn next_job(&mut self, shadow: &ShadowExtent, now: Instant) -> Option<Job> {
+        let waits = self.retry_at.is_some_and(|at| now < at);
+        if self.in_flight.is_some() || waits || shadow.generation != self.generation {
+            return None;
+        }
+        let job = match &mut self.phase {
+            Phase::Unknown => Some(Job::Look),
+            Phase::Empty => Some(Job::SendSnapshot { index: shadow.index }),
+            Phase::Streaming { tail, snapshot } => {
+                let job = next_streaming_job(tail, *snapshot, shadow, now);
+                let is_push = matches!(job, Some(Job::Begin { .. } | Job::Extend { .. }));
+                let too_early = self.last_push.is_some_and(|at| now < at + self.sync_interval);
+                if is_push && !too_early {
+                    self.last_push = Some(now);
+                }
+                job.filter(|_| !(is_push && too_early))
+            }
+        };
+        self.in_flight.clone_from(&job);
+        job
+    }
+
+    /// Takes in how the job in flight ended. `chance` is a random number from 0 to 1.
+    pub fn on_outcome(
+        &mut self,
+        outcome: Outcome,
+        shadow: &ShadowExtent,
+        now: Instant,
+        chance: f64,
+    ) -> Finding {
+        let Some(job) = self.in_flight.take() else { return Finding::Nothing };
+        if let Outcome::Failed(failure) = outcome {
+            return self.on_failure(failure, now, chance);
+        }
+        (self.failures, self.retry_at, self.last_error) = (0, None, None);
+        let was_acked = self.acked;
+        let finding = self.on_success(job, outcome, shadow, now);
+        match (was_acked, self.acked) {
+            (Some(from), Some(to)) if to < from && finding == Finding::Nothing => {
+                let position = |(index, offset)| Position::new(self.generation, index, offset);
+                Finding::Rewound { from: position(from), to: position(to) }
+            }
+            _ => finding,
+        }
+    }
+
+    fn on_failure(&mut self, failure: Failure, now: Instant, chance: f64) -> Finding {
+        self.phase = Phase::Unknown;
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(8)).min(LONGEST_PAUSE);
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Some(now + pause.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0));
+        self.last_error = Some(failure.message);
+        if failure.shadow_is_damaged { Finding::ShadowDamaged } else { Finding::Nothing }
+    }
+
+    fn on_success(&mut self, job: Job, outcome: Outcome, shadow: &ShadowExtent, now: Instant) -> Finding {
+        match (job, outcome) {
+            (Job::Look, Outcome::Found(listing)) => return self.on_listing(&listing, shadow),
+            (Job::SendSnapshot { index }, Outcome::SnapshotSent(sent)) => {
+                // The reading is over, so nothing in it is newer than what the shadow holds now.
+                let snapshot = Snapshot::Sent { sent, valid_from: (shadow.index, shadow.end) };
+                match &mut self.phase {
+                    Phase::Streaming { snapshot: present, .. } => *present = snapshot,
+                    Phase::Unknown | Phase::Empty => {
+                        let tail = Tail::at(index, Offset::ZERO);
+                        self.phase = Phase::Streaming { tail, snapshot };
+                        self.acked = Some((index, Offset::ZERO));
+                    }
+                }
+            }
+            (Job::PublishSnapshot { .. }, Outcome::SnapshotPublished) => {
+                if let Phase::Streaming { snapshot, .. } = &mut self.phase {
+                    *snapshot = Snapshot::Published;
+                }
+            }
+            (Job::Begin { segment, .. }, Outcome::Appended { end, length }) => {
+                if let Phase::Streaming { tail, .. } = &mut self.phase {
+                    let open = Some(OpenSegment { name: segment, length, opened: now });
+                    *tail = Tail { end, open, replace: false, segments: tail.segments + 1, ..*tail };
+                    self.acked = Some((tail.index, end));
+                    self.last_segment = Some((segment, length));
+                }
+            }
+            (Job::Extend { segment, .. }, Outcome::Appended { end, length }) => {
+                if let Phase::Streaming { tail, .. } = &mut self.phase {
+                    tail.open = tail.open.map(|open| OpenSegment { length, ..open });
+                    tail.end = end;
+                    self.acked = Some((tail.index, end));
+                    self.last_segment = Some((segment, length));
+                }
+            }
+            (Job::Seal { last_of_index, .. }, Outcome::Sealed) => {
+                if let Phase::Streaming { tail, .. } = &mut self.phase {
+                    tail.open = None;
+                    if last_of_index && let Some(next) = tail.index.next() {
+                        *tail = Tail::at(next, Offset::ZERO);
+                        self.acked = Some((next, Offset::ZERO));
+                    }
+                }
+            }
+            (job, outcome) => unreachable!("BUG: {outcome:?} does not answer {job:?}"),
+        }
+        Finding::Nothing
+    }
+
+    /// Finds the replica's place in the shadow from a listing.
+    ///
+    /// The last segment is in doubt (its last write may not have been answered, or may still be carried out by a
+    /// stopped server process): it is written anew, from its beginning, as another file.
+    fn on_listing(&mut self, listing: &Listing, shadow: &ShadowExtent) -> Finding {
+        let snapshot = if listing.snapshots.is_empty() { Snapshot::Missing } else { Snapshot::Published };
+        let last = listing.segments.iter().map(|(name, _)| *name).max();
+        let tail = match (last, listing.snapshots.iter().max()) {
+            (None, None) => {
+                self.phase = Phase::Empty;
+                self.acked = None;
+                return Finding::Nothing;
+            }
+            (None, Some(&index)) => Tail::at(index, Offset::ZERO),
+            (Some(SegmentStart { index, start }), _) => {
+                let segments = listing.segments.iter().filter(|(name, _)| name.index == index).count();
+                let segments = u32::try_from(segments).unwrap_or(u32::MAX).saturating_sub(1);
+                Tail { index, end: start, open: None, replace: true, segments }
+            }
+        };
+        let continues = match shadow.end_of(tail.index) {
+            Some(end) if tail.replace => tail.end < end,
+            Some(end) => tail.end <= end,
+            None => false,
+        };
+        if !continues {
+            return Finding::Diverged;
+        }
+        // What the doubtful segment holds was acknowledged; it stays in place until its successor is whole.
+        let holds_as_much = |(name, length): (SegmentStart, u64)| {
+            last == Some(name) && listing.segments.iter().any(|&(n, listed)| n == name && listed >= length)
+        };
+        if !self.last_segment.is_some_and(holds_as_much) {
+            self.acked = Some((tail.index, tail.end));
+        }
+        self.phase = Phase::Streaming { tail, snapshot };
+        Finding::Nothing
+    }
+}
+
+impl Tail {
+    fn at(index: Index, end: Offset) -> Self {
+        Tail { index, end, open: None, replace: false, segments: 0 }
+    }
+
+    fn open_is_full(&self, open: &OpenSegment, now: Instant) -> bool {
+        let cut_by_age =
+            now.saturating_duration_since(open.opened) >= SEGMENT_AGE && self.segments < MOST_SEGMENTS_BY_AGE;
+        let full = self.end.since(open.name.start) >= SEGMENT_LENGTH;
+        (full || cut_by_age) && self.end.get() < NAMEABLE
+    }
+}
+
+/// The next job of a replica that holds the WAL up to `tail`; moves the tail over an index boundary.
+fn next_streaming_job(
+    tail: &mut Tail,
+    snapshot: Snapshot,
+    shadow: &ShadowExtent,
+    now: Instant,
+) -> Option<Job> {
+    if let Snapshot::Missing = snapshot {
+        return Some(Job::SendSnapshot { index: shadow.index });
+    }
+    if let Snapshot::Sent { sent, valid_from } = snapshot
+        && (tail.index, tail.end) >= valid_from
+    {
+        return Some(Job::PublishSnapshot { sent, valid_from });
+    }
+    // An index that a restart ended before its first commit leaves no segment.
+    let to = shadow.end_of(tail.index)?;
+    let is_over = tail.index < shadow.index;
+    let seal = |open: OpenSegment, last_of_index| Job::Seal {
+        segment: open.name,
+        length: open.length,
+        end: tail.end,
+        last_of_index,
+    };
+    match tail.open {
+        Some(open) if tail.end == to => is_over.then(|| seal(open, true)),
+        Some(open) if tail.open_is_full(&open, now) => Some(seal(open, false)),
+        Some(open) => Some(Job::Extend { segment: open.name, length: open.length, from: tail.end, to }),
+        None if tail.end < to => {
+            let segment = SegmentStart { index: tail.index, start: tail.end };
+            Some(Job::Begin { segment, to, replace: tail.replace })
+        }
+        None if is_over => {
+            *tail = Tail::at(tail.index.next()?, Offset::ZERO);
+            next_streaming_job(tail, snapshot, shadow, now)
+        }
+        None => None,
+    }
+}

@@ -1,0 +1,369 @@
+//! The shadow WAL: our copy of the committed frames, in the meta folder, one file an index.
+//!
+//! Invariant: bytes below the end are committed, passed salt and checksum, and never change, so workers read them
+//! without a lock. The end is a number: what lies behind it in the file means nothing.
+
+use crate::core::names;
+use crate::core::position::{Generation, Index, Offset};
+use crate::core::scan::{Chain, FrameError};
+use crate::core::shadow::ShadowExtent;
+use crate::core::sync::{Break, ShadowFacts};
+use crate::core::wal::WalHeader;
+use crate::disk::{Disk, DiskFile, WalMap};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The most that is copied and verified in one go: bounds memory, and how long a turn of the event loop takes.
+const WINDOW: u64 = 4 << 20;
+/// Holds the present generation and the inode of its database.
+const GENERATION_FILE: &str = "generation";
+
+/// Why a range was not copied.
+#[derive(Debug, thiserror::Error)]
+pub enum AbsorbError {
+    /// The shadow's disk failed.
+    #[error(transparent)]
+    Disk(#[from] io::Error),
+    /// The live WAL ends before the range does.
+    #[error("the WAL has shrunk")]
+    Shrunk,
+    /// A committed frame is not valid.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
+
+/// The file of the present index.
+struct Present {
+    file: Arc<dyn DiskFile>,
+    chain: Chain,
+    durable: Offset,
+}
+
+/// The shadow WAL of one database's present generation.
+pub struct ShadowWal {
+    disk: Arc<dyn Disk>,
+    folder: PathBuf,
+    extent: ShadowExtent,
+    present: Option<Present>,
+    scratch: Vec<u8>,
+}
+
+/// A state to go back to when a copy turns out to be worthless.
+#[derive(Clone, Copy)]
+pub struct Saved {
+    chain: Option<Chain>,
+    end: Offset,
+}
+
+impl ShadowWal {
+    /// Begins a generation of the database file `inode`, without a WAL yet. What is left of others is for [`remove_other_generations`].
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn begin(disk: Arc<dyn Disk>, meta: &Path, generation: Generation, inode: u64) -> io::Result<Self> {
+        let folder = meta.join(names::wal_folder(generation));
+        disk.create_folder(&folder)?;
+        disk.replace(&meta.join(GENERATION_FILE), format!("{generation} {inode}\n").as_bytes())?;
+        let extent =
+            ShadowExtent { generation, complete: BTreeMap::new(), index: Index::ZERO, end: Offset::ZERO };
+        Ok(ShadowWal { disk, folder, extent, present: None, scratch: Vec::new() })
+    }
+
+    /// Opens what an earlier run left of the database file `inode`. The file of the last index is verified, frame by frame.
+    ///
+    /// # Errors
+    /// The disk's; `Ok(Err)` says why there is nothing to go on from.
+    pub fn recover(disk: Arc<dyn Disk>, meta: &Path, inode: u64) -> io::Result<Result<Self, Break>> {
+        let Some(text) = disk.read(&meta.join(GENERATION_FILE))? else { return Ok(Err(Break::FirstRun)) };
+        let text = String::from_utf8_lossy(&text);
+        let mut words = text.split_whitespace();
+        let Some(generation) = words.next().and_then(|word| word.parse().ok()) else {
+            return Ok(Err(Break::ShadowDamaged));
+        };
+        if words.next() != Some(inode.to_string().as_str()) {
+            return Ok(Err(Break::DatabaseReplaced));
+        }
+        let folder = meta.join(names::wal_folder(generation));
+        let mut files = BTreeMap::new();
+        for name in disk.list(&folder)? {
+            if let Some(index) = names::parse_shadow(&name) {
+                files.insert(index, disk.open(&folder.join(name), false)?);
+            }
+        }
+        let Some((index, file)) = files.pop_last() else { return Ok(Err(Break::ShadowMissing)) };
+        let complete = files
+            .iter()
+            .map(|(index, file)| Ok((*index, Offset::new(file.length()?))))
+            .collect::<io::Result<_>>()?;
+        let mut shadow = ShadowWal {
+            disk,
+            folder,
+            extent: ShadowExtent { generation, complete, index, end: Offset::ZERO },
+            present: None,
+            scratch: Vec::new(),
+        };
+        let Some(chain) = verify_file(&*file, &mut shadow.scratch)? else {
+            return Ok(Err(Break::ShadowDamaged));
+        };
+        let Some(commit) = chain.commit() else { return Ok(Err(Break::ShadowDamaged)) };
+        // What was written after the last commit is of no use: the chain goes on from the commit.
+        let last = last_frame(&*file, &chain, commit.end)?;
+        let chain = Chain::resume(*chain.header(), commit.end, &last);
+        shadow.extent.end = commit.end;
+        shadow.present = Some(Present { file, chain, durable: Offset::ZERO });
+        Ok(Ok(shadow))
+    }
+
+    /// What replicas compare themselves with.
+    pub fn extent(&self) -> &ShadowExtent {
+        &self.extent
+    }
+
+    /// The folder of the shadow files, for readers.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Where the present index stands; `None` before its first commit.
+    pub fn facts(&self) -> Option<ShadowFacts> {
+        self.present.as_ref().map(|p| ShadowFacts { header: *p.chain.header(), end: self.extent.end })
+    }
+
+    /// The header of the last copied frame; `None` before the first.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn last_frame_header(&self) -> io::Result<Option<crate::core::wal::FrameHeaderBytes>> {
+        match &self.present {
+            Some(present) => last_frame(&*present.file, &present.chain, self.extent.end).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Begins the next index (the first, if there is none yet) with a header whose first commit is in the WAL.
+    ///
+    /// # Errors
+    /// The disk's; `Ok(false)` if the generation has no more indexes.
+    pub fn begin_index(&mut self, header: WalHeader) -> io::Result<bool> {
+        let index = match &self.present {
+            None => self.extent.index,
+            Some(present) => {
+                let Some(next) = self.extent.index.next() else { return Ok(false) };
+                // Readers of complete indexes, and a later recovery, go by the file's length.
+                present.file.set_length(self.extent.end.get())?;
+                next
+            }
+        };
+        let file = self.disk.open(&self.folder.join(names::shadow_file(index)), true)?;
+        file.write_at(header.bytes(), 0)?;
+        if self.present.is_some() {
+            self.extent.complete.insert(self.extent.index, self.extent.end);
+        }
+        (self.extent.index, self.extent.end) = (index, Offset::ZERO);
+        self.present = Some(Present { file, chain: Chain::new(header), durable: Offset::ZERO });
+        Ok(true)
+    }
+
+    /// The present state, to go back to with [`ShadowWal::go_back`].
+    pub fn save(&self) -> Saved {
+        Saved { chain: self.present.as_ref().map(|p| p.chain), end: self.extent.end }
+    }
+
+    /// Forgets what was copied since `saved` into the same index.
+    pub fn go_back(&mut self, saved: Saved) {
+        if let (Some(present), Some(chain)) = (&mut self.present, saved.chain) {
+            present.chain = chain;
+            self.extent.end = saved.end;
+        }
+    }
+
+    /// Copies the next committed frames, up to a bounded number of bytes before `to`, verifies the copy, and moves
+    /// the end to its last commit.
+    ///
+    /// # Errors
+    /// Why nothing more than before is in the shadow.
+    pub fn absorb(&mut self, map: &WalMap, to: Offset) -> Result<(), AbsorbError> {
+        let present = self.present.as_mut().expect("BUG: frames are copied after their header");
+        let from = present.chain.end();
+        let frame = present.chain.header().page_size().frame_length();
+        let length = to.since(from).min(WINDOW / frame * frame);
+        if present.file.copy_from(map, from.get(), length, from.get())? < length {
+            return Err(AbsorbError::Shrunk);
+        }
+        self.scratch.resize(length as usize, 0);
+        present.file.read_at(&mut self.scratch, from.get())?;
+        let mut chain = present.chain;
+        chain.extend(&self.scratch, |_, _| {})?;
+        present.chain = chain;
+        if let Some(commit) = chain.commit() {
+            self.extent.end = commit.end;
+        }
+        if self.scratch.capacity() > (1 << 20) && length < (1 << 18) {
+            self.scratch = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// The file to make durable, and up to where that then is; `None` if everything is.
+    pub fn to_sync(&self) -> Option<(Arc<dyn DiskFile>, Index, Offset)> {
+        let present = self.present.as_ref().filter(|p| p.durable < self.extent.end)?;
+        Some((Arc::clone(&present.file), self.extent.index, self.extent.end))
+    }
+
+    /// Takes in that the file of `index` is durable up to `end`.
+    pub fn on_synced(&mut self, index: Index, end: Offset) {
+        if let Some(present) = self.present.as_mut().filter(|_| self.extent.index == index) {
+            present.durable = present.durable.max(end);
+        }
+    }
+
+    /// Removes the files of indexes before `index`, which no replica needs any more.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn forget_before(&mut self, index: Index) -> io::Result<()> {
+        while let Some(entry) = self.extent.complete.first_entry().filter(|e| *e.key() < index) {
+            self.disk.remove(&self.folder.join(names::shadow_file(*entry.key())))?;
+            entry.remove();
+        }
+        Ok(())
+    }
+}
+
+/// Removes the shadow files of every generation but `keep`.
+///
+/// # Errors
+/// The disk's.
+pub fn remove_other_generations(disk: &dyn Disk, meta: &Path, keep: Generation) -> io::Result<()> {
+    let generations = meta.join(names::GENERATIONS);
+    let keep = keep.to_string();
+    for name in disk.list(&generations)?.iter().filter(|name| **name != keep) {
+        disk.remove(&generations.join(name))?;
+    }
+    Ok(())
+}
+
+/// The chain of all valid frames of a shadow file; `None` if not even the header is valid.
+fn verify_file(file: &dyn DiskFile, scratch: &mut Vec<u8>) -> io::Result<Option<Chain>> {
+    let length = file.length()?;
+    if length < Offset::FIRST_FRAME.get() {
+        return Ok(None);
+    }
+    let mut header = [0; 32];
+    file.read_at(&mut header, 0)?;
+    let Ok(header) = WalHeader::parse(&header) else { return Ok(None) };
+    let mut chain = Chain::new(header);
+    let frame = header.page_size().frame_length();
+    loop {
+        let whole = length.saturating_sub(chain.end().get()) / frame * frame;
+        let window = whole.min(WINDOW / frame * frame);
+        scratch.resize(window as usize, 0);
+        file.read_at(scratch, chain.end().get())?;
+        if window == 0 || chain.extend(scratch, |_, _| {}).is_err() {
+            return Ok(Some(chain));
+        }
+    }
+}
+
+fn last_frame(
+    file: &dyn DiskFile,
+    chain: &Chain,
+    end: Offset,
+) -> io::Result<crate::core::wal::FrameHeaderBytes> {
+    let mut bytes = [0; 24];
+    let at = end.get().saturating_sub(chain.header().page_size().frame_length());
+    file.read_at(&mut bytes, at)?;
+    Ok(bytes)
+}
+
+/// Reads the shadow file of one index, for a worker. Everything is verified again before it leaves.
+pub struct ShadowReader {
+    file: Arc<dyn DiskFile>,
+    chain: Chain,
+    at: Offset,
+    finished: bool,
+}
+
+/// Why a range of the shadow cannot be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum ShadowReadError {
+    /// The disk's error.
+    #[error("cannot read the shadow WAL: {0}")]
+    Disk(#[from] io::Error),
+    /// What is on the disk is not what was copied.
+    #[error("the shadow WAL is damaged: {0}")]
+    Damaged(String),
+}
+
+impl ShadowReader {
+    /// Opens the shadow of `index` at `from`, which is 0 or the end of a frame.
+    ///
+    /// # Errors
+    /// The disk's, or the header is not valid.
+    pub fn open(disk: &dyn Disk, folder: &Path, index: Index, from: Offset) -> Result<Self, ShadowReadError> {
+        let file = disk.open(&folder.join(names::shadow_file(index)), false)?;
+        let mut header = [0; 32];
+        file.read_at(&mut header, 0)?;
+        let header = WalHeader::parse(&header).map_err(|e| ShadowReadError::Damaged(e.to_string()))?;
+        let chain = if from <= Offset::FIRST_FRAME {
+            Chain::new(header)
+        } else {
+            let mut last = [0; 24];
+            file.read_at(&mut last, from.get() - header.page_size().frame_length())?;
+            Chain::resume(header, from, &last)
+        };
+        Ok(ShadowReader { file, chain, at: from, finished: false })
+    }
+
+    /// Where the next byte is.
+    pub fn position(&self) -> Offset {
+        self.at
+    }
+
+    /// Reads the next bytes before `to`, at most `limit` but at least a frame, into `buffer`. Stops behind the first
+    /// commit that ends at or behind `cut`. An empty buffer is the end.
+    ///
+    /// # Errors
+    /// The disk's, or a frame is not valid.
+    pub fn read(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        to: Offset,
+        cut: Offset,
+        limit: usize,
+    ) -> Result<(), ShadowReadError> {
+        buffer.clear();
+        if self.at >= to || self.finished {
+            return Ok(());
+        }
+        let frame = self.chain.header().page_size().frame_length();
+        let whole = (limit as u64 / frame).max(1) * frame;
+        let start = self.chain.end();
+        let end = start.plus(whole.min(to.since(start)));
+        buffer.resize(end.since(self.at) as usize, 0);
+        self.file.read_at(buffer, self.at.get())?;
+        let header_length = start.since(self.at) as usize;
+        let mut at = start;
+        let mut stop = None;
+        self.chain
+            .extend(&buffer[header_length..], |header, _| {
+                at = at.plus(frame);
+                if header.commit.is_some() && at >= cut && stop.is_none() {
+                    stop = Some(at);
+                }
+            })
+            .map_err(|e| ShadowReadError::Damaged(e.to_string()))?;
+        if let Some(stop) = stop {
+            buffer.truncate(stop.since(self.at) as usize);
+        }
+        self.finished = stop.is_some();
+        self.at = stop.unwrap_or(self.chain.end());
+        let ends_on_commit = stop.is_some() || self.chain.commit().is_some_and(|commit| commit.end == to);
+        if self.at >= to && !ends_on_commit {
+            return Err(ShadowReadError::Damaged(format!("no transaction ends at offset {to}")));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,200 @@
+//! One look at the live WAL: what is committed, by the wal-index, is copied into the shadow.
+
+use super::attach::FileIdentity;
+use crate::core::position::{Offset, WAL_HEADER_LENGTH};
+use crate::core::sync::{Break, SyncDecision, WalFacts, decide};
+use crate::core::wal::{FrameHeader, WalHeader, WalHeaderBytes};
+use crate::disk::WalMap;
+use crate::shadow::{AbsorbError, ShadowWal};
+use crate::sqlite::{Handle, SqliteError, WalExtent};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+
+/// A header that keeps changing while we look is a writer restarting again and again; then the loop gets its turn.
+const MOST_LOOKS: u32 = 8;
+
+/// What a look found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Look {
+    /// Everything committed is in the shadow.
+    UpToDate {
+        /// The wal-index.
+        extent: WalExtent,
+        /// Frames of this WAL stand behind the last commit: a transaction in flight, or taken back.
+        in_flight: bool,
+    },
+    /// A bounded part was copied; there is more.
+    More,
+    /// SQLite or a writer was in the way; look again in a moment.
+    Again,
+    /// Continuity is lost.
+    Broken(Break),
+}
+
+/// A look that could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    /// The wal-index could not be asked.
+    #[error("cannot ask SQLite about the WAL: {0}")]
+    Sqlite(#[from] SqliteError),
+    /// The live WAL could not be read.
+    #[error("cannot read {0}: {1}")]
+    Wal(PathBuf, io::Error),
+    /// The shadow could not be written.
+    #[error("cannot write the shadow WAL: {0}")]
+    Shadow(#[from] io::Error),
+}
+
+/// The `-wal` file, open and mapped.
+struct LiveWal {
+    file: File,
+    map: WalMap,
+}
+
+/// Copies the live WAL of one database into its shadow.
+pub struct Capture {
+    wal_path: PathBuf,
+    live: Option<LiveWal>,
+    /// The copy.
+    pub shadow: ShadowWal,
+    /// Whether our readers held the WAL without a gap since the shadow's end was copied.
+    pub guarded: bool,
+}
+
+impl Capture {
+    /// A capture that has not looked yet, and so is not guarded.
+    pub fn new(wal_path: PathBuf, shadow: ShadowWal) -> Self {
+        Capture { wal_path, live: None, shadow, guarded: false }
+    }
+
+    /// Looks at the WAL, and copies what is newly committed, up to a bounded number of bytes.
+    /// A reader of ours must hold the WAL already.
+    ///
+    /// The header is read, the wal-index asked, the header read again: while it is the same, the answer belongs to
+    /// it. After the copy it is read once more: while it is the same, no copied byte was overwritten.
+    ///
+    /// # Errors
+    /// What could not be read or written. Nothing is lost by it.
+    pub fn look(&mut self, query: &Handle) -> Result<Look, LookError> {
+        for _ in 0..MOST_LOOKS {
+            if !self.open_live()? {
+                return Ok(Look::Broken(Break::WalReplaced));
+            }
+            let before = self.live_header()?;
+            let extent = match query.wal_extent() {
+                Err(SqliteError::Busy) => return Ok(Look::Again),
+                other => other?,
+            };
+            if self.live_header()? != before {
+                continue;
+            }
+            let live = before.and_then(|bytes| WalHeader::parse(&bytes).ok());
+            let facts = WalFacts {
+                shadow: self.shadow.facts(),
+                live,
+                frames: extent.frames,
+                guarded: self.guarded,
+                tail_matches: self.guarded || self.tail_matches()?,
+            };
+            let to = match decide(&facts) {
+                SyncDecision::Wait => {
+                    self.guarded = true;
+                    let in_flight = self.has_frame_behind(live, extent.frames)?;
+                    return Ok(Look::UpToDate { extent, in_flight });
+                }
+                SyncDecision::NewGeneration(reason) => return Ok(Look::Broken(reason)),
+                SyncDecision::Copy { to } => to,
+                SyncDecision::NextIndex { header, to } => {
+                    if !self.shadow.begin_index(header)? {
+                        return Ok(Look::Broken(Break::IndexExhausted));
+                    }
+                    to
+                }
+            };
+            return match self.copy(to, before)? {
+                None => Ok(Look::More),
+                Some(reason) => Ok(Look::Broken(reason)),
+            };
+        }
+        Ok(Look::Again)
+    }
+
+    /// Which file is open as the WAL, if one is.
+    pub fn live_identity(&self) -> Option<FileIdentity> {
+        self.live.as_ref().and_then(|live| FileIdentity::of_file(&live.file).ok())
+    }
+
+    /// Copies a part up to `to`, as long as the header stays the one that `to` belongs to.
+    fn copy(&mut self, to: Offset, header: Option<WalHeaderBytes>) -> Result<Option<Break>, LookError> {
+        let Some(live) = &mut self.live else { return Ok(Some(Break::HeaderInvalid)) };
+        if live.map.length() < to.get() {
+            live.map =
+                WalMap::new(&live.file, to.get()).map_err(|e| LookError::Wal(self.wal_path.clone(), e))?;
+        }
+        let saved = self.shadow.save();
+        let result = self.shadow.absorb(&live.map, to);
+        if self.live_header()? == header {
+            return match result {
+                Ok(()) => Ok(None),
+                Err(AbsorbError::Disk(error)) => Err(LookError::Shadow(error)),
+                Err(AbsorbError::Shrunk | AbsorbError::Frame(_)) => Ok(Some(Break::ChainBroken)),
+            };
+        }
+        // Guarded, this cannot be; at the beginning, on read lock 0, it can. What was overwritten, nobody knows.
+        self.shadow.go_back(saved);
+        Ok(Some(Break::WalRestarted))
+    }
+
+    /// Opens the WAL if there is one. `false` if the one that was open is not at its path any more.
+    fn open_live(&mut self) -> Result<bool, LookError> {
+        let error = |e| LookError::Wal(self.wal_path.clone(), e);
+        if let Some(live) = &self.live {
+            return Ok(live.file.metadata().map_err(error)?.nlink() > 0);
+        }
+        match File::open(&self.wal_path) {
+            Ok(file) => {
+                let length = file.metadata().map_err(error)?.len();
+                let map = WalMap::new(&file, length).map_err(error)?;
+                self.live = Some(LiveWal { file, map });
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(error(e)),
+        }
+        Ok(true)
+    }
+
+    /// The first 32 bytes of the live WAL; `None` if it is shorter.
+    fn live_header(&self) -> Result<Option<WalHeaderBytes>, LookError> {
+        let mut bytes = [0; WAL_HEADER_LENGTH as usize];
+        Ok(self.read_live(&mut bytes, 0)?.then_some(bytes))
+    }
+
+    /// Fills `buffer` from the live WAL; `false` if it ends before.
+    fn read_live(&self, buffer: &mut [u8], at: u64) -> Result<bool, LookError> {
+        let Some(live) = &self.live else { return Ok(false) };
+        match live.file.read_exact_at(buffer, at) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(e) => Err(LookError::Wal(self.wal_path.clone(), e)),
+        }
+    }
+
+    /// Whether the live WAL holds our last copied frame: its checksum covers everything before it.
+    fn tail_matches(&self) -> Result<bool, LookError> {
+        let Some(facts) = self.shadow.facts() else { return Ok(true) };
+        let Some(ours) = self.shadow.last_frame_header()? else { return Ok(true) };
+        let mut theirs = [0; 24];
+        let at = facts.end.get().saturating_sub(facts.header.page_size().frame_length());
+        Ok(self.read_live(&mut theirs, at)? && theirs == ours)
+    }
+
+    /// Whether a frame of this WAL stands behind its last commit.
+    fn has_frame_behind(&self, live: Option<WalHeader>, frames: u32) -> Result<bool, LookError> {
+        let Some(header) = live else { return Ok(false) };
+        let mut bytes = [0; 24];
+        let at = Offset::after_frames(header.page_size(), frames).get();
+        Ok(self.read_live(&mut bytes, at)? && FrameHeader::parse(&bytes).salt == header.salt())
+    }
+}

@@ -1,0 +1,97 @@
+//! Our readers: one of them holds the WAL at all times, so that nobody can restart it over frames we do not have.
+//!
+//! The reader moves on by overlap: a second one begins, everything committed now is copied, and durable if the WAL
+//! could be restarted next; only then the first one ends.
+
+use super::capture::{Capture, Look, LookError};
+use crate::core::checkpoint::{Extent, Mark, is_in_place};
+use crate::sqlite::{Handle, SqliteError, WalExtent};
+
+/// How far a move of the reader came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Move {
+    /// The reader stands on what was the newest mark.
+    Done,
+    /// The shadow must be durable first; call again then.
+    NeedsSync,
+    /// Something was in the way, or there is more to copy; call again.
+    NotYet,
+    /// The look on the way found this.
+    Broken(crate::core::sync::Break),
+}
+
+/// The two readers and the handle that asks the wal-index.
+pub struct Guard {
+    reader: Handle,
+    spare: Handle,
+    /// Asks NOOP; never inside a transaction.
+    pub query: Handle,
+    mark: Mark,
+    /// The spare reader has begun, and stands here.
+    pending: Option<Mark>,
+}
+
+impl Guard {
+    /// Begins to hold the WAL.
+    ///
+    /// # Errors
+    /// SQLite's; busy while somebody recovers the WAL.
+    pub fn begin(
+        reader: Handle,
+        spare: Handle,
+        query: Handle,
+        index: crate::core::position::Index,
+    ) -> Result<Self, SqliteError> {
+        let extent = query.wal_extent()?;
+        reader.begin_read()?;
+        let mark = Mark { index, frames: extent.frames, on_lock_zero: extent.is_backfilled() };
+        Ok(Guard { reader, spare, query, mark, pending: None })
+    }
+
+    /// Whether the reader lets the application's checkpoints finish.
+    pub fn is_in_place(&self, capture: &Capture, extent: WalExtent) -> bool {
+        let now = Extent {
+            index: capture.shadow.extent().index,
+            frames: extent.frames,
+            backfilled: extent.backfilled,
+        };
+        self.pending.is_none() && is_in_place(self.mark, now)
+    }
+
+    /// Whether the reader is on the newest mark, so that a checkpoint can copy everything.
+    pub fn is_newest(&self, capture: &Capture, extent: WalExtent) -> bool {
+        let newest = self.mark.index == capture.shadow.extent().index && self.mark.frames == extent.frames;
+        self.pending.is_none() && newest
+    }
+
+    /// Moves the reader to the newest mark, or goes on doing so.
+    ///
+    /// # Errors
+    /// What could not be read or written; the first reader still holds.
+    pub fn move_on(&mut self, capture: &mut Capture) -> Result<Move, LookError> {
+        if self.pending.is_none() {
+            let extent = match self.query.wal_extent() {
+                Err(SqliteError::Busy) => return Ok(Move::NotYet),
+                other => other?,
+            };
+            match self.spare.begin_read() {
+                Err(SqliteError::Busy) => return Ok(Move::NotYet),
+                other => other?,
+            }
+            let index = capture.shadow.extent().index;
+            self.pending = Some(Mark { index, frames: extent.frames, on_lock_zero: extent.is_backfilled() });
+        }
+        let extent = match capture.look(&self.query)? {
+            Look::UpToDate { extent, .. } => extent,
+            Look::More | Look::Again => return Ok(Move::NotYet),
+            Look::Broken(reason) => return Ok(Move::Broken(reason)),
+        };
+        if extent.frames > 0 && extent.is_backfilled() && capture.shadow.to_sync().is_some() {
+            return Ok(Move::NeedsSync);
+        }
+        self.reader.end_read();
+        std::mem::swap(&mut self.reader, &mut self.spare);
+        self.mark = self.pending.take().expect("BUG: the spare reader has begun");
+        Ok(Move::Done)
+    }
+}

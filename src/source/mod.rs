@@ -1,0 +1,694 @@
+//! One database: whether it is there, whether we hold it, what was copied, and when its WAL is checkpointed.
+//!
+//! A source decides; what takes time (attaching, fsyncs, checkpoints) goes to a worker as a [`LocalJob`], one at a
+//! time. Its turn never waits for anything.
+
+mod attach;
+mod capture;
+mod guard;
+mod round;
+
+pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, Refusal, attach};
+pub use capture::{Look, LookError};
+pub use round::{UrgentReport, urgent_round};
+
+use crate::core::checkpoint::{CheckpointPolicy, CheckpointState, Extent, Round};
+use crate::core::position::{Generation, Index, Offset};
+use crate::core::shadow::ShadowExtent;
+use crate::core::status::WriteLockHolds;
+use crate::core::sync::{Break, Dirty};
+use crate::disk::{Disk, DiskFile};
+use crate::shadow::ShadowWal;
+use crate::sqlite::{Handle, SqliteError, WalExtent};
+use guard::Move;
+use log::{error, info, warn};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// A commit frame can be in the WAL before it is in the wal-index, and no event follows: the first pause before
+/// asking again, doubled each time.
+const IN_FLIGHT_PAUSE: Duration = Duration::from_micros(50);
+/// The same, after the database file was written: a checkpoint says only later that it is done.
+const BACKFILL_PAUSE: Duration = Duration::from_millis(1);
+/// Asking again after the database file was written ends at this pause.
+const BACKFILL_PATIENCE: Duration = Duration::from_secs(1);
+/// Asking again about frames in flight ends at this pause; the safety look does the rest.
+const IN_FLIGHT_PATIENCE: Duration = Duration::from_secs(30);
+/// How long after a commit the reader moves up: soon enough for the application's checkpoints, and not for each commit.
+const MOVE_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_MOVE_PAUSE: Duration = Duration::from_millis(500);
+/// After something failed: the first pause, doubled each time up to the longest.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(10);
+/// Parts copied in one turn, so that one busy database does not keep the others waiting.
+const PARTS_A_TURN: u32 = 4;
+
+/// Work that takes time, for a worker. It brings back what it was lent.
+pub enum LocalJob {
+    /// Attach to a database.
+    Attach(AttachRequest),
+    /// Make the shadow durable.
+    Sync(ShadowSync),
+    /// Make the shadow durable and checkpoint, beside the writers.
+    Checkpoint {
+        /// Lent.
+        checkpointer: Handle,
+        /// What must be durable before the checkpoint.
+        sync: Option<ShadowSync>,
+        /// Checked before the checkpoint: never into a file that was put in the database's place.
+        database: PathBuf,
+        /// The file we hold.
+        identity: FileIdentity,
+    },
+    /// An urgent round.
+    Urgent {
+        /// Lent.
+        attached: Box<Attached>,
+        /// As in `Checkpoint`.
+        database: PathBuf,
+        /// How long the write lock may be held.
+        budget: Duration,
+    },
+    /// Remove the shadows of earlier generations.
+    RemoveGenerations {
+        /// Our state.
+        meta: PathBuf,
+        /// The present one.
+        keep: Generation,
+        /// Where they are.
+        disk: Arc<dyn Disk>,
+    },
+}
+
+/// A part of the shadow to make durable.
+pub struct ShadowSync {
+    /// The file.
+    pub file: Arc<dyn DiskFile>,
+    /// Which index it holds.
+    pub index: Index,
+    /// Durable up to here, once it is done.
+    pub end: Offset,
+}
+
+/// How a [`LocalJob`] ended.
+pub enum LocalOutcome {
+    /// Of `Attach`.
+    Attach(AttachOutcome),
+    /// Of `Sync`: whether it is durable.
+    Synced(Index, Offset, std::io::Result<()>),
+    /// Of `Checkpoint`.
+    Checkpointed {
+        /// Brought back.
+        checkpointer: Handle,
+        /// What was made durable.
+        synced: Option<(Index, Offset)>,
+        /// What the wal-index said then.
+        result: Result<WalExtent, CheckpointFailure>,
+    },
+    /// Of `Urgent`.
+    Urgent(Box<Attached>, UrgentReport),
+    /// Of `RemoveGenerations`.
+    Removed(std::io::Result<()>),
+}
+
+/// Why a checkpoint was not carried out.
+#[derive(Debug)]
+pub enum CheckpointFailure {
+    /// The shadow could not be made durable.
+    Sync(std::io::Error),
+    /// Another file is at the database's path.
+    Replaced,
+    /// SQLite's answer.
+    Sqlite(SqliteError),
+}
+
+/// What a source is configured to do.
+#[derive(Debug, Clone)]
+pub struct SourceSettings {
+    /// The database file.
+    pub database: PathBuf,
+    /// Our state.
+    pub meta: PathBuf,
+    /// When to checkpoint.
+    pub checkpoint: CheckpointPolicy,
+    /// The longest that writers may wait for us.
+    pub max_write_block: Duration,
+}
+
+/// Where a source stands. Each change is logged once.
+pub enum State {
+    /// There is no database; it is waited for.
+    Absent,
+    /// There may be one; we hold nothing of it.
+    Detached,
+    /// We hold it.
+    Attached(Box<Attached>),
+    /// A worker has what we hold, for an urgent round.
+    Lent,
+    /// There is one, but it cannot be attached to now.
+    Refused(Refusal),
+}
+
+/// A time to look again, and the pause before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Recheck {
+    at: Instant,
+    pause: Duration,
+}
+
+impl Recheck {
+    fn after(previous: Option<Recheck>, first: Duration, now: Instant) -> Recheck {
+        let pause = previous.map_or(first, |p| (p.pause * 2).max(first));
+        Recheck { at: now + pause, pause }
+    }
+}
+
+/// One database.
+pub struct Source {
+    settings: SourceSettings,
+    wal: PathBuf,
+    disk: Arc<dyn Disk>,
+    state: State,
+    job_in_flight: bool,
+    dirty: Dirty,
+    /// More is known to be there; take another turn at once.
+    hot: bool,
+    recheck: Option<Recheck>,
+    move_at: Option<Recheck>,
+    retry: Option<Recheck>,
+    extent: WalExtent,
+    checkpoint: CheckpointState,
+    urgent_next: bool,
+    needs_sync: bool,
+    stale_generations: bool,
+    forced_break: Option<Break>,
+    requested_break: Option<Break>,
+    descriptor: Weak<File>,
+    breaks: u32,
+    last_break: Option<Break>,
+    holds: WriteLockHolds,
+    problem: Option<String>,
+}
+
+impl Source {
+    /// A source that has not looked yet.
+    pub fn new(settings: SourceSettings, disk: Arc<dyn Disk>) -> Self {
+        let mut wal = settings.database.clone().into_os_string();
+        wal.push("-wal");
+        Source {
+            settings,
+            wal: wal.into(),
+            disk,
+            state: State::Detached,
+            job_in_flight: false,
+            dirty: Dirty::ALL,
+            hot: false,
+            recheck: None,
+            move_at: None,
+            retry: None,
+            extent: WalExtent { frames: 0, backfilled: 0 },
+            checkpoint: CheckpointState::new(),
+            urgent_next: false,
+            needs_sync: false,
+            stale_generations: false,
+            forced_break: None,
+            requested_break: None,
+            descriptor: Weak::new(),
+            breaks: 0,
+            last_break: None,
+            holds: WriteLockHolds::default(),
+            problem: None,
+        }
+    }
+
+    /// The database file.
+    pub fn database(&self) -> &Path {
+        &self.settings.database
+    }
+    /// Where it stands.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+    /// What replicas compare themselves with; `None` while we do not hold the database.
+    pub fn shadow(&self) -> Option<&ShadowWal> {
+        match &self.state {
+            State::Attached(attached) => Some(&attached.capture.shadow),
+            _ => None,
+        }
+    }
+    /// The extent of the shadow, as [`Source::shadow`].
+    pub fn shadow_extent(&self) -> Option<&ShadowExtent> {
+        self.shadow().map(ShadowWal::extent)
+    }
+    /// The one descriptor of the database file, for reading a snapshot.
+    pub fn descriptor(&self) -> Option<Arc<File>> {
+        match &self.state {
+            State::Attached(attached) => Some(Arc::clone(&attached.descriptor)),
+            _ => None,
+        }
+    }
+    /// The wal-index at the last look.
+    pub fn wal_extent(&self) -> WalExtent {
+        self.extent
+    }
+    /// How often, and why last, continuity was lost.
+    pub fn breaks(&self) -> (u32, Option<&Break>) {
+        (self.breaks, self.last_break.as_ref())
+    }
+    /// How long writers waited for us.
+    pub fn lock_holds(&self) -> WriteLockHolds {
+        self.holds
+    }
+    /// What keeps the database from being captured, if anything does.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+    /// Whether a local job is in flight, or a turn is due at once.
+    pub fn is_busy(&self) -> bool {
+        self.job_in_flight || self.hot
+    }
+    /// Whether everything committed, as far as the last look knew, is in the shadow, and no look is due.
+    pub fn is_idle(&self) -> bool {
+        !self.is_busy() && !self.dirty.any()
+    }
+
+    /// Takes in what the watch saw.
+    pub fn mark(&mut self, dirty: Dirty) {
+        self.dirty.wal |= dirty.wal;
+        self.dirty.database |= dirty.database;
+        self.dirty.folder |= dirty.folder;
+    }
+
+    /// Removes shadow files that no replica needs any more.
+    pub fn forget_before(&mut self, index: Index) {
+        if let State::Attached(attached) = &mut self.state
+            && let Err(e) = attached.capture.shadow.forget_before(index)
+        {
+            warn!("{}: cannot remove an old shadow WAL: {e}; it stays", self.settings.database.display());
+        }
+    }
+
+    /// When the next turn is due though nothing happens.
+    pub fn next_timeout(&self, now: Instant) -> Option<Instant> {
+        if self.hot || (self.dirty.any() && !self.job_in_flight) {
+            return Some(now);
+        }
+        let at = |recheck: Option<Recheck>| recheck.map(|r| r.at);
+        match &self.state {
+            State::Attached(_) => {
+                let checkpoint = (!self.job_in_flight)
+                    .then(|| {
+                        self.checkpoint.next_timeout(&self.settings.checkpoint, self.checkpoint_extent())
+                    })
+                    .flatten()
+                    // A checkpoint waits for the reader to move up.
+                    .map(|due| at(self.move_at).map_or(due, |moves| due.max(moves)));
+                [at(self.recheck), at(self.move_at), checkpoint].into_iter().flatten().min()
+            }
+            State::Lent => None,
+            State::Absent | State::Detached | State::Refused(_) if self.job_in_flight => None,
+            State::Absent => None,
+            State::Detached | State::Refused(_) => at(self.retry).or(Some(now)),
+        }
+    }
+
+    /// Takes a turn: looks if there is reason to, and returns the job that is due. `generation` is for the case that
+    /// a new one must begin.
+    pub fn turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
+        let job = match &self.state {
+            State::Attached(_) => self.attached_turn(now, generation),
+            State::Lent => None,
+            State::Absent | State::Detached | State::Refused(_) => self.attach_turn(now, generation),
+        };
+        self.job_in_flight |= job.is_some();
+        job
+    }
+
+    fn attach_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
+        let is_due = match self.state {
+            State::Absent => self.dirty.any(),
+            _ => self.retry.is_none_or(|retry| now >= retry.at),
+        };
+        if self.job_in_flight || !is_due {
+            // A refused database may be written without a pause: it is tried again by the clock only.
+            if matches!(self.state, State::Refused(_)) {
+                self.dirty = Dirty::default();
+            }
+            return None;
+        }
+        self.dirty = Dirty::default();
+        if self.descriptor.strong_count() > 0 {
+            self.refuse(Refusal::StillReading, now);
+            return None;
+        }
+        Some(LocalJob::Attach(AttachRequest {
+            database: self.settings.database.clone(),
+            wal: self.wal.clone(),
+            meta: self.settings.meta.clone(),
+            disk: Arc::clone(&self.disk),
+            next_generation: generation,
+            forced_break: self.forced_break.clone(),
+        }))
+    }
+
+    fn attached_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
+        if self.dirty.folder && !self.is_at_path() {
+            self.detach(Break::DatabaseReplaced);
+            return None;
+        }
+        if let Some(reason) = self.requested_break.take() {
+            self.begin_generation(reason, now, generation);
+        }
+        let recheck_is_due = self.recheck.is_some_and(|r| now >= r.at);
+        if self.dirty.any() || self.hot || recheck_is_due {
+            self.look(now, generation);
+        }
+        if self.move_at.is_some_and(|m| now >= m.at) {
+            self.move_reader(now, generation);
+        }
+        if self.job_in_flight { None } else { self.job(now) }
+    }
+
+    fn is_at_path(&self) -> bool {
+        matches!(&self.state, State::Attached(attached) if attached.is_at_path(&self.settings.database))
+    }
+
+    /// Looks at the WAL until everything committed is copied, or a turn's worth is.
+    fn look(&mut self, now: Instant, generation: Generation) {
+        let dirty = std::mem::take(&mut self.dirty);
+        let previous = self.recheck.take().filter(|_| !dirty.any());
+        self.hot = false;
+        for _ in 0..PARTS_A_TURN {
+            let State::Attached(attached) = &mut self.state else { return };
+            match attached.capture.look(&attached.guard.query) {
+                Ok(Look::More) => {}
+                Ok(Look::UpToDate { extent, in_flight }) => {
+                    self.solved();
+                    self.extent = extent;
+                    self.plan_recheck(previous, in_flight, dirty.database, now);
+                    self.plan_move(now);
+                    return;
+                }
+                Ok(Look::Again) => {
+                    self.recheck = Some(Recheck::after(previous, BACKFILL_PAUSE, now));
+                    return;
+                }
+                Ok(Look::Broken(reason)) => return self.on_break(reason, now, generation),
+                Err(error) => {
+                    self.recheck = Some(Recheck::after(previous, RETRY_PAUSE, now));
+                    return self.failed(&error.to_string());
+                }
+            }
+        }
+        self.hot = true;
+    }
+
+    /// When to look again though no event will come.
+    fn plan_recheck(&mut self, previous: Option<Recheck>, in_flight: bool, written: bool, now: Instant) {
+        let (first, patience) = match in_flight {
+            true => (IN_FLIGHT_PAUSE, IN_FLIGHT_PATIENCE),
+            false => (BACKFILL_PAUSE, BACKFILL_PATIENCE),
+        };
+        let backfilling = (written || previous.is_some()) && !self.extent.is_backfilled();
+        let next = Recheck::after(previous, first, now);
+        self.recheck = (in_flight || backfilling).then_some(next).filter(|r| r.pause <= patience);
+    }
+
+    fn plan_move(&mut self, now: Instant) {
+        let State::Attached(attached) = &self.state else { return };
+        if attached.guard.is_in_place(&attached.capture, self.extent) {
+            self.move_at = None;
+        } else if self.move_at.is_none() && !self.needs_sync {
+            self.move_at = Some(Recheck::after(None, MOVE_PAUSE, now));
+        }
+    }
+
+    fn move_reader(&mut self, now: Instant, generation: Generation) {
+        let State::Attached(attached) = &mut self.state else { return };
+        let again = Recheck::after(self.move_at, MOVE_PAUSE, now);
+        let again = Recheck { at: again.at.min(now + LONGEST_MOVE_PAUSE), ..again };
+        match attached.guard.move_on(&mut attached.capture) {
+            Ok(Move::Done) => {
+                self.move_at = None;
+                // What was committed on the way is for the next turn.
+                self.hot = true;
+            }
+            Ok(Move::NeedsSync) => (self.needs_sync, self.move_at) = (true, None),
+            Ok(Move::NotYet) => self.move_at = Some(again),
+            Ok(Move::Broken(reason)) => self.on_break(reason, now, generation),
+            Err(error) => {
+                self.move_at = Some(again);
+                self.failed(&error.to_string());
+            }
+        }
+    }
+
+    fn checkpoint_extent(&self) -> Extent {
+        let index = self.shadow_extent().map_or(Index::ZERO, |extent| extent.index);
+        Extent { index, frames: self.extent.frames, backfilled: self.extent.backfilled }
+    }
+
+    /// The job that is due while we hold the database and none is in flight.
+    fn job(&mut self, now: Instant) -> Option<LocalJob> {
+        if std::mem::take(&mut self.stale_generations) {
+            let keep = self.shadow_extent()?.generation;
+            let (meta, disk) = (self.settings.meta.clone(), Arc::clone(&self.disk));
+            return Some(LocalJob::RemoveGenerations { meta, keep, disk });
+        }
+        if std::mem::take(&mut self.needs_sync) {
+            match self.shadow_sync() {
+                Some(sync) => return Some(LocalJob::Sync(sync)),
+                None => self.move_at = Some(Recheck { at: now, pause: MOVE_PAUSE }),
+            }
+        }
+        if self.urgent_next {
+            return self.urgent_job();
+        }
+        let extent = self.checkpoint_extent();
+        let round = self.checkpoint.due(&self.settings.checkpoint, extent, now)?;
+        let sync = self.shadow_sync();
+        let State::Attached(attached) = &mut self.state else { return None };
+        if !attached.guard.is_newest(&attached.capture, self.extent) && round == Round::Cooperative {
+            // The move comes first; it is planned already.
+            return None;
+        }
+        let identity = FileIdentity::of_file(&attached.descriptor).ok()?;
+        let checkpointer = attached.checkpointer.take()?;
+        self.urgent_next = round == Round::Urgent;
+        Some(LocalJob::Checkpoint { checkpointer, sync, database: self.settings.database.clone(), identity })
+    }
+
+    fn urgent_job(&mut self) -> Option<LocalJob> {
+        self.urgent_next = false;
+        match std::mem::replace(&mut self.state, State::Lent) {
+            State::Attached(attached) => Some(LocalJob::Urgent {
+                attached,
+                database: self.settings.database.clone(),
+                budget: self.settings.max_write_block,
+            }),
+            other => {
+                self.state = other;
+                None
+            }
+        }
+    }
+
+    fn shadow_sync(&self) -> Option<ShadowSync> {
+        let (file, index, end) = self.shadow()?.to_sync()?;
+        Some(ShadowSync { file, index, end })
+    }
+
+    /// Takes in how the job in flight ended.
+    pub fn on_outcome(&mut self, outcome: LocalOutcome, now: Instant, generation: Generation) {
+        self.job_in_flight = false;
+        match outcome {
+            LocalOutcome::Attach(outcome) => self.on_attach(outcome, now),
+            LocalOutcome::Synced(index, end, Ok(())) => {
+                if let State::Attached(attached) = &mut self.state {
+                    attached.capture.shadow.on_synced(index, end);
+                }
+                self.move_at = Some(Recheck { at: now, pause: MOVE_PAUSE });
+            }
+            LocalOutcome::Synced(_, _, Err(e)) => {
+                self.failed(&format!("cannot make the shadow WAL durable: {e}"));
+                self.on_break(Break::ShadowSyncFailed, now, generation);
+            }
+            LocalOutcome::Checkpointed { checkpointer, synced, result } => {
+                if let State::Attached(attached) = &mut self.state {
+                    attached.checkpointer = Some(checkpointer);
+                    if let Some((index, end)) = synced {
+                        attached.capture.shadow.on_synced(index, end);
+                    }
+                }
+                self.on_checkpoint(result, now, generation);
+            }
+            LocalOutcome::Urgent(attached, report) => {
+                self.state = State::Attached(attached);
+                self.on_urgent(report, now, generation);
+            }
+            LocalOutcome::Removed(result) => {
+                if let Err(e) = result {
+                    let meta = self.settings.meta.display();
+                    warn!("cannot remove earlier generations from {meta}: {e}; they stay");
+                }
+            }
+        }
+    }
+
+    fn on_attach(&mut self, outcome: AttachOutcome, now: Instant) {
+        let name = self.settings.database.display();
+        match outcome {
+            AttachOutcome::Absent => {
+                if !matches!(self.state, State::Absent) {
+                    info!("{name}: there is no database yet; waiting for it");
+                }
+                self.state = State::Absent;
+                self.retry = None;
+            }
+            AttachOutcome::Refused(refusal) => self.refuse(refusal, now),
+            AttachOutcome::Attached { attached, reason, was_switched } => {
+                if was_switched {
+                    info!("{name}: was not in WAL mode; it is now, and stays so");
+                }
+                let generation = attached.capture.shadow.extent().generation;
+                info!("{name}: attached, generation {generation}");
+                if let Some(reason) = reason {
+                    self.count_break(reason);
+                }
+                self.descriptor = Arc::downgrade(&attached.descriptor);
+                self.state = State::Attached(attached);
+                (self.retry, self.forced_break, self.hot) = (None, None, true);
+                self.stale_generations = true;
+                self.solved();
+            }
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal, now: Instant) {
+        let retry = Recheck::after(self.retry, RETRY_PAUSE, now);
+        self.retry = Some(Recheck { at: retry.at.min(now + LONGEST_RETRY_PAUSE), ..retry });
+        if !matches!(&self.state, State::Refused(present) if *present == refusal) {
+            let name = self.settings.database.display();
+            warn!("{name}: not replicated: {refusal}; it is tried again by itself");
+        }
+        self.state = State::Refused(refusal);
+    }
+
+    fn on_checkpoint(
+        &mut self,
+        result: Result<WalExtent, CheckpointFailure>,
+        now: Instant,
+        next: Generation,
+    ) {
+        match result {
+            Ok(extent) => {
+                self.checkpoint.on_round(extent.is_backfilled(), now);
+                self.urgent_next &= !extent.is_backfilled();
+            }
+            Err(CheckpointFailure::Sqlite(SqliteError::Busy)) => {
+                // Somebody else checkpoints: so much the better.
+                self.urgent_next = false;
+                self.checkpoint.on_round(false, now);
+            }
+            Err(CheckpointFailure::Sqlite(error)) => {
+                self.urgent_next = false;
+                self.checkpoint.on_round(false, now);
+                self.failed(&format!("cannot checkpoint: {error}"));
+            }
+            Err(CheckpointFailure::Sync(error)) => {
+                self.urgent_next = false;
+                self.failed(&format!("cannot make the shadow WAL durable: {error}"));
+                self.on_break(Break::ShadowSyncFailed, now, next);
+            }
+            Err(CheckpointFailure::Replaced) => {
+                self.urgent_next = false;
+                self.detach(Break::DatabaseReplaced);
+                return;
+            }
+        }
+        // The reader may now stand in the way of a restart.
+        self.hot = true;
+    }
+
+    fn on_urgent(&mut self, report: UrgentReport, now: Instant, generation: Generation) {
+        if let Some(held) = report.held {
+            self.holds.record(held);
+        }
+        self.checkpoint.on_round(report.finished, now);
+        self.hot = true;
+        if let Some(reason) = report.broken {
+            self.on_break(reason, now, generation);
+        } else if let Some(error) = report.error {
+            self.failed(&format!("cannot checkpoint: {error}"));
+        }
+    }
+
+    fn on_break(&mut self, reason: Break, now: Instant, generation: Generation) {
+        if matches!(reason, Break::DatabaseReplaced | Break::WalReplaced) {
+            return self.detach(reason);
+        }
+        self.begin_generation(reason, now, generation);
+    }
+
+    /// A replica found that the generation cannot go on; the next turn begins a new one.
+    pub fn request_generation(&mut self, reason: Break) {
+        (self.requested_break, self.hot) = (Some(reason), true);
+    }
+
+    /// Begins a new generation of the database that we hold.
+    fn begin_generation(&mut self, reason: Break, now: Instant, generation: Generation) {
+        let State::Attached(attached) = &mut self.state else { return };
+        match attached.begin_generation(&self.disk, &self.settings.meta, generation) {
+            Ok(()) => {
+                self.count_break(reason);
+                (self.hot, self.stale_generations) = (true, true);
+            }
+            Err(e) => {
+                self.recheck = Some(Recheck::after(self.recheck, RETRY_PAUSE, now));
+                self.failed(&format!("cannot begin a new generation ({reason}): {e}"));
+            }
+        }
+    }
+
+    fn count_break(&mut self, reason: Break) {
+        let name = self.settings.database.display();
+        let generation = self.shadow_extent().map(|e| format!(" {}", e.generation)).unwrap_or_default();
+        info!("{name}: begins generation{generation}: {reason}");
+        self.breaks += u32::from(reason != Break::FirstRun);
+        self.last_break = Some(reason);
+    }
+
+    /// Lets go of a file that is not the database any more, without a checkpoint.
+    fn detach(&mut self, reason: Break) {
+        if self.job_in_flight {
+            // What is lent comes back first; the folder is looked at again then.
+            self.dirty.folder = true;
+            return;
+        }
+        let name = self.settings.database.display();
+        warn!("{name}: {reason}; letting go of the old file, the new one begins a new generation");
+        if let State::Attached(attached) = std::mem::replace(&mut self.state, State::Detached) {
+            attached.let_go_of_replaced(&self.settings.database, &self.wal);
+        }
+        (self.forced_break, self.dirty) = (Some(reason), Dirty::ALL);
+        (self.recheck, self.move_at, self.retry, self.hot) = (None, None, None, false);
+        (self.urgent_next, self.needs_sync) = (false, false);
+        self.checkpoint = CheckpointState::new();
+        self.extent = WalExtent { frames: 0, backfilled: 0 };
+    }
+
+    fn failed(&mut self, problem: &str) {
+        if self.problem.as_deref() != Some(problem) {
+            error!("{}: {problem}; it is tried again by itself", self.settings.database.display());
+            self.problem = Some(problem.to_owned());
+        }
+    }
+
+    fn solved(&mut self) {
+        if self.problem.take().is_some() {
+            info!("{}: works again", self.settings.database.display());
+        }
+    }
+}

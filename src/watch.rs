@@ -1,0 +1,144 @@
+//! What happens in the databases' folders, by inotify. Its thread only marks a database and wakes the loop.
+
+use crate::core::sync::Dirty;
+use notify::event::{EventKind, ModifyKind};
+use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+const WAL: u8 = 1;
+const DATABASE: u8 = 2;
+const FOLDER: u8 = 4;
+const ALL: u8 = WAL | DATABASE | FOLDER;
+
+/// The files that databases live in, and what was seen of them.
+struct Marks {
+    /// A file, to the database it belongs to and what a write to it means.
+    files: HashMap<PathBuf, (usize, u8)>,
+    seen: Vec<AtomicU8>,
+    /// Folders whose watch is gone.
+    lost: Mutex<Vec<PathBuf>>,
+    any_lost: AtomicBool,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Marks {
+    fn mark(&self, database: usize, bits: u8) {
+        // Whoever takes the marks looks afterwards; so only the first mark since must wake.
+        if self.seen[database].fetch_or(bits, Ordering::SeqCst) & bits != bits {
+            (self.wake)();
+        }
+    }
+
+    fn mark_all(&self) {
+        (0..self.seen.len()).for_each(|database| self.mark(database, ALL));
+    }
+
+    fn on_event(&self, event: notify::Result<Event>) {
+        let Ok(event) = event else { return self.mark_all() };
+        if event.need_rescan() {
+            return self.mark_all();
+        }
+        let moves = match event.kind {
+            EventKind::Modify(ModifyKind::Data(_)) => false,
+            EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => true,
+            // Opening and closing, our own among them, and changes of mode or times mean nothing.
+            _ => return,
+        };
+        for path in &event.paths {
+            match self.files.get(path) {
+                Some(&(database, bits)) => self.mark(database, if moves { bits | FOLDER } else { bits }),
+                None if moves => self.on_folder(path),
+                None => {}
+            }
+        }
+    }
+
+    /// The watched folder itself went away.
+    fn on_folder(&self, folder: &Path) {
+        let inside = |file: &Path| file.parent() == Some(folder);
+        let mut is_ours = false;
+        for (file, (database, _)) in &self.files {
+            if inside(file) {
+                is_ours = true;
+                self.mark(*database, ALL);
+            }
+        }
+        if is_ours {
+            self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(folder.to_owned());
+            self.any_lost.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Watches the folders of all databases.
+pub struct Watch {
+    watcher: RecommendedWatcher,
+    marks: Arc<Marks>,
+    databases: Vec<PathBuf>,
+    watched: HashSet<PathBuf>,
+}
+
+impl Watch {
+    /// Begins with no folder watched. `wake` is called when there is something new to [`Watch::take`].
+    ///
+    /// # Errors
+    /// The kernel has no inotify instance left, for example.
+    pub fn new(databases: &[PathBuf], wake: Box<dyn Fn() + Send + Sync>) -> Result<Self, String> {
+        let mut files = HashMap::new();
+        for (database, path) in databases.iter().enumerate() {
+            let beside = |suffix: &str| {
+                let mut name = path.clone().into_os_string();
+                name.push(suffix);
+                PathBuf::from(name)
+            };
+            files.insert(path.clone(), (database, DATABASE));
+            files.insert(beside("-wal"), (database, WAL));
+            files.insert(beside("-journal"), (database, FOLDER));
+        }
+        let seen = databases.iter().map(|_| AtomicU8::new(ALL)).collect();
+        let (lost, any_lost) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+        let marks = Arc::new(Marks { files, seen, lost, any_lost, wake });
+        let handler = Arc::clone(&marks);
+        let watcher = notify::recommended_watcher(move |event| handler.on_event(event))
+            .map_err(|error| format!("cannot watch files: {error}"))?;
+        Ok(Watch { watcher, marks, databases: databases.to_vec(), watched: HashSet::new() })
+    }
+
+    /// Watches the folder of a database, if it is not watched already. `Ok(false)` if there is no such folder.
+    ///
+    /// # Errors
+    /// The kernel has no watch left, for example; then only the slow look notices what happens.
+    pub fn follow(&mut self, database: usize) -> Result<bool, String> {
+        if self.marks.any_lost.swap(false, Ordering::SeqCst) {
+            let mut lost = self.marks.lost.lock().unwrap_or_else(PoisonError::into_inner);
+            lost.drain(..).for_each(|folder| {
+                // The kernel has dropped the watch already; what is left is notify's own note of it.
+                let _ = self.watcher.unwatch(&folder);
+                self.watched.remove(&folder);
+            });
+        }
+        let Some(folder) = self.databases[database].parent() else { return Ok(false) };
+        if self.watched.contains(folder) {
+            return Ok(true);
+        }
+        match self.watcher.watch(folder, RecursiveMode::NonRecursive) {
+            Ok(()) => {
+                self.watched.insert(folder.to_owned());
+                // What happened before the watch was there was not seen.
+                self.marks.mark(database, ALL);
+                Ok(true)
+            }
+            Err(_) if !folder.is_dir() => Ok(false),
+            Err(error) => Err(format!("cannot watch {}: {error}", folder.display())),
+        }
+    }
+
+    /// What was seen of a database since this was last called.
+    pub fn take(&self, database: usize) -> Dirty {
+        let bits = self.marks.seen[database].swap(0, Ordering::SeqCst);
+        Dirty { wal: bits & WAL != 0, database: bits & DATABASE != 0, folder: bits & FOLDER != 0 }
+    }
+}

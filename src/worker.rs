@@ -1,0 +1,241 @@
+//! Threads that carry: they do what an order says, answer, and decide nothing.
+//!
+//! Local jobs share a small pool. Each destination (a server and account, or this machine's folders) has two threads
+//! and so at most two logins, however many databases replicate there: one for the WAL, one for snapshots.
+
+use crate::carry::{CarryError, Order, carry};
+use crate::core::position::{Generation, Index, Offset};
+use crate::core::replica::{Job, Outcome};
+use crate::remote::{self, Location, Remote, RemoteError};
+use crate::shadow::remove_other_generations;
+use crate::source::{
+    CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, ShadowSync, attach, urgent_round,
+};
+use crate::sqlite::{Handle, WalExtent};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Threads for attaching, fsyncs and checkpoints: a slow disk under one database must not stop all others.
+const LOCAL_THREADS: usize = 4;
+/// After a failed login, jobs for that destination fail at once for so long: a thousand databases must not each wait
+/// for the same dead server.
+const LOGIN_PAUSE: Duration = Duration::from_millis(200);
+
+/// A job that has ended.
+pub enum Completed {
+    /// A local one.
+    Local {
+        /// Which database.
+        database: usize,
+        /// How it ended.
+        outcome: LocalOutcome,
+    },
+    /// One on a replica.
+    Remote {
+        /// Which database.
+        database: usize,
+        /// Which of its replicas.
+        replica: usize,
+        /// The generation that the order was for.
+        generation: Generation,
+        /// How it ended.
+        outcome: Outcome,
+    },
+}
+
+/// Where a worker logs in: replicas with the same one share it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Destination {
+    Folders,
+    Server { host: String, port: u16, user: String, key: Option<PathBuf>, host_keys: Vec<String> },
+}
+
+impl Destination {
+    fn of(location: &Location) -> Self {
+        match location {
+            Location::Folder(_) => Destination::Folders,
+            Location::Sftp(server) => Destination::Server {
+                host: server.host.clone(),
+                port: server.port,
+                user: server.user.clone(),
+                key: server.key_path.clone(),
+                host_keys: server.host_keys.clone(),
+            },
+        }
+    }
+}
+
+type LocalOrder = (usize, LocalJob);
+type RemoteOrder = (usize, usize, Order);
+
+/// The two threads of a destination.
+#[derive(Clone)]
+struct Lines {
+    wal: Sender<RemoteOrder>,
+    snapshots: Sender<RemoteOrder>,
+}
+
+/// All threads. The channels hold at most one order for each database and replica, since each has at most one job
+/// in flight.
+pub struct Workers {
+    local: Sender<LocalOrder>,
+    lines: HashMap<Destination, Lines>,
+    completed: (Sender<Completed>, Receiver<Completed>),
+    wake: Arc<dyn Fn() + Send + Sync>,
+    home: Option<PathBuf>,
+}
+
+impl Workers {
+    /// Starts the local threads. `wake` is called after each job; `home` is where `.ssh/known_hosts` is looked for.
+    pub fn start(wake: Arc<dyn Fn() + Send + Sync>, home: Option<PathBuf>) -> Self {
+        let (local, orders) = unbounded::<LocalOrder>();
+        let completed = unbounded();
+        for _ in 0..LOCAL_THREADS {
+            let (orders, done, wake) = (orders.clone(), completed.0.clone(), Arc::clone(&wake));
+            thread::spawn(move || {
+                for (database, job) in orders {
+                    let outcome = do_local(job);
+                    if done.send(Completed::Local { database, outcome }).is_err() {
+                        return;
+                    }
+                    wake();
+                }
+            });
+        }
+        Workers { local, lines: HashMap::new(), completed, wake, home }
+    }
+
+    /// Hands a local job to the pool.
+    pub fn send_local(&self, database: usize, job: LocalJob) {
+        self.local.send((database, job)).expect("BUG: the local threads live as long as this");
+    }
+
+    /// Hands an order to its destination; its threads are started by the first one.
+    pub fn send_remote(&mut self, database: usize, replica: usize, location: &Location, order: Order) {
+        let lines = match self.lines.get(&Destination::of(location)) {
+            Some(lines) => lines.clone(),
+            None => {
+                let lines = Lines { wal: self.start_line(location), snapshots: self.start_line(location) };
+                self.lines.insert(Destination::of(location), lines.clone());
+                lines
+            }
+        };
+        let line = match order.job {
+            Job::SendSnapshot { .. } | Job::PublishSnapshot { .. } => lines.snapshots,
+            Job::Look | Job::Begin { .. } | Job::Extend { .. } | Job::Seal { .. } => lines.wal,
+        };
+        line.send((database, replica, order)).expect("BUG: a destination's threads live as long as this");
+    }
+
+    /// The next job that has ended, if any.
+    pub fn completed(&self) -> Option<Completed> {
+        self.completed.1.try_recv().ok()
+    }
+
+    fn start_line(&self, location: &Location) -> Sender<RemoteOrder> {
+        let (sender, orders) = unbounded::<RemoteOrder>();
+        let (done, wake) = (self.completed.0.clone(), Arc::clone(&self.wake));
+        let mut login =
+            Login { location: location.clone(), home: self.home.clone(), state: LoginState::None };
+        thread::spawn(move || {
+            for (database, replica, order) in orders {
+                let outcome = login.carry(&order);
+                let generation = order.generation;
+                // The order holds the database's descriptor: it goes before anybody hears that the job is done.
+                drop(order);
+                if done.send(Completed::Remote { database, replica, generation, outcome }).is_err() {
+                    return;
+                }
+                wake();
+            }
+        });
+        sender
+    }
+}
+
+enum LoginState {
+    None,
+    Up(Box<dyn Remote>),
+    Failed(Instant, RemoteError),
+}
+
+/// A thread's login to its destination, made when it is needed and dropped after any doubt.
+struct Login {
+    location: Location,
+    home: Option<PathBuf>,
+    state: LoginState,
+}
+
+impl Login {
+    fn carry(&mut self, order: &Order) -> Outcome {
+        let result = self.remote().map_err(CarryError::from).and_then(|remote| carry(remote, order));
+        result.unwrap_or_else(|error| {
+            if error.is_disconnected() && matches!(self.state, LoginState::Up(_)) {
+                self.state = LoginState::None;
+            }
+            Outcome::Failed(error.into_failure())
+        })
+    }
+
+    fn remote(&mut self) -> Result<&mut dyn Remote, RemoteError> {
+        let again = match &self.state {
+            LoginState::None => true,
+            LoginState::Up(_) => false,
+            LoginState::Failed(at, error) if at.elapsed() < LOGIN_PAUSE => return Err(error.clone()),
+            LoginState::Failed(..) => true,
+        };
+        if again {
+            self.state = match remote::connect(&self.location, self.home.as_deref()) {
+                Ok(remote) => LoginState::Up(remote),
+                Err(error) => LoginState::Failed(Instant::now(), error),
+            };
+        }
+        match &mut self.state {
+            LoginState::Up(remote) => Ok(&mut **remote),
+            LoginState::Failed(_, error) => Err(error.clone()),
+            LoginState::None => unreachable!("BUG: a login was just tried"),
+        }
+    }
+}
+
+fn do_local(job: LocalJob) -> LocalOutcome {
+    match job {
+        LocalJob::Attach(request) => LocalOutcome::Attach(attach(&request)),
+        LocalJob::Sync(ShadowSync { file, index, end }) => LocalOutcome::Synced(index, end, file.sync()),
+        LocalJob::Checkpoint { checkpointer, sync, database, identity } => {
+            let mut synced = None;
+            let result = checkpoint(&checkpointer, sync, &mut synced, &database, identity);
+            LocalOutcome::Checkpointed { checkpointer, synced, result }
+        }
+        LocalJob::Urgent { mut attached, database, budget } => {
+            let report = urgent_round(&mut attached, &database, budget);
+            LocalOutcome::Urgent(attached, report)
+        }
+        LocalJob::RemoveGenerations { meta, keep, disk } => {
+            LocalOutcome::Removed(remove_other_generations(&*disk, &meta, keep))
+        }
+    }
+}
+
+/// The order is what makes it safe: our copy is durable, then the path is compared, then SQLite writes. Our reader
+/// took its mark before, and limits the checkpoint to frames older than the comparison.
+fn checkpoint(
+    checkpointer: &Handle,
+    sync: Option<ShadowSync>,
+    synced: &mut Option<(Index, Offset)>,
+    database: &Path,
+    identity: FileIdentity,
+) -> Result<WalExtent, CheckpointFailure> {
+    if let Some(ShadowSync { file, index, end }) = sync {
+        file.sync().map_err(CheckpointFailure::Sync)?;
+        *synced = Some((index, end));
+    }
+    if FileIdentity::of_path(database) != Some(identity) {
+        return Err(CheckpointFailure::Replaced);
+    }
+    checkpointer.checkpoint().map_err(CheckpointFailure::Sqlite)
+}

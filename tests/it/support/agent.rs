@@ -1,0 +1,101 @@
+//! The program itself, as a process.
+
+use super::process::{Killed, signal};
+use super::wait::{wait_for, wait_until};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+/// How long the agent may take to start or to stop.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// `agent replicate` with a configuration and a log of its own. Killed when dropped.
+pub struct Agent {
+    configuration: PathBuf,
+    log: PathBuf,
+    process: Killed,
+}
+
+impl Agent {
+    /// Starts the agent with a configuration, which it writes to `folder`; the control socket is there, too.
+    pub fn start(folder: &Path, configuration: &str) -> Agent {
+        let path = folder.join("wal-agent.yml");
+        let socket = folder.join("agent.sock");
+        fs::write(&path, format!("socket: {}\n{configuration}", socket.display()))
+            .expect("the folder is ours");
+        Agent::start_again(&path)
+    }
+
+    /// Starts the agent with a configuration file that is there, as after [`Agent::kill`]. The log goes on.
+    pub fn start_again(configuration: &Path) -> Agent {
+        let log = configuration.with_file_name("agent.log");
+        let file = File::options().create(true).append(true).open(&log).expect("the folder is ours");
+        let mut command = agent("replicate", configuration);
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("there are descriptors left"))
+            .stderr(file);
+        let process = Killed(command.spawn().expect("the agent can be run"));
+        Agent { configuration: configuration.to_owned(), log, process }
+    }
+
+    /// The configuration file.
+    pub fn configuration(&self) -> &Path {
+        &self.configuration
+    }
+
+    /// What the agent has logged.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// The agent's process.
+    pub fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    /// What `agent status --json` says; `None` while the agent does not answer.
+    pub fn status(&self) -> Option<Value> {
+        serde_json::from_slice(&self.run("status", &["--json"]).stdout).ok()
+    }
+
+    /// Runs another command of the agent with the same configuration.
+    pub fn run(&self, command: &str, arguments: &[&str]) -> Output {
+        agent(command, &self.configuration).args(arguments).output().expect("the agent can be run")
+    }
+
+    /// Waits until the status fulfils a condition.
+    #[track_caller]
+    pub fn wait_for_status(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        let status = || self.status().filter(&condition);
+        wait_for(&format!("{what} (log: {})", self.log.display()), DEADLINE, status)
+    }
+
+    /// Waits until the log has a text.
+    #[track_caller]
+    pub fn wait_for_log(&self, text: &str) {
+        wait_until(&format!("{text:?} in {}", self.log.display()), DEADLINE, || self.log().contains(text));
+    }
+
+    /// Asks the agent to end, and waits until it has.
+    #[track_caller]
+    pub fn stop(mut self) -> ExitStatus {
+        signal(self.pid(), Signal::TERM);
+        wait_for("the agent ends", DEADLINE, || self.process.0.try_wait().expect("the agent is our child"))
+    }
+
+    /// Kills the agent wherever it is.
+    pub fn kill(mut self) {
+        self.process.0.kill().expect("the agent is our child");
+        self.process.0.wait().expect("the agent is our child");
+    }
+}
+
+fn agent(command: &str, configuration: &Path) -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_agent"));
+    program.arg(command).arg("--config").arg(configuration);
+    program
+}

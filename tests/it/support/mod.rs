@@ -1,0 +1,26 @@
+//! The outside world, for tests: servers, databases, programs.
+
+pub mod agent;
+pub mod compare;
+pub mod history;
+pub mod litestream;
+pub mod memory;
+pub mod process;
+pub mod sqlite;
+pub mod sshd;
+pub mod wait;
+
+use std::path::PathBuf;
+
+/// A folder for one test, removed at its end. Set `WAL_AGENT_KEEP` to keep it and see what was there.
+pub fn temporary_folder() -> tempfile::TempDir {
+    let mut builder = tempfile::Builder::new();
+    let keep = std::env::var_os("WAL_AGENT_KEEP").is_some();
+    builder.prefix("wal-agent-test-").disable_cleanup(keep).tempdir().expect("a temporary folder can be made")
+}
+
+/// The folder that cargo builds into: of this profile, as `target/debug`.
+pub fn build_folder() -> PathBuf {
+    let test = std::env::current_exe().expect("a process knows its program");
+    test.ancestors().nth(2).expect("tests are in target/<profile>/deps").to_owned()
+}

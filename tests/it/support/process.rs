@@ -1,0 +1,56 @@
+//! Processes of a test, found through /proc, and signals to them.
+
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
+use std::process::{Child, Command};
+
+/// A program that is killed when the test is done with it.
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // fails only if it has ended
+        let _ = self.0.wait();
+    }
+}
+
+/// All processes below `parent`, children first.
+pub fn descendants(parent: u32) -> Vec<u32> {
+    let children = fs::read_dir("/proc").expect("/proc is there").filter_map(|entry| {
+        let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        (parent_of(pid)? == parent).then_some(pid)
+    });
+    children.flat_map(|child| [vec![child], descendants(child)].concat()).collect()
+}
+
+/// Those of `processes` that run a program whose name begins with `name`.
+pub fn named(processes: Vec<u32>, name: &str) -> Vec<u32> {
+    let is_named =
+        |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.starts_with(name));
+    processes.into_iter().filter(is_named).collect()
+}
+
+/// Sends a signal; fine if the process has ended.
+pub fn signal(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
+    let _ = kill_process(pid, signal);
+}
+
+/// What a command prints.
+///
+/// # Panics
+/// If it cannot be run or fails, with what it says.
+#[track_caller]
+pub fn output(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let (said, complained) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}\n{said}\n{complained}", output.status);
+    said.into_owned()
+}
+
+/// The fields of /proc/PID/stat after the name, which is in parentheses and may hold anything.
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
