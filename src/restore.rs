@@ -28,7 +28,7 @@ const PLANS: u32 = 5;
 /// What to restore, from where, to where.
 pub struct RestoreOptions<'a> {
     /// Opens a connection to the replica; called again after one breaks.
-    pub remotes: &'a OpenRemote,
+    pub remotes: &'a OpenRemote<'a>,
     /// The replica's own path, before `generations/`; empty where the remote knows it.
     pub root: &'a str,
     /// The database file to make.

@@ -265,7 +265,11 @@ impl FrameDecoder {
             }
             false => &self.input,
         };
-        self.output.resize(self.descriptor.max_block, 0);
+        // No byte of a block gives more than 255 of content: a short block needs no large buffer.
+        let room = self.descriptor.max_block.min(data.len().saturating_mul(255));
+        if self.output.len() < room {
+            self.output.resize(room, 0);
+        }
         let length = match stored {
             true => self.output.get_mut(..data.len()).map(|to| to.copy_from_slice(data)).map(|()| data.len()),
             false => decompress_into_with_dict(data, &mut self.output, &self.window).ok(),

@@ -4,12 +4,12 @@ use super::error::RestoreError;
 use super::report::{Phase, Progress};
 use crate::core::inventory::{GenerationObjects, Inventory, Listed};
 use crate::core::names::{GENERATIONS, Object, snapshots_folder, wal_folder};
-use crate::remote::{Entry, FailureKind, Remote, RemoteError};
+use crate::remote::{Entry, FailureKind, Remote, RemoteError, join};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::time::Duration;
 
 /// Opens a connection to a replica.
-pub type OpenRemote = dyn Fn() -> Result<Box<dyn Remote>, RemoteError> + Sync;
+pub type OpenRemote<'a> = dyn Fn() -> Result<Box<dyn Remote>, RemoteError> + Sync + 'a;
 
 /// Bytes asked for at once: libssh2 keeps packets in flight only within one call.
 const READ: u64 = 2 << 20;
@@ -29,7 +29,7 @@ const PAUSES: [Duration; 6] = [
 
 /// A replica, reached by a connection that is made anew when it breaks.
 pub(super) struct Connection<'a> {
-    open: &'a OpenRemote,
+    open: &'a OpenRemote<'a>,
     root: &'a str,
     remote: Option<Box<dyn Remote>>,
     /// A replica that was never reached is reported at once; one that went away is waited for.
@@ -37,7 +37,7 @@ pub(super) struct Connection<'a> {
 }
 
 impl<'a> Connection<'a> {
-    pub(super) fn new(open: &'a OpenRemote, root: &'a str) -> Self {
+    pub(super) fn new(open: &'a OpenRemote<'a>, root: &'a str) -> Self {
         Connection { open, root, remote: None, was_reached: false }
     }
 
@@ -76,27 +76,19 @@ impl<'a> Connection<'a> {
     }
 }
 
-/// The path of something on a replica, below the replica's own.
-fn below(root: &str, path: &str) -> String {
-    match root.strip_suffix('/').unwrap_or(root) {
-        "" if root.is_empty() => path.to_owned(),
-        root => format!("{root}/{path}"),
-    }
-}
-
 /// Lists all objects of a replica. Snapshots come before segments, so that a snapshot that is there has its WAL there.
 ///
 /// # Errors
 /// The first listing that fails; a replica without a folder is empty, and no error.
 pub fn read_inventory(remote: &mut dyn Remote, root: &str) -> Result<Inventory, RemoteError> {
     let mut generations = Vec::new();
-    for folder in remote.list(&below(root, GENERATIONS))? {
+    for folder in remote.list(&join(root, GENERATIONS))? {
         let Ok(generation) = folder.name.parse() else { continue };
         if !folder.is_folder {
             continue;
         }
-        let snapshots = remote.list(&below(root, &snapshots_folder(generation)))?;
-        let segments = remote.list(&below(root, &wal_folder(generation)))?;
+        let snapshots = remote.list(&join(root, &snapshots_folder(generation)))?;
+        let segments = remote.list(&join(root, &wal_folder(generation)))?;
         generations.push(GenerationObjects::new(generation, files(&snapshots), files(&segments)));
     }
     generations.sort_by_cached_key(|objects| objects.generation().to_string());
@@ -140,7 +132,7 @@ fn fetch(
     may_grow: bool,
     sender: &Sender<Fetched>,
 ) -> bool {
-    let path = below(connection.root, &object.path());
+    let path = join(connection.root, &object.path());
     let mut at = 0;
     loop {
         let wanted = (size.saturating_sub(at) + BEYOND).min(READ);

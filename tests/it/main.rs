@@ -7,8 +7,13 @@ mod control;
 mod documents;
 mod host_key;
 mod house;
+mod litestream;
+mod planners;
 mod remote_contract;
 mod replica;
+mod restore;
+mod restore_damage;
+mod segment;
 mod status;
 mod sync;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]

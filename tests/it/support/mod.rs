@@ -2,7 +2,9 @@
 
 pub mod agent;
 pub mod compare;
+pub mod history;
 pub mod litestream;
+pub mod memory;
 pub mod process;
 pub mod sqlite;
 pub mod sshd;
