@@ -30,6 +30,8 @@ use std::time::{Duration, Instant};
 /// A commit frame can be in the WAL before it is in the wal-index, and no event follows: the first pause before
 /// asking again, doubled each time.
 const IN_FLIGHT_PAUSE: Duration = Duration::from_micros(50);
+/// While a transaction is being written, each page is an event. Up to this pause we listen to the clock instead.
+const DEAF_PAUSE: Duration = Duration::from_millis(2);
 /// The same, after the database file was written: a checkpoint says only later that it is done.
 const BACKFILL_PAUSE: Duration = Duration::from_millis(1);
 /// Asking again after the database file was written ends at this pause.
@@ -43,7 +45,7 @@ const LONGEST_MOVE_PAUSE: Duration = Duration::from_millis(500);
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(10);
 /// Parts copied in one turn, so that one busy database does not keep the others waiting.
-const PARTS_A_TURN: u32 = 4;
+const PARTS_A_TURN: u32 = 16;
 
 /// Work that takes time, for a worker. It brings back what it was lent.
 pub enum LocalJob {
@@ -156,12 +158,14 @@ pub enum State {
 struct Recheck {
     at: Instant,
     pause: Duration,
+    /// Frames were in flight.
+    in_flight: bool,
 }
 
 impl Recheck {
     fn after(previous: Option<Recheck>, first: Duration, now: Instant) -> Recheck {
         let pause = previous.map_or(first, |p| (p.pause * 2).max(first));
-        Recheck { at: now + pause, pause }
+        Recheck { at: now + pause, pause, in_flight: false }
     }
 }
 
@@ -378,7 +382,7 @@ impl Source {
     /// Looks at the WAL until everything committed is copied, or a turn's worth is.
     fn look(&mut self, now: Instant, generation: Generation) {
         let dirty = std::mem::take(&mut self.dirty);
-        let previous = self.recheck.take().filter(|_| !dirty.any());
+        let previous = self.recheck.take();
         self.hot = false;
         for _ in 0..PARTS_A_TURN {
             let State::Attached(attached) = &mut self.state else { return };
@@ -387,7 +391,7 @@ impl Source {
                 Ok(Look::UpToDate { extent, in_flight }) => {
                     self.solved();
                     self.extent = extent;
-                    self.plan_recheck(previous, in_flight, dirty.database, now);
+                    self.plan_recheck(previous, in_flight, dirty, now);
                     self.plan_move(now);
                     return;
                 }
@@ -405,15 +409,25 @@ impl Source {
         self.hot = true;
     }
 
-    /// When to look again though no event will come.
-    fn plan_recheck(&mut self, previous: Option<Recheck>, in_flight: bool, written: bool, now: Instant) {
-        let (first, patience) = match in_flight {
-            true => (IN_FLIGHT_PAUSE, IN_FLIGHT_PATIENCE),
-            false => (BACKFILL_PAUSE, BACKFILL_PATIENCE),
-        };
-        let backfilling = (written || previous.is_some()) && !self.extent.is_backfilled();
-        let next = Recheck::after(previous, first, now);
-        self.recheck = (in_flight || backfilling).then_some(next).filter(|r| r.pause <= patience);
+    /// When to look again though no event will come, or is listened to.
+    fn plan_recheck(&mut self, previous: Option<Recheck>, in_flight: bool, dirty: Dirty, now: Instant) {
+        if in_flight {
+            let is_new = |r: &Recheck| !r.in_flight || (dirty.any() && r.pause > DEAF_PAUSE);
+            let next = Recheck::after(previous.filter(|r| !is_new(r)), IN_FLIGHT_PAUSE, now);
+            let pause = if dirty.any() { next.pause.min(DEAF_PAUSE) } else { next.pause };
+            let next = Recheck { at: now + pause, pause, in_flight };
+            self.recheck = Some(next).filter(|r| r.pause <= IN_FLIGHT_PATIENCE);
+            return;
+        }
+        let was_written = dirty.database || previous.is_some_and(|r| !r.in_flight);
+        let next = Recheck::after(previous.filter(|_| !dirty.database), BACKFILL_PAUSE, now);
+        let is_backfilling = was_written && !self.extent.is_backfilled();
+        self.recheck = Some(next).filter(|r| is_backfilling && r.pause <= BACKFILL_PATIENCE);
+    }
+
+    /// Whether events matter now. While a transaction is on its way into the WAL, only the next look does.
+    pub fn is_listening(&self, now: Instant) -> bool {
+        self.recheck.is_none_or(|r| !r.in_flight || r.pause > DEAF_PAUSE || now >= r.at)
     }
 
     fn plan_move(&mut self, now: Instant) {
@@ -460,7 +474,7 @@ impl Source {
         if std::mem::take(&mut self.needs_sync) {
             match self.shadow_sync() {
                 Some(sync) => return Some(LocalJob::Sync(sync)),
-                None => self.move_at = Some(Recheck { at: now, pause: MOVE_PAUSE }),
+                None => self.move_at = Some(Recheck { at: now, pause: MOVE_PAUSE, in_flight: false }),
             }
         }
         if self.urgent_next {
@@ -509,7 +523,7 @@ impl Source {
                 if let State::Attached(attached) = &mut self.state {
                     attached.capture.shadow.on_synced(index, end);
                 }
-                self.move_at = Some(Recheck { at: now, pause: MOVE_PAUSE });
+                self.move_at = Some(Recheck { at: now, pause: MOVE_PAUSE, in_flight: false });
             }
             LocalOutcome::Synced(_, _, Err(e)) => {
                 self.failed(&format!("cannot make the shadow WAL durable: {e}"));
