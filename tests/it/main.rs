@@ -2,6 +2,7 @@
 
 mod host_key;
 mod house;
+mod outside_world;
 mod remote_contract;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]
 mod support;
