@@ -8,6 +8,7 @@ mod documents;
 mod host_key;
 mod house;
 mod litestream;
+mod outside_world;
 mod planners;
 mod remote_contract;
 mod replica;
@@ -15,6 +16,6 @@ mod restore;
 mod restore_damage;
 mod segment;
 mod status;
+mod sync;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]
 mod support;
-mod sync;
