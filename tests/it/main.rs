@@ -16,6 +16,6 @@ mod restore;
 mod restore_damage;
 mod segment;
 mod status;
-mod sync;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]
 mod support;
+mod sync;
