@@ -149,11 +149,14 @@ fn pipes_import_only_from_below() {
 #[test]
 fn each_outside_crate_has_its_doors() {
     for (name, doors) in DOORS {
-        let path = format!("{name}::");
+        let (path, import) = (format!("{name}::"), [format!("use {name};"), format!("use {name} ")]);
         let is_used = |line: &Line| {
-            let mut uses = line.text.match_indices(&path);
-            let inside = |at: usize| line.text[..at].ends_with(|c| is_part_of_name(c) || c == ':');
-            uses.any(|(at, _)| !inside(at)) || line.text.starts_with(&format!("use {name} "))
+            let is_whole = |at: usize| {
+                let before = &line.text[..at];
+                !before.strip_suffix("::").unwrap_or(before).ends_with(is_part_of_name)
+            };
+            line.text.match_indices(&path).any(|(at, _)| is_whole(at))
+                || import.iter().any(|import| line.text.starts_with(import))
         };
         assert_none(&format!("{name} is used outside {doors:?}"), |line| is_used(line) && !line.is_in(doors));
     }
