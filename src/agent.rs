@@ -5,7 +5,7 @@ use crate::carry::{Order, Progress};
 use crate::config::{Config, DatabaseConfig, Durability, ReplicaConfig};
 use crate::core::checkpoint::CheckpointPolicy;
 use crate::core::position::Generation;
-use crate::core::replica::{Activity, Finding, Outcome, Replica};
+use crate::core::replica::{Activity, Failure, Finding, Outcome, Replica};
 use crate::core::shadow::ShadowExtent;
 use crate::core::status::{
     AgentStatus, Breaks, DatabaseStatus, Moment, PastError, ReplicaState, ReplicaStatus, SourceState,
@@ -55,6 +55,8 @@ struct Database {
     replicas: Vec<ReplicaRoom>,
     /// What the shadow held at the last turn; the source may have lent it since.
     shadow: Option<(ShadowExtent, PathBuf)>,
+    /// Snapshots that were sent while the source was lent: how new they are is not known before it is back.
+    held_back: Vec<(usize, Generation, Outcome)>,
 }
 
 /// How far stopping has come.
@@ -100,12 +102,10 @@ impl Agent {
         }
         let mut next = self.next_safety_look;
         for at in 0..self.databases.len() {
-            let listens = self.databases[at].source.is_listening(now.mono);
-            let dirty = match (safety_look, listens) {
-                (true, _) => Dirty::ALL,
-                (false, true) => seen(at),
-                (false, false) => Dirty::default(),
-            };
+            // What was seen is always taken before everything is looked at: only then does the next event wake us.
+            let listens = safety_look || self.databases[at].source.is_listening(now.mono);
+            let dirty = if listens { seen(at) } else { Dirty::default() };
+            let dirty = if safety_look { Dirty::ALL } else { dirty };
             if let Some(due) = self.turn(at, dirty, now) {
                 next = next.min(due);
             }
@@ -129,6 +129,11 @@ impl Agent {
             }
             database.remember_shadow();
         }
+        if matches!(database.source.state(), State::Attached(_)) {
+            for (replica, generation, outcome) in std::mem::take(&mut database.held_back) {
+                database.on_replica(replica, generation, outcome, now, 0.0);
+            }
+        }
         let mut next = database.source.next_timeout(now.mono);
         if let Some((extent, folder)) = &database.shadow {
             for (number, room) in database.replicas.iter_mut().enumerate() {
@@ -146,14 +151,26 @@ impl Agent {
     fn on_completed(&mut self, completed: Completed, now: Now) {
         match completed {
             Completed::Local { database, outcome } => {
-                let generation = Generation::from_random(self.random.random());
                 let database = &mut self.databases[database];
-                database.source.on_outcome(outcome, now.mono, generation);
+                database.source.on_outcome(outcome, now.mono);
                 database.remember_shadow();
             }
             Completed::Remote { database, replica, generation, outcome } => {
                 let chance = self.random.random();
-                self.databases[database].on_replica(replica, generation, outcome, now, chance);
+                let database = &mut self.databases[database];
+                match (&outcome, database.source.state()) {
+                    // Whether it is valid, only the source can say; it is back in a moment.
+                    (Outcome::SnapshotSent(_), State::Lent) => {
+                        database.held_back.push((replica, generation, outcome));
+                    }
+                    (Outcome::SnapshotSent(_), State::Absent | State::Detached | State::Refused(_)) => {
+                        let message = "the database was let go of while a snapshot was sent".to_owned();
+                        let failure = Failure { message, shadow_is_damaged: false };
+                        let outcome = Outcome::Failed(failure);
+                        database.on_replica(replica, generation, outcome, now, chance);
+                    }
+                    _ => database.on_replica(replica, generation, outcome, now, chance),
+                }
             }
         }
     }
@@ -228,6 +245,7 @@ impl Database {
             source: Source::new(settings, Arc::clone(disk)),
             replicas: config.replicas.iter().map(ReplicaRoom::new).collect(),
             shadow: None,
+            held_back: Vec::new(),
         }
     }
 
@@ -289,6 +307,9 @@ impl Database {
             State::Absent => None,
             State::Refused(refusal) => Some(format!("{name}: {refusal}")),
             State::Detached | State::Lent => Some(format!("{name}: the agent is busy with it")),
+            State::Attached(_) if self.source.problem().is_some() => {
+                self.source.problem().map(|problem| format!("{name}: {problem}"))
+            }
             State::Attached(_) if !self.source.is_idle() => Some(format!("{name}: its WAL is being copied")),
             State::Attached(_) => {
                 let (extent, _) = self.shadow.as_ref()?;
@@ -340,7 +361,9 @@ impl ReplicaRoom {
             Some(course) if course.generation() == generation => {}
             Some(course) => {
                 course.begin_generation(generation);
-                self.was_streaming = false;
+                // What is still being sent of the last one is of no use any more.
+                self.progress.cancelled.store(true, Ordering::Relaxed);
+                (self.progress, self.was_streaming) = (Arc::default(), false);
             }
             None => {
                 let interval = self.config.sync_interval.unwrap_or_default();
@@ -405,8 +428,7 @@ impl ReplicaRoom {
             }
             _ => {}
         }
-        // A new login alone does not mean that it works again.
-        self.is_failing &= matches!(course.activity(), Activity::Connecting | Activity::Failing { .. });
+        self.is_failing &= matches!(course.activity(), Activity::Failing { .. });
         self.last_acked = Some(now);
         if course.acked() == Some(extent.position()) {
             self.behind_since = None;

@@ -78,6 +78,8 @@ pub struct Listing {
     pub snapshots: Vec<Index>,
     /// Its segments and their lengths on the replica.
     pub segments: Vec<(SegmentStart, u64)>,
+    /// Whether the last segment begins with what the shadow has there.
+    pub last_is_ours: bool,
 }
 
 /// Why a job failed.
