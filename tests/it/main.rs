@@ -1,5 +1,6 @@
 //! All integration tests, one binary: real SQLite, real sshd, the real Litestream, in processes of their own.
 
+mod append;
 mod checkpoint;
 mod cli;
 mod config;
