@@ -15,7 +15,9 @@ mod replica;
 mod restore;
 mod restore_damage;
 mod segment;
+mod sftp;
 mod status;
-mod sync;
+mod stop;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]
 mod support;
+mod sync;
