@@ -179,6 +179,8 @@ pub struct Source {
     move_at: Option<Recheck>,
     retry: Option<Recheck>,
     extent: WalExtent,
+    /// The last turn that found everything committed in the shadow.
+    up_to_date_at: Option<Instant>,
     checkpoint: CheckpointState,
     urgent_next: bool,
     needs_sync: bool,
@@ -209,6 +211,7 @@ impl Source {
             move_at: None,
             retry: None,
             extent: WalExtent { frames: 0, backfilled: 0 },
+            up_to_date_at: None,
             checkpoint: CheckpointState::new(),
             urgent_next: false,
             needs_sync: false,
@@ -269,9 +272,9 @@ impl Source {
     pub fn is_busy(&self) -> bool {
         self.job_in_flight || self.hot
     }
-    /// Whether everything committed, as far as the last look knew, is in the shadow, and no look is due.
-    pub fn is_idle(&self) -> bool {
-        !self.is_busy() && !self.dirty.any()
+    /// Whether everything that was committed before `then` is in the shadow for certain.
+    pub fn holds_all_before(&self, then: Instant) -> bool {
+        self.up_to_date_at.is_some_and(|at| at >= then)
     }
 
     /// Takes in what the watch saw.
@@ -387,6 +390,7 @@ impl Source {
                 Ok(Look::UpToDate { extent, in_flight }) => {
                     self.solved();
                     self.extent = extent;
+                    self.up_to_date_at = Some(now);
                     self.plan_recheck(previous, in_flight, dirty.database, now);
                     self.plan_move(now);
                     return;
