@@ -57,10 +57,10 @@ fn what_a_stopped_server_process_writes_later_changes_no_acknowledged_byte() {
 #[test]
 fn a_server_whose_processes_die_under_load_gets_every_commit() {
     let scene = Scene::new();
-    let mut writer = Writer::start(&scene.database, &["--rows", "1-20", "--size", "1-5000"]);
+    let mut writer = Writer::start(&scene.database, &["--rows", "1-5", "--size", "1-2000"]);
     let agent = scene.start_agent();
     agent.wait_for_status("it streams", |status| state(status) == "streaming");
-    for _ in 0..5 {
+    for _ in 0..3 {
         kill(&scene.server.sftp_servers());
         let count = writer.committed().len() + 20;
         writer.wait_for(count);

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 #[test]
 fn an_agent_told_to_stop_under_load_sends_everything_committed_before() {
     let scene = Scene::new();
-    let mut writer = Writer::start(&scene.database, &["--rows", "1-10", "--size", "1-3000"]);
+    let mut writer = Writer::start(&scene.database, &["--rows", "1-3", "--size", "1-300"]);
     let mut agent = scene.start_agent();
     agent.wait_for_status("it streams", |status| state(status) == "streaming");
     let count = writer.committed().len() + 50;
