@@ -4,7 +4,7 @@
 use crate::carry::{Order, Progress};
 use crate::config::{Config, DatabaseConfig, Durability, ReplicaConfig};
 use crate::core::checkpoint::CheckpointPolicy;
-use crate::core::position::Generation;
+use crate::core::position::{Generation, Position};
 use crate::core::replica::{Activity, Failure, Finding, Outcome, Replica};
 use crate::core::shadow::ShadowExtent;
 use crate::core::status::{
@@ -57,6 +57,15 @@ struct Database {
     shadow: Option<(ShadowExtent, PathBuf)>,
     /// Snapshots that were sent while the source was lent: how new they are is not known before it is back.
     held_back: Vec<(usize, Generation, Outcome)>,
+    stop: Option<Stop>,
+}
+
+/// What a database must have sent before the agent may stop.
+struct Stop {
+    /// Everything that was committed before this.
+    since: Instant,
+    /// The end of it, once it is known.
+    at: Option<Position>,
 }
 
 /// How far stopping has come.
@@ -181,6 +190,7 @@ impl Agent {
         self.stopping = Some(Stopping { until, next_report: now.mono + STOP_REPORT });
         for database in &mut self.databases {
             database.source.mark(Dirty::ALL);
+            database.stop = Some(Stop { since: now.mono, at: None });
             database.replicas.iter_mut().filter_map(|r| r.course.as_mut()).for_each(Replica::hurry);
         }
     }
@@ -192,7 +202,7 @@ impl Agent {
 
     /// While stopping: whether it is time to go, and whether everything was acknowledged.
     pub fn stopped(&mut self, now: Now) -> Option<bool> {
-        let pending = self.databases.iter().filter_map(Database::pending).collect::<Vec<_>>();
+        let pending = self.databases.iter_mut().filter_map(|d| d.pending(now.mono)).collect::<Vec<_>>();
         let stopping = self.stopping.as_mut()?;
         if pending.is_empty() {
             info!("everything is acknowledged");
@@ -246,6 +256,7 @@ impl Database {
             replicas: config.replicas.iter().map(ReplicaRoom::new).collect(),
             shadow: None,
             held_back: Vec::new(),
+            stop: None,
         }
     }
 
@@ -300,23 +311,38 @@ impl Database {
         }
     }
 
-    /// What keeps this database from being stopped, for people; `None` if nothing does.
-    fn pending(&self) -> Option<String> {
-        let name = self.source.database().display();
+    /// What keeps this database from being stopped, for people; `None` if nothing does. What is committed after the
+    /// signal is not waited for: a writer that never pauses would make it endless.
+    fn pending(&mut self, now: Instant) -> Option<String> {
+        let name = self.source.database().display().to_string();
         match self.source.state() {
             State::Absent => None,
             State::Refused(refusal) => Some(format!("{name}: {refusal}")),
             State::Detached | State::Lent => Some(format!("{name}: the agent is busy with it")),
-            State::Attached(_) if self.source.problem().is_some() => {
-                self.source.problem().map(|problem| format!("{name}: {problem}"))
-            }
-            State::Attached(_) if !self.source.is_idle() => Some(format!("{name}: its WAL is being copied")),
             State::Attached(_) => {
+                let Some(end) = self.stop_position(now) else {
+                    let why = self.source.problem().unwrap_or("its WAL is being copied");
+                    return Some(format!("{name}: {why}"));
+                };
                 let (extent, _) = self.shadow.as_ref()?;
-                let room = self.replicas.iter().find(|room| !room.is_complete(extent))?;
+                let room = self.replicas.iter().find(|room| !room.holds(end))?;
                 Some(format!("{name}: replica {} ({} bytes behind)", room.config.name, room.lag(extent)))
             }
         }
+    }
+
+    /// Up to where everything must be acknowledged before stopping; `None` while that is not known.
+    fn stop_position(&mut self, now: Instant) -> Option<Position> {
+        let (extent, _) = self.shadow.as_ref()?;
+        let stop = self.stop.as_mut()?;
+        if stop.at.is_some_and(|at| at.generation != extent.generation) {
+            *stop = Stop { since: now, at: None };
+            self.source.mark(Dirty::ALL);
+        }
+        if stop.at.is_none() && self.source.holds_all_before(stop.since) {
+            stop.at = Some(extent.position());
+        }
+        stop.at
     }
 
     fn status(&self, now: Now) -> DatabaseStatus {
@@ -441,8 +467,8 @@ impl ReplicaRoom {
         lag.unwrap_or_else(|| extent.bytes_kept())
     }
 
-    fn is_complete(&self, extent: &ShadowExtent) -> bool {
-        self.course.as_ref().is_some_and(|course| course.is_complete(extent))
+    fn holds(&self, position: Position) -> bool {
+        self.course.as_ref().is_some_and(|course| course.holds(position))
     }
 
     fn status(&self, extent: Option<&ShadowExtent>, now: Now) -> ReplicaStatus {

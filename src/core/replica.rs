@@ -170,10 +170,10 @@ impl Replica {
         }
     }
 
-    /// Whether the replica holds everything and can be restored from.
-    pub fn is_complete(&self, shadow: &ShadowExtent) -> bool {
+    /// Whether the replica holds everything before `position` and can be restored from.
+    pub fn holds(&self, position: Position) -> bool {
         let published = matches!(self.phase, Phase::Streaming { snapshot: Snapshot::Published, .. });
-        published && self.in_flight.is_none() && self.acked() == Some(shadow.position())
+        published && self.acked().is_some_and(|acked| acked >= position)
     }
 
     /// The last failure, until a job succeeds.

@@ -106,11 +106,11 @@ pub struct Source {
     move_at: Option<Recheck>,
     retry: Option<Recheck>,
     extent: WalExtent,
+    /// The last turn that found everything committed in the shadow.
+    up_to_date_at: Option<Instant>,
     checkpoint: CheckpointState,
     urgent_next: bool,
     needs_sync: bool,
-    /// The last look found everything committed in the shadow.
-    up_to_date: bool,
     forced_break: Option<Break>,
     /// Begins a new generation at the next turn, or at `break_at`.
     requested_break: Option<Break>,
@@ -142,10 +142,10 @@ impl Source {
             move_at: None,
             retry: None,
             extent: WalExtent { frames: 0, backfilled: 0 },
+            up_to_date_at: None,
             checkpoint: CheckpointState::new(),
             urgent_next: false,
             needs_sync: false,
-            up_to_date: false,
             forced_break: None,
             requested_break: None,
             break_at: None,
@@ -201,10 +201,9 @@ impl Source {
     pub fn problem(&self) -> Option<&str> {
         self.problems.values().next().map(String::as_str)
     }
-    /// Whether everything committed is in the shadow, and no look is due.
-    pub fn is_idle(&self) -> bool {
-        let waits = self.job_in_flight || self.hot || self.dirty.any();
-        self.up_to_date && !waits && self.problems.is_empty() && self.requested_break.is_none()
+    /// Whether everything that was committed before `then` is in the shadow for certain.
+    pub fn holds_all_before(&self, then: Instant) -> bool {
+        self.up_to_date_at.is_some_and(|at| at >= then)
     }
 
     /// Takes in what the watch saw.
@@ -335,7 +334,7 @@ impl Source {
     fn look(&mut self, now: Instant) {
         let dirty = std::mem::take(&mut self.dirty);
         let previous = self.recheck.take();
-        (self.hot, self.up_to_date) = (false, false);
+        self.hot = false;
         for _ in 0..PARTS_A_TURN {
             let State::Attached(attached) = &mut self.state else { return };
             match attached.capture.look(&attached.guard.query) {
@@ -343,7 +342,7 @@ impl Source {
                 Ok(Look::UpToDate { extent, in_flight }) => {
                     self.solved(Task::Look);
                     self.solved(Task::BeginGeneration);
-                    (self.extent, self.up_to_date, self.break_at) = (extent, true, None);
+                    (self.extent, self.up_to_date_at, self.break_at) = (extent, Some(now), None);
                     self.plan_recheck(previous, in_flight, dirty, now);
                     self.plan_move(now);
                     return;
@@ -532,7 +531,7 @@ impl Source {
             attached.let_go_of_replaced(&self.settings.database, &self.wal);
         }
         (self.forced_break, self.dirty) = (Some(reason), Dirty::ALL);
-        (self.urgent_next, self.needs_sync, self.up_to_date) = (false, false, false);
+        (self.urgent_next, self.needs_sync) = (false, false);
         (self.requested_break, self.break_at) = (None, None);
         self.checkpoint = CheckpointState::new();
         self.extent = WalExtent { frames: 0, backfilled: 0 };

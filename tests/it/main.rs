@@ -1,5 +1,6 @@
 //! All integration tests, one binary: real SQLite, real sshd, the real Litestream, in processes of their own.
 
+mod append;
 mod checkpoint;
 mod cli;
 mod config;
@@ -15,7 +16,9 @@ mod replica;
 mod restore;
 mod restore_damage;
 mod segment;
+mod sftp;
 mod status;
+mod stop;
+mod sync;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]
 mod support;
-mod sync;

@@ -58,7 +58,7 @@ fn streaming_with(end: u64, sync_interval: Duration, now: Instant) -> Replica {
     answer(|j| matches!(j, Job::Begin { replace: false, .. }), appended);
     answer(|j| matches!(j, Job::PublishSnapshot { .. }), Outcome::SnapshotPublished);
     assert_eq!(replica.next_job(&extent, now), None);
-    assert!(replica.is_complete(&extent));
+    assert!(replica.holds(extent.position()));
     replica
 }
 

@@ -6,6 +6,7 @@ pub mod history;
 pub mod litestream;
 pub mod memory;
 pub mod process;
+pub mod scene;
 pub mod sqlite;
 pub mod sshd;
 pub mod wait;
