@@ -1,20 +1,23 @@
 //! All integration tests, one binary: real SQLite, real sshd, the real Litestream, in processes of their own.
 
+mod attachment;
 mod checkpoint;
 mod cli;
 mod config;
 mod control;
 mod documents;
+mod ghost;
 mod host_key;
 mod house;
 mod litestream;
 mod planners;
 mod remote_contract;
 mod replica;
+mod restart;
 mod restore;
 mod restore_damage;
 mod segment;
 mod status;
-mod sync;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]
 mod support;
+mod sync;
