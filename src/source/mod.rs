@@ -386,6 +386,7 @@ impl Source {
                 Ok(Look::More) => {}
                 Ok(Look::UpToDate { extent, in_flight }) => {
                     self.solved();
+                    self.retry = None;
                     self.extent = extent;
                     self.plan_recheck(previous, in_flight, dirty.database, now);
                     self.plan_move(now);
@@ -559,7 +560,8 @@ impl Source {
                 }
                 self.descriptor = Arc::downgrade(&attached.descriptor);
                 self.state = State::Attached(attached);
-                (self.retry, self.forced_break, self.hot) = (None, None, true);
+                // The pause between two tries goes on growing until a look succeeds.
+                (self.forced_break, self.hot) = (None, true);
                 self.stale_generations = true;
                 self.solved();
             }
@@ -626,10 +628,13 @@ impl Source {
     }
 
     fn on_break(&mut self, reason: Break, now: Instant, generation: Generation) {
-        if matches!(reason, Break::DatabaseReplaced | Break::WalReplaced) {
-            return self.detach(reason);
+        match reason {
+            Break::DatabaseReplaced | Break::WalReplaced => self.detach(reason),
+            // Another generation would find the same WAL. While we hold the wal-index, SQLite believes it, so nobody
+            // could recover.
+            Break::HeaderInvalid | Break::ChainBroken => self.let_go_of_damaged(reason, now),
+            reason => self.begin_generation(reason, now, generation),
         }
-        self.begin_generation(reason, now, generation);
     }
 
     /// A replica found that the generation cannot go on; the next turn begins a new one.
@@ -672,8 +677,25 @@ impl Source {
         if let State::Attached(attached) = std::mem::replace(&mut self.state, State::Detached) {
             attached.let_go_of_replaced(&self.settings.database, &self.wal);
         }
-        (self.forced_break, self.dirty) = (Some(reason), Dirty::ALL);
-        (self.recheck, self.move_at, self.retry, self.hot) = (None, None, None, false);
+        (self.forced_break, self.dirty, self.retry) = (Some(reason), Dirty::ALL, None);
+        self.forget_look();
+    }
+
+    /// Lets go of a database whose WAL is not what the wal-index says; what was copied of it stays, and may go on.
+    fn let_go_of_damaged(&mut self, reason: Break, now: Instant) {
+        if self.job_in_flight {
+            // What is lent comes back first.
+            self.recheck = Some(Recheck::after(self.recheck, RETRY_PAUSE, now));
+            return;
+        }
+        self.state = State::Detached;
+        self.forget_look();
+        self.refuse(Refusal::WalDamaged(reason), now);
+    }
+
+    /// What was seen of a database that we do not hold any more means nothing.
+    fn forget_look(&mut self) {
+        (self.recheck, self.move_at, self.hot) = (None, None, false);
         (self.urgent_next, self.needs_sync) = (false, false);
         self.checkpoint = CheckpointState::new();
         self.extent = WalExtent { frames: 0, backfilled: 0 };
