@@ -1,15 +1,18 @@
 //! All integration tests, one binary: real SQLite, real sshd, the real Litestream, in processes of their own.
 
 mod attachment;
+mod capture;
 mod checkpoint;
 mod cli;
 mod config;
 mod control;
 mod documents;
 mod ghost;
+mod guard;
 mod host_key;
 mod house;
 mod litestream;
+mod outsider;
 mod planners;
 mod remote_contract;
 mod replica;
