@@ -32,6 +32,8 @@ pub enum Refusal {
     Meta(String),
     /// A snapshot of it is still being read.
     StillReading,
+    /// Its `-wal` does not hold what the wal-index says: something other than SQLite has changed it.
+    WalDamaged(Break),
     /// Anything else SQLite said.
     Sqlite(String),
 }
@@ -48,6 +50,11 @@ impl fmt::Display for Refusal {
             Refusal::AnotherAgent(meta) => write!(f, "another agent is using {}", meta.display()),
             Refusal::Meta(reason) => write!(f, "the meta folder cannot be used: {reason}"),
             Refusal::StillReading => f.write_str("a snapshot of the file that was there is still being read"),
+            Refusal::WalDamaged(reason) => write!(
+                f,
+                "{reason}: something other than SQLite has changed its -wal; end the programs that have the database \
+                 open, and start them again: SQLite then recovers what is there"
+            ),
             Refusal::Sqlite(reason) => f.write_str(reason),
         }
     }

@@ -310,7 +310,7 @@ impl Source {
             self.leaving = Some(Break::DatabaseReplaced);
         }
         if self.leaving.is_some() {
-            self.detach();
+            self.detach(now);
             return None;
         }
         if self.requested_break.is_some() && !self.begin_requested(now, generation) {
@@ -342,7 +342,8 @@ impl Source {
                 Ok(Look::UpToDate { extent, in_flight }) => {
                     self.solved(Task::Look);
                     self.solved(Task::BeginGeneration);
-                    (self.extent, self.up_to_date_at, self.break_at) = (extent, Some(now), None);
+                    (self.extent, self.up_to_date_at) = (extent, Some(now));
+                    (self.break_at, self.retry) = (None, None);
                     self.plan_recheck(previous, in_flight, dirty, now);
                     self.plan_move(now);
                     return;
@@ -472,7 +473,11 @@ impl Source {
 
     fn on_break(&mut self, reason: Break) {
         match reason {
-            Break::DatabaseReplaced | Break::WalReplaced => self.leaving = Some(reason),
+            // Another generation would find the same WAL. And while we hold the wal-index, SQLite believes it, so that
+            // nobody could recover.
+            Break::DatabaseReplaced | Break::WalReplaced | Break::HeaderInvalid | Break::ChainBroken => {
+                self.leaving = Some(reason)
+            }
             reason => self.request_generation(reason),
         }
     }
@@ -518,24 +523,30 @@ impl Source {
         self.last_break = Some(reason);
     }
 
-    /// Lets go of a file that is not the database any more, without a checkpoint, once nothing of it is lent.
-    fn detach(&mut self) {
-        (self.recheck, self.move_at, self.retry, self.hot) = (None, None, None, false);
+    /// Lets go of what is not the database, or not its WAL, any more, without a checkpoint, once nothing of it is lent.
+    fn detach(&mut self, now: Instant) {
+        (self.recheck, self.move_at, self.hot) = (None, None, false);
         if self.job_in_flight {
             return;
         }
         let Some(reason) = self.leaving.take() else { return };
         let name = self.settings.database.display();
-        warn!("{name}: {reason}; letting go of the old file, the new one begins a new generation");
-        if let State::Attached(attached) = std::mem::replace(&mut self.state, State::Detached) {
-            attached.let_go_of_replaced(&self.settings.database, &self.wal);
-        }
-        (self.forced_break, self.dirty) = (Some(reason), Dirty::ALL);
+        let attached = std::mem::replace(&mut self.state, State::Detached);
         (self.urgent_next, self.needs_sync) = (false, false);
         (self.requested_break, self.break_at) = (None, None);
         self.checkpoint = CheckpointState::new();
         self.extent = WalExtent { frames: 0, backfilled: 0 };
         self.problems.clear();
+        if let Break::HeaderInvalid | Break::ChainBroken = reason {
+            // What was copied stays, and goes on if SQLite recovers the WAL to the same.
+            drop(attached);
+            return self.refuse(Refusal::WalDamaged(reason), now);
+        }
+        warn!("{name}: {reason}; letting go of the old file, the new one begins a new generation");
+        if let State::Attached(attached) = attached {
+            attached.let_go_of_replaced(&self.settings.database, &self.wal);
+        }
+        (self.forced_break, self.dirty, self.retry) = (Some(reason), Dirty::ALL, None);
     }
 
     fn failed(&mut self, task: Task, problem: &str) {

@@ -86,7 +86,8 @@ impl Source {
                 }
                 self.descriptor = Arc::downgrade(&attached.descriptor);
                 self.state = State::Attached(attached);
-                (self.retry, self.forced_break) = (None, None);
+                // The pause between two tries goes on growing until a look succeeds.
+                self.forced_break = None;
             }
         }
     }

@@ -5,6 +5,7 @@ pub mod compare;
 pub mod history;
 pub mod litestream;
 pub mod memory;
+pub mod place;
 pub mod process;
 pub mod scene;
 pub mod sqlite;
