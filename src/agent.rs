@@ -15,7 +15,7 @@ use crate::source::{Source, SourceSettings, State};
 use crate::sqlite;
 use crate::worker::{Completed, Workers};
 use log::{info, warn};
-use rand::RngExt;
+use rand::{RngExt, SeedableRng};
 use replica_room::ReplicaRoom;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,6 +60,11 @@ struct Stopping {
     next_report: Instant,
 }
 
+/// A seed from the operating system.
+pub fn random_seed() -> u64 {
+    rand::random()
+}
+
 /// The whole agent, without its event loop.
 pub struct Agent {
     databases: Vec<Database>,
@@ -72,16 +77,11 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent that has not looked yet.
-    pub fn new(
-        config: &Config,
-        workers: Workers,
-        disk: Arc<dyn Disk>,
-        random: rand::rngs::StdRng,
-        now: Now,
-    ) -> Self {
+    /// An agent that has not looked yet. `seed` is that of generations and of pauses.
+    pub fn new(config: &Config, workers: Workers, disk: Arc<dyn Disk>, seed: u64, now: Now) -> Self {
         let databases = config.databases.iter().map(|d| Database::new(d, &disk)).collect();
         let next_safety_look = now.mono + SAFETY_LOOK;
+        let random = rand::rngs::StdRng::seed_from_u64(seed);
         Agent { databases, workers, disk, random, started: now, next_safety_look, stopping: None }
     }
 

@@ -1,6 +1,6 @@
 //! The one thread that decides: it waits for the watch, workers, signals, clients and the clock, and takes a turn.
 
-use crate::agent::{Agent, Now};
+use crate::agent::{self, Agent, Now};
 use crate::config::Config;
 use crate::control::{self, Server};
 use crate::disk::OsDisk;
@@ -10,7 +10,6 @@ use anyhow::Context;
 use log::{info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use rand::SeedableRng;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
@@ -54,8 +53,7 @@ pub fn run(config: &Config) -> anyhow::Result<bool> {
     let paths: Vec<PathBuf> = config.databases.iter().map(|database| database.path.clone()).collect();
     let watch = Watch::new(&paths, Box::new(wake(&waker))).map_err(anyhow::Error::msg)?;
     let workers = Workers::start(Arc::new(wake(&waker)), std::env::home_dir());
-    let random = rand::rngs::StdRng::from_rng(&mut rand::rng());
-    let agent = Agent::new(&config, workers, Arc::new(OsDisk), random, now());
+    let agent = Agent::new(&config, workers, Arc::new(OsDisk), agent::random_seed(), now());
     let control = match Server::bind(&config.socket, poll.registry(), CONTROL) {
         Ok(control) => Some(control),
         Err(error) => {

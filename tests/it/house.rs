@@ -15,7 +15,7 @@ const DOORS: [(&str, &[&str]); 14] = [
     ("base64", &["remote/sftp"]),
     ("clap", &["cli", "main"]),
     ("crc64fast", &["core/checksum"]),
-    ("crossbeam_channel", &["worker", "event_loop"]),
+    ("crossbeam_channel", &["worker", "carry", "restore"]),
     ("env_logger", &["main"]),
     ("libssh2_sys", &["remote/sftp"]),
     ("memmap2", &["disk"]),
