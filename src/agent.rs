@@ -100,7 +100,12 @@ impl Agent {
         }
         let mut next = self.next_safety_look;
         for at in 0..self.databases.len() {
-            let dirty = if safety_look { Dirty::ALL } else { seen(at) };
+            let listens = self.databases[at].source.is_listening(now.mono);
+            let dirty = match (safety_look, listens) {
+                (true, _) => Dirty::ALL,
+                (false, true) => seen(at),
+                (false, false) => Dirty::default(),
+            };
             if let Some(due) = self.turn(at, dirty, now) {
                 next = next.min(due);
             }

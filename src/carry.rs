@@ -143,24 +143,32 @@ fn look(remote: &mut dyn Remote, order: &Order) -> Result<Listing, CarryError> {
     Ok(listing)
 }
 
-/// Compresses pieces on a thread of their own while the caller sends: `produce` calls back with each raw piece.
+/// Compresses pieces on a thread of their own while the caller sends: `produce` calls back with each raw piece, and
+/// `send` gets its block and its length before compression. Blocks that were sent are used again.
 fn pipelined<E: Send>(
     produce: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> Result<(), E> + Send,
-    mut send: impl FnMut(Vec<u8>, u64) -> Result<(), CarryError>,
+    mut send: impl FnMut(&mut Vec<u8>, u64) -> Result<(), CarryError>,
 ) -> Result<(), CarryError>
 where
     CarryError: From<E>,
 {
     std::thread::scope(|scope| {
         let (blocks, incoming): (_, Receiver<(Vec<u8>, u64)>) = bounded(BLOCKS_AHEAD);
+        let (used, reusable) = bounded::<Vec<u8>>(BLOCKS_AHEAD + 1);
         let producer = scope.spawn(move || {
             produce(&mut |raw: &[u8]| {
-                let mut block = Vec::new();
+                let mut block = reusable.try_recv().unwrap_or_default();
+                block.clear();
                 segment::push_block(&mut block, raw);
                 blocks.send((block, raw.len() as u64)).is_ok()
             })
         });
-        let sent = incoming.iter().try_for_each(|(block, raw)| send(block, raw));
+        let sent = incoming.iter().try_for_each(|(mut block, raw)| -> Result<(), CarryError> {
+            send(&mut block, raw)?;
+            // The producer may have ended; then nobody uses it again.
+            let _ = used.try_send(block);
+            Ok(())
+        });
         drop(incoming);
         let produced = producer.join().expect("BUG: reading and compressing does not panic");
         sent?;
@@ -229,7 +237,7 @@ fn send_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result
             Ok::<(), CarryError>(())
         },
         |block, raw| {
-            remote.write_at(&path, length, &block)?;
+            remote.write_at(&path, length, block)?;
             length += block.len() as u64;
             order.progress.done.fetch_add(raw, Ordering::Relaxed);
             Ok(())
@@ -297,7 +305,7 @@ fn begin(
     let mut waiting = FRAME_HEADER.to_vec();
     let mut at = 0;
     send_blocks(&mut reader, segment.start, to, |block| {
-        waiting.extend_from_slice(&block);
+        waiting.extend_from_slice(block);
         if waiting.len() > segment::PACKET {
             remote.write_at(&temporary, at, &waiting)?;
             at += waiting.len() as u64;
@@ -330,9 +338,9 @@ fn extend(
     let path = order.path(&order.segment(segment).path());
     let mut reader = open_shadow(order, segment.index, from)?;
     let mut length = length;
-    send_blocks(&mut reader, segment.start, to, |mut block| {
+    send_blocks(&mut reader, segment.start, to, |block| {
         let grown = block.len() as u64;
-        for Write { at, bytes } in segment::append(length, &mut block) {
+        for Write { at, bytes } in segment::append(length, block) {
             remote.write_at(&path, at, bytes)?;
         }
         length += grown;
@@ -347,7 +355,7 @@ fn send_blocks(
     reader: &mut ShadowReader,
     start: Offset,
     to: Offset,
-    mut send: impl FnMut(Vec<u8>) -> Result<(), CarryError>,
+    mut send: impl FnMut(&mut Vec<u8>) -> Result<(), CarryError>,
 ) -> Result<(), CarryError> {
     if to.since(reader.position()) > BLOCK as u64 {
         return pipelined(|piece| read_segment(reader, start, to, piece), |block, _| send(block));
@@ -356,7 +364,7 @@ fn send_blocks(
     read_segment(reader, start, to, &mut |raw| {
         let mut block = Vec::new();
         segment::push_block(&mut block, raw);
-        result = send(block);
+        result = send(&mut block);
         result.is_ok()
     })?;
     result

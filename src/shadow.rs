@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The most that is copied and verified in one go: bounds memory, and how long a turn of the event loop takes.
-const WINDOW: u64 = 4 << 20;
+const WINDOW: u64 = 1 << 20;
+/// The most scratch space, in bytes, that a database keeps while only small commits come.
+const LASTING_SCRATCH: u64 = 64 << 10;
 /// Holds the present generation and the inode of its database.
 const GENERATION_FILE: &str = "generation";
 
@@ -200,7 +202,8 @@ impl ShadowWal {
         if let Some(commit) = chain.commit() {
             self.extent.end = commit.end;
         }
-        if self.scratch.capacity() > (1 << 20) && length < (1 << 18) {
+        // A thousand databases that were busy once must not keep a window each.
+        if self.scratch.capacity() as u64 > LASTING_SCRATCH && length <= LASTING_SCRATCH {
             self.scratch = Vec::new();
         }
         Ok(())

@@ -6,22 +6,27 @@
 mod attach;
 mod capture;
 mod guard;
+mod job;
+mod outcome;
+mod recheck;
 mod round;
 
 pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, Refusal, attach};
 pub use capture::{Look, LookError};
+pub use job::{CheckpointFailure, LocalJob, LocalOutcome, ShadowSync};
 pub use round::{UrgentReport, urgent_round};
 
 use crate::core::checkpoint::{CheckpointPolicy, CheckpointState, Extent, Round};
-use crate::core::position::{Generation, Index, Offset};
+use crate::core::position::{Generation, Index};
 use crate::core::shadow::ShadowExtent;
 use crate::core::status::WriteLockHolds;
 use crate::core::sync::{Break, Dirty};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::Disk;
 use crate::shadow::ShadowWal;
-use crate::sqlite::{Handle, SqliteError, WalExtent};
+use crate::sqlite::WalExtent;
 use guard::Move;
 use log::{error, info, warn};
+use recheck::Recheck;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -30,6 +35,8 @@ use std::time::{Duration, Instant};
 /// A commit frame can be in the WAL before it is in the wal-index, and no event follows: the first pause before
 /// asking again, doubled each time.
 const IN_FLIGHT_PAUSE: Duration = Duration::from_micros(50);
+/// While a transaction is being written, each page is an event. Up to this pause we listen to the clock instead.
+const DEAF_PAUSE: Duration = Duration::from_millis(2);
 /// The same, after the database file was written: a checkpoint says only later that it is done.
 const BACKFILL_PAUSE: Duration = Duration::from_millis(1);
 /// Asking again after the database file was written ends at this pause.
@@ -43,86 +50,7 @@ const LONGEST_MOVE_PAUSE: Duration = Duration::from_millis(500);
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(10);
 /// Parts copied in one turn, so that one busy database does not keep the others waiting.
-const PARTS_A_TURN: u32 = 4;
-
-/// Work that takes time, for a worker. It brings back what it was lent.
-pub enum LocalJob {
-    /// Attach to a database.
-    Attach(AttachRequest),
-    /// Make the shadow durable.
-    Sync(ShadowSync),
-    /// Make the shadow durable and checkpoint, beside the writers.
-    Checkpoint {
-        /// Lent.
-        checkpointer: Handle,
-        /// What must be durable before the checkpoint.
-        sync: Option<ShadowSync>,
-        /// Checked before the checkpoint: never into a file that was put in the database's place.
-        database: PathBuf,
-        /// The file we hold.
-        identity: FileIdentity,
-    },
-    /// An urgent round.
-    Urgent {
-        /// Lent.
-        attached: Box<Attached>,
-        /// As in `Checkpoint`.
-        database: PathBuf,
-        /// How long the write lock may be held.
-        budget: Duration,
-    },
-    /// Remove the shadows of earlier generations.
-    RemoveGenerations {
-        /// Our state.
-        meta: PathBuf,
-        /// The present one.
-        keep: Generation,
-        /// Where they are.
-        disk: Arc<dyn Disk>,
-    },
-}
-
-/// A part of the shadow to make durable.
-pub struct ShadowSync {
-    /// The file.
-    pub file: Arc<dyn DiskFile>,
-    /// Which index it holds.
-    pub index: Index,
-    /// Durable up to here, once it is done.
-    pub end: Offset,
-}
-
-/// How a [`LocalJob`] ended.
-pub enum LocalOutcome {
-    /// Of `Attach`.
-    Attach(AttachOutcome),
-    /// Of `Sync`: whether it is durable.
-    Synced(Index, Offset, std::io::Result<()>),
-    /// Of `Checkpoint`.
-    Checkpointed {
-        /// Brought back.
-        checkpointer: Handle,
-        /// What was made durable.
-        synced: Option<(Index, Offset)>,
-        /// What the wal-index said then.
-        result: Result<WalExtent, CheckpointFailure>,
-    },
-    /// Of `Urgent`.
-    Urgent(Box<Attached>, UrgentReport),
-    /// Of `RemoveGenerations`.
-    Removed(std::io::Result<()>),
-}
-
-/// Why a checkpoint was not carried out.
-#[derive(Debug)]
-pub enum CheckpointFailure {
-    /// The shadow could not be made durable.
-    Sync(std::io::Error),
-    /// Another file is at the database's path.
-    Replaced,
-    /// SQLite's answer.
-    Sqlite(SqliteError),
-}
+const PARTS_A_TURN: u32 = 16;
 
 /// What a source is configured to do.
 #[derive(Debug, Clone)]
@@ -149,20 +77,6 @@ pub enum State {
     Lent,
     /// There is one, but it cannot be attached to now.
     Refused(Refusal),
-}
-
-/// A time to look again, and the pause before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Recheck {
-    at: Instant,
-    pause: Duration,
-}
-
-impl Recheck {
-    fn after(previous: Option<Recheck>, first: Duration, now: Instant) -> Recheck {
-        let pause = previous.map_or(first, |p| (p.pause * 2).max(first));
-        Recheck { at: now + pause, pause }
-    }
 }
 
 /// One database.
@@ -378,7 +292,7 @@ impl Source {
     /// Looks at the WAL until everything committed is copied, or a turn's worth is.
     fn look(&mut self, now: Instant, generation: Generation) {
         let dirty = std::mem::take(&mut self.dirty);
-        let previous = self.recheck.take().filter(|_| !dirty.any());
+        let previous = self.recheck.take();
         self.hot = false;
         for _ in 0..PARTS_A_TURN {
             let State::Attached(attached) = &mut self.state else { return };
@@ -388,7 +302,7 @@ impl Source {
                     self.solved();
                     self.retry = None;
                     self.extent = extent;
-                    self.plan_recheck(previous, in_flight, dirty.database, now);
+                    self.plan_recheck(previous, in_flight, dirty, now);
                     self.plan_move(now);
                     return;
                 }
@@ -406,15 +320,25 @@ impl Source {
         self.hot = true;
     }
 
-    /// When to look again though no event will come.
-    fn plan_recheck(&mut self, previous: Option<Recheck>, in_flight: bool, written: bool, now: Instant) {
-        let (first, patience) = match in_flight {
-            true => (IN_FLIGHT_PAUSE, IN_FLIGHT_PATIENCE),
-            false => (BACKFILL_PAUSE, BACKFILL_PATIENCE),
-        };
-        let backfilling = (written || previous.is_some()) && !self.extent.is_backfilled();
-        let next = Recheck::after(previous, first, now);
-        self.recheck = (in_flight || backfilling).then_some(next).filter(|r| r.pause <= patience);
+    /// When to look again though no event will come, or is listened to.
+    fn plan_recheck(&mut self, previous: Option<Recheck>, in_flight: bool, dirty: Dirty, now: Instant) {
+        if in_flight {
+            let is_new = |r: &Recheck| !r.in_flight || (dirty.any() && r.pause > DEAF_PAUSE);
+            let next = Recheck::after(previous.filter(|r| !is_new(r)), IN_FLIGHT_PAUSE, now);
+            let pause = if dirty.any() { next.pause.min(DEAF_PAUSE) } else { next.pause };
+            let next = Recheck { at: now + pause, pause, in_flight };
+            self.recheck = Some(next).filter(|r| r.pause <= IN_FLIGHT_PATIENCE);
+            return;
+        }
+        let was_written = dirty.database || previous.is_some_and(|r| !r.in_flight);
+        let next = Recheck::after(previous.filter(|_| !dirty.database), BACKFILL_PAUSE, now);
+        let is_backfilling = was_written && !self.extent.is_backfilled();
+        self.recheck = Some(next).filter(|r| is_backfilling && r.pause <= BACKFILL_PATIENCE);
+    }
+
+    /// Whether events matter now. While a transaction is on its way into the WAL, only the next look does.
+    pub fn is_listening(&self, now: Instant) -> bool {
+        self.recheck.is_none_or(|r| !r.in_flight || r.pause > DEAF_PAUSE || now >= r.at)
     }
 
     fn plan_move(&mut self, now: Instant) {
@@ -461,7 +385,7 @@ impl Source {
         if std::mem::take(&mut self.needs_sync) {
             match self.shadow_sync() {
                 Some(sync) => return Some(LocalJob::Sync(sync)),
-                None => self.move_at = Some(Recheck { at: now, pause: MOVE_PAUSE }),
+                None => self.move_at = Some(Recheck { at: now, pause: MOVE_PAUSE, in_flight: false }),
             }
         }
         if self.urgent_next {
@@ -499,132 +423,6 @@ impl Source {
     fn shadow_sync(&self) -> Option<ShadowSync> {
         let (file, index, end) = self.shadow()?.to_sync()?;
         Some(ShadowSync { file, index, end })
-    }
-
-    /// Takes in how the job in flight ended.
-    pub fn on_outcome(&mut self, outcome: LocalOutcome, now: Instant, generation: Generation) {
-        self.job_in_flight = false;
-        match outcome {
-            LocalOutcome::Attach(outcome) => self.on_attach(outcome, now),
-            LocalOutcome::Synced(index, end, Ok(())) => {
-                if let State::Attached(attached) = &mut self.state {
-                    attached.capture.shadow.on_synced(index, end);
-                }
-                self.move_at = Some(Recheck { at: now, pause: MOVE_PAUSE });
-            }
-            LocalOutcome::Synced(_, _, Err(e)) => {
-                self.failed(&format!("cannot make the shadow WAL durable: {e}"));
-                self.on_break(Break::ShadowSyncFailed, now, generation);
-            }
-            LocalOutcome::Checkpointed { checkpointer, synced, result } => {
-                if let State::Attached(attached) = &mut self.state {
-                    attached.checkpointer = Some(checkpointer);
-                    if let Some((index, end)) = synced {
-                        attached.capture.shadow.on_synced(index, end);
-                    }
-                }
-                self.on_checkpoint(result, now, generation);
-            }
-            LocalOutcome::Urgent(attached, report) => {
-                self.state = State::Attached(attached);
-                self.on_urgent(report, now, generation);
-            }
-            LocalOutcome::Removed(result) => {
-                if let Err(e) = result {
-                    let meta = self.settings.meta.display();
-                    warn!("cannot remove earlier generations from {meta}: {e}; they stay");
-                }
-            }
-        }
-    }
-
-    fn on_attach(&mut self, outcome: AttachOutcome, now: Instant) {
-        let name = self.settings.database.display();
-        match outcome {
-            AttachOutcome::Absent => {
-                if !matches!(self.state, State::Absent) {
-                    info!("{name}: there is no database yet; waiting for it");
-                }
-                self.state = State::Absent;
-                self.retry = None;
-            }
-            AttachOutcome::Refused(refusal) => self.refuse(refusal, now),
-            AttachOutcome::Attached { attached, reason, was_switched } => {
-                if was_switched {
-                    info!("{name}: was not in WAL mode; it is now, and stays so");
-                }
-                let generation = attached.capture.shadow.extent().generation;
-                info!("{name}: attached, generation {generation}");
-                if let Some(reason) = reason {
-                    self.count_break(reason);
-                }
-                self.descriptor = Arc::downgrade(&attached.descriptor);
-                self.state = State::Attached(attached);
-                // The pause between two tries goes on growing until a look succeeds.
-                (self.forced_break, self.hot) = (None, true);
-                self.stale_generations = true;
-                self.solved();
-            }
-        }
-    }
-
-    fn refuse(&mut self, refusal: Refusal, now: Instant) {
-        let retry = Recheck::after(self.retry, RETRY_PAUSE, now);
-        self.retry = Some(Recheck { at: retry.at.min(now + LONGEST_RETRY_PAUSE), ..retry });
-        if !matches!(&self.state, State::Refused(present) if *present == refusal) {
-            let name = self.settings.database.display();
-            warn!("{name}: not replicated: {refusal}; it is tried again by itself");
-        }
-        self.state = State::Refused(refusal);
-    }
-
-    fn on_checkpoint(
-        &mut self,
-        result: Result<WalExtent, CheckpointFailure>,
-        now: Instant,
-        next: Generation,
-    ) {
-        match result {
-            Ok(extent) => {
-                self.checkpoint.on_round(extent.is_backfilled(), now);
-                self.urgent_next &= !extent.is_backfilled();
-            }
-            Err(CheckpointFailure::Sqlite(SqliteError::Busy)) => {
-                // Somebody else checkpoints: so much the better.
-                self.urgent_next = false;
-                self.checkpoint.on_round(false, now);
-            }
-            Err(CheckpointFailure::Sqlite(error)) => {
-                self.urgent_next = false;
-                self.checkpoint.on_round(false, now);
-                self.failed(&format!("cannot checkpoint: {error}"));
-            }
-            Err(CheckpointFailure::Sync(error)) => {
-                self.urgent_next = false;
-                self.failed(&format!("cannot make the shadow WAL durable: {error}"));
-                self.on_break(Break::ShadowSyncFailed, now, next);
-            }
-            Err(CheckpointFailure::Replaced) => {
-                self.urgent_next = false;
-                self.detach(Break::DatabaseReplaced);
-                return;
-            }
-        }
-        // The reader may now stand in the way of a restart.
-        self.hot = true;
-    }
-
-    fn on_urgent(&mut self, report: UrgentReport, now: Instant, generation: Generation) {
-        if let Some(held) = report.held {
-            self.holds.record(held);
-        }
-        self.checkpoint.on_round(report.finished, now);
-        self.hot = true;
-        if let Some(reason) = report.broken {
-            self.on_break(reason, now, generation);
-        } else if let Some(error) = report.error {
-            self.failed(&format!("cannot checkpoint: {error}"));
-        }
     }
 
     fn on_break(&mut self, reason: Break, now: Instant, generation: Generation) {

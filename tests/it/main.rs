@@ -12,6 +12,7 @@ mod guard;
 mod host_key;
 mod house;
 mod litestream;
+mod outside_world;
 mod outsider;
 mod planners;
 mod remote_contract;
@@ -21,6 +22,6 @@ mod restore;
 mod restore_damage;
 mod segment;
 mod status;
+mod sync;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]
 mod support;
-mod sync;
