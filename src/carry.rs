@@ -19,6 +19,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Bytes before compression of one block: large enough for libssh2 to fill the line within one call, small enough
 /// that compressing one goes on beside sending another.
@@ -27,6 +28,10 @@ const BLOCK: usize = 1 << 20;
 const BLOCKS_AHEAD: usize = 2;
 /// A replica's listing is not longer than this; more is a folder that is not ours.
 const MOST_OBJECTS: usize = 10_000_000;
+/// Servers tell times in whole seconds. A restore takes the generation that was written last, so the first snapshot
+/// of the next one waits for a later second; a clock that stands still or was set back is not waited for.
+const TICK: Duration = Duration::from_millis(100);
+const MOST_TICKS: u32 = 25;
 
 /// A job with everything it needs.
 #[derive(Clone)]
@@ -295,13 +300,40 @@ fn publish_snapshot(
 ) -> Result<(), CarryError> {
     let object = Object::Snapshot { generation: order.generation, index: sent.trailer.index };
     let temporary = order.path(&object.temporary_path());
-    let trailer = Trailer::Snapshot(SnapshotTrailer { valid_from, ..sent.trailer });
-    remote.write_at(&temporary, sent.length, &trailer.encode())?;
+    let trailer = Trailer::Snapshot(SnapshotTrailer { valid_from, ..sent.trailer }).encode();
+    remote.write_at(&temporary, sent.length, &trailer)?;
+    let others = newest_of_others(remote, order)?;
+    for _ in 0..MOST_TICKS {
+        if newest(remote, &order.path(&names::snapshots_folder(order.generation)))? > others
+            || others.is_none()
+        {
+            break;
+        }
+        std::thread::sleep(TICK);
+        remote.write_at(&temporary, sent.length, &trailer)?;
+    }
     order.sync(remote, &temporary)?;
     let path = order.path(&object.path());
     remote.rename(&temporary, &path)?;
     remote.close(&path);
     Ok(())
+}
+
+/// When anything of another generation was last written, by the server's clock.
+fn newest_of_others(remote: &mut dyn Remote, order: &Order) -> Result<Option<i64>, CarryError> {
+    let mut times = None;
+    for folder in remote.list(&order.path(names::GENERATIONS))?.into_iter().take(MOST_OBJECTS) {
+        let other = folder.name.parse::<Generation>().ok().filter(|other| *other != order.generation);
+        for folder in other.into_iter().flat_map(|g| [names::snapshots_folder(g), names::wal_folder(g)]) {
+            times = times.max(newest(remote, &order.path(&folder))?);
+        }
+    }
+    Ok(times)
+}
+
+/// When anything in a folder was last written, by the server's clock.
+fn newest(remote: &mut dyn Remote, folder: &str) -> Result<Option<i64>, CarryError> {
+    Ok(remote.list(folder)?.iter().filter_map(|entry| entry.modified).max())
 }
 
 /// Hands out the frames of a segment in pieces of at most [`BLOCK`], up to `to` or where the segment is cut.
