@@ -12,6 +12,7 @@ mod litestream;
 mod planners;
 mod remote_contract;
 mod replica;
+mod replica_faults;
 mod restore;
 mod restore_damage;
 mod segment;
