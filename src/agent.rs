@@ -5,7 +5,7 @@ use crate::carry::{Order, Progress};
 use crate::config::{Config, DatabaseConfig, Durability, ReplicaConfig};
 use crate::core::checkpoint::CheckpointPolicy;
 use crate::core::position::{Generation, Position};
-use crate::core::replica::{Activity, Finding, Outcome, Replica};
+use crate::core::replica::{Activity, Failure, Finding, Outcome, Replica};
 use crate::core::shadow::ShadowExtent;
 use crate::core::status::{
     AgentStatus, Breaks, DatabaseStatus, Moment, PastError, ReplicaState, ReplicaStatus, SourceState,
@@ -55,6 +55,8 @@ struct Database {
     replicas: Vec<ReplicaRoom>,
     /// What the shadow held at the last turn; the source may have lent it since.
     shadow: Option<(ShadowExtent, PathBuf)>,
+    /// Snapshots that were sent while the source was lent: how new they are is not known before it is back.
+    held_back: Vec<(usize, Generation, Outcome)>,
     stop: Option<Stop>,
 }
 
@@ -109,7 +111,10 @@ impl Agent {
         }
         let mut next = self.next_safety_look;
         for at in 0..self.databases.len() {
-            let dirty = if safety_look { Dirty::ALL } else { seen(at) };
+            // What was seen is always taken before everything is looked at: only then does the next event wake us.
+            let listens = safety_look || self.databases[at].source.is_listening(now.mono);
+            let dirty = if listens { seen(at) } else { Dirty::default() };
+            let dirty = if safety_look { Dirty::ALL } else { dirty };
             if let Some(due) = self.turn(at, dirty, now) {
                 next = next.min(due);
             }
@@ -133,6 +138,11 @@ impl Agent {
             }
             database.remember_shadow();
         }
+        if matches!(database.source.state(), State::Attached(_)) {
+            for (replica, generation, outcome) in std::mem::take(&mut database.held_back) {
+                database.on_replica(replica, generation, outcome, now, 0.0);
+            }
+        }
         let mut next = database.source.next_timeout(now.mono);
         if let Some((extent, folder)) = &database.shadow {
             for (number, room) in database.replicas.iter_mut().enumerate() {
@@ -150,14 +160,26 @@ impl Agent {
     fn on_completed(&mut self, completed: Completed, now: Now) {
         match completed {
             Completed::Local { database, outcome } => {
-                let generation = Generation::from_random(self.random.random());
                 let database = &mut self.databases[database];
-                database.source.on_outcome(outcome, now.mono, generation);
+                database.source.on_outcome(outcome, now.mono);
                 database.remember_shadow();
             }
             Completed::Remote { database, replica, generation, outcome } => {
                 let chance = self.random.random();
-                self.databases[database].on_replica(replica, generation, outcome, now, chance);
+                let database = &mut self.databases[database];
+                match (&outcome, database.source.state()) {
+                    // Whether it is valid, only the source can say; it is back in a moment.
+                    (Outcome::SnapshotSent(_), State::Lent) => {
+                        database.held_back.push((replica, generation, outcome));
+                    }
+                    (Outcome::SnapshotSent(_), State::Absent | State::Detached | State::Refused(_)) => {
+                        let message = "the database was let go of while a snapshot was sent".to_owned();
+                        let failure = Failure { message, shadow_is_damaged: false };
+                        let outcome = Outcome::Failed(failure);
+                        database.on_replica(replica, generation, outcome, now, chance);
+                    }
+                    _ => database.on_replica(replica, generation, outcome, now, chance),
+                }
             }
         }
     }
@@ -233,6 +255,7 @@ impl Database {
             source: Source::new(settings, Arc::clone(disk)),
             replicas: config.replicas.iter().map(ReplicaRoom::new).collect(),
             shadow: None,
+            held_back: Vec::new(),
             stop: None,
         }
     }
@@ -298,7 +321,8 @@ impl Database {
             State::Detached | State::Lent => Some(format!("{name}: the agent is busy with it")),
             State::Attached(_) => {
                 let Some(end) = self.stop_position(now) else {
-                    return Some(format!("{name}: its WAL is being copied"));
+                    let why = self.source.problem().unwrap_or("its WAL is being copied");
+                    return Some(format!("{name}: {why}"));
                 };
                 let (extent, _) = self.shadow.as_ref()?;
                 let room = self.replicas.iter().find(|room| !room.holds(end))?;
@@ -363,7 +387,9 @@ impl ReplicaRoom {
             Some(course) if course.generation() == generation => {}
             Some(course) => {
                 course.begin_generation(generation);
-                self.was_streaming = false;
+                // What is still being sent of the last one is of no use any more.
+                self.progress.cancelled.store(true, Ordering::Relaxed);
+                (self.progress, self.was_streaming) = (Arc::default(), false);
             }
             None => {
                 let interval = self.config.sync_interval.unwrap_or_default();
@@ -428,8 +454,7 @@ impl ReplicaRoom {
             }
             _ => {}
         }
-        // A new login alone does not mean that it works again.
-        self.is_failing &= matches!(course.activity(), Activity::Connecting | Activity::Failing { .. });
+        self.is_failing &= matches!(course.activity(), Activity::Failing { .. });
         self.last_acked = Some(now);
         if course.acked() == Some(extent.position()) {
             self.behind_since = None;

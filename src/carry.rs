@@ -5,7 +5,7 @@ use crate::core::checksum::Crc64;
 use crate::core::names::{self, Object};
 use crate::core::page::{PageCount, PageSize};
 use crate::core::position::{Generation, Index, Offset};
-use crate::core::replica::{Failure, Job, Listing, Outcome, SEGMENT_LENGTH, SegmentStart, SentSnapshot};
+use crate::core::replica::{Failure, Job, Listing, Outcome, SegmentStart, SentSnapshot, cut_of};
 use crate::core::segment::{
     self, EMPTY_LENGTH, END_MARK, FRAME_HEADER, SegmentTrailer, SnapshotTrailer, Trailer, Write,
 };
@@ -18,7 +18,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Bytes before compression of one block: large enough for libssh2 to fill the line within one call, small enough
 /// that compressing one goes on beside sending another.
@@ -57,7 +57,9 @@ pub struct Progress {
     /// Bytes of the database.
     pub total: AtomicU64,
     /// Whether the server does not offer fsync, though it was wanted.
-    pub not_durable: std::sync::atomic::AtomicBool,
+    pub not_durable: AtomicBool,
+    /// Nobody wants what is being sent any more.
+    pub cancelled: AtomicBool,
 }
 
 /// Why a job was not done.
@@ -72,6 +74,9 @@ pub enum CarryError {
     /// The database file could not be read.
     #[error("cannot read the database file for a snapshot: {0}")]
     Database(io::Error),
+    /// A new generation has begun meanwhile.
+    #[error("given up: a new generation has begun")]
+    Cancelled,
     /// The database file is not one.
     #[error("cannot send a snapshot: the database file has no valid header")]
     NotADatabase,
@@ -86,7 +91,14 @@ impl CarryError {
 
     /// As the replica's course takes it.
     pub fn into_failure(self) -> Failure {
-        let shadow_is_damaged = matches!(self, CarryError::Shadow(ShadowReadError::Damaged(_)));
+        let shadow_is_damaged = match &self {
+            CarryError::Shadow(ShadowReadError::Damaged(_)) => true,
+            // What should be there is not: no later try will find it.
+            CarryError::Shadow(ShadowReadError::Disk(e)) => {
+                matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+            }
+            _ => false,
+        };
         Failure { message: self.to_string(), shadow_is_damaged }
     }
 }
@@ -140,27 +152,55 @@ fn look(remote: &mut dyn Remote, order: &Order) -> Result<Listing, CarryError> {
             }
         }
     }
+    if let Some((last, _)) = listing.segments.iter().max() {
+        listing.last_is_ours = is_ours(remote, order, *last)?;
+    }
     Ok(listing)
 }
 
-/// Compresses pieces on a thread of their own while the caller sends: `produce` calls back with each raw piece.
+/// Whether a segment begins with the bytes that the shadow has there. A frame's checksum covers everything before it
+/// in its WAL, and a header's salt is random: so the two histories are the same up to there. They are not after a
+/// rollback of this machine, or after a power cut that took what the server has.
+fn is_ours(remote: &mut dyn Remote, order: &Order, segment: SegmentStart) -> Result<bool, CarryError> {
+    let path = order.path(&order.segment(segment).path());
+    let mut bytes = vec![0; segment::MOST_BLOCK_BYTES];
+    let read = remote.read_at(&path, 0, &mut bytes)?;
+    remote.close(&path);
+    let Some(theirs) = segment::first_block(&bytes[..read]) else { return Ok(false) };
+    match open_shadow(order, segment.index, Offset::ZERO) {
+        Ok(reader) => Ok(reader.compare(segment.start, &theirs)?),
+        // The course knows what it means that the shadow has no such index.
+        Err(ShadowReadError::Disk(e)) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Compresses pieces on a thread of their own while the caller sends: `produce` calls back with each raw piece, and
+/// `send` gets its block and its length before compression. Blocks that were sent are used again.
 fn pipelined<E: Send>(
     produce: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> Result<(), E> + Send,
-    mut send: impl FnMut(Vec<u8>, u64) -> Result<(), CarryError>,
+    mut send: impl FnMut(&mut Vec<u8>, u64) -> Result<(), CarryError>,
 ) -> Result<(), CarryError>
 where
     CarryError: From<E>,
 {
     std::thread::scope(|scope| {
         let (blocks, incoming): (_, Receiver<(Vec<u8>, u64)>) = bounded(BLOCKS_AHEAD);
+        let (used, reusable) = bounded::<Vec<u8>>(BLOCKS_AHEAD + 1);
         let producer = scope.spawn(move || {
             produce(&mut |raw: &[u8]| {
-                let mut block = Vec::new();
+                let mut block = reusable.try_recv().unwrap_or_default();
+                block.clear();
                 segment::push_block(&mut block, raw);
                 blocks.send((block, raw.len() as u64)).is_ok()
             })
         });
-        let sent = incoming.iter().try_for_each(|(block, raw)| send(block, raw));
+        let sent = incoming.iter().try_for_each(|(mut block, raw)| -> Result<(), CarryError> {
+            send(&mut block, raw)?;
+            // The producer may have ended; then nobody uses it again.
+            let _ = used.try_send(block);
+            Ok(())
+        });
         drop(incoming);
         let produced = producer.join().expect("BUG: reading and compressing does not panic");
         sent?;
@@ -229,7 +269,10 @@ fn send_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result
             Ok::<(), CarryError>(())
         },
         |block, raw| {
-            remote.write_at(&path, length, &block)?;
+            if order.progress.cancelled.load(Ordering::Relaxed) {
+                return Err(CarryError::Cancelled);
+            }
+            remote.write_at(&path, length, block)?;
             length += block.len() as u64;
             order.progress.done.fetch_add(raw, Ordering::Relaxed);
             Ok(())
@@ -270,7 +313,7 @@ fn read_segment(
 ) -> Result<(), ShadowReadError> {
     let mut buffer = Vec::new();
     loop {
-        reader.read(&mut buffer, to, start.plus(SEGMENT_LENGTH), BLOCK)?;
+        reader.read(&mut buffer, to, cut_of(start), BLOCK)?;
         if buffer.is_empty() || !piece(&buffer) {
             return Ok(());
         }
@@ -297,7 +340,7 @@ fn begin(
     let mut waiting = FRAME_HEADER.to_vec();
     let mut at = 0;
     send_blocks(&mut reader, segment.start, to, |block| {
-        waiting.extend_from_slice(&block);
+        waiting.extend_from_slice(block);
         if waiting.len() > segment::PACKET {
             remote.write_at(&temporary, at, &waiting)?;
             at += waiting.len() as u64;
@@ -330,9 +373,9 @@ fn extend(
     let path = order.path(&order.segment(segment).path());
     let mut reader = open_shadow(order, segment.index, from)?;
     let mut length = length;
-    send_blocks(&mut reader, segment.start, to, |mut block| {
+    send_blocks(&mut reader, segment.start, to, |block| {
         let grown = block.len() as u64;
-        for Write { at, bytes } in segment::append(length, &mut block) {
+        for Write { at, bytes } in segment::append(length, block) {
             remote.write_at(&path, at, bytes)?;
         }
         length += grown;
@@ -347,7 +390,7 @@ fn send_blocks(
     reader: &mut ShadowReader,
     start: Offset,
     to: Offset,
-    mut send: impl FnMut(Vec<u8>) -> Result<(), CarryError>,
+    mut send: impl FnMut(&mut Vec<u8>) -> Result<(), CarryError>,
 ) -> Result<(), CarryError> {
     if to.since(reader.position()) > BLOCK as u64 {
         return pipelined(|piece| read_segment(reader, start, to, piece), |block, _| send(block));
@@ -356,7 +399,7 @@ fn send_blocks(
     read_segment(reader, start, to, &mut |raw| {
         let mut block = Vec::new();
         segment::push_block(&mut block, raw);
-        result = send(block);
+        result = send(&mut block);
         result.is_ok()
     })?;
     result

@@ -130,6 +130,8 @@ pub struct WalMap {
 
 /// The least that is mapped, in bytes; a map beyond the end of the file is legal and costs only addresses.
 const LEAST_MAP: u64 = 64 << 20;
+/// From so many bytes on, one call that maps all pages is cheaper than a fault for each.
+const WORTH_POPULATING: u64 = 64 << 10;
 
 impl WalMap {
     /// Maps the first `length` bytes of a WAL, and room for it to grow.
@@ -150,6 +152,11 @@ impl WalMap {
     /// Writes `length` mapped bytes from byte `from` to byte `at` of `file`; returns how many there were.
     fn write_to(&self, file: &File, from: u64, length: u64, at: u64) -> io::Result<u64> {
         let length = length.min(self.length().saturating_sub(from));
+        if length >= WORTH_POPULATING {
+            // Without it the kernel's copy stops at each page that is not mapped yet, and zeroes what it then copies
+            // again. It fails where the file has shrunk, and so will the copy.
+            let _ = self.map.advise_range(memmap2::Advice::PopulateRead, from as usize, length as usize);
+        }
         let mut done = 0;
         while done < length {
             let start = (from + done) as usize;

@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod checksum;
 pub mod frame;
 pub mod inventory;
+pub mod job;
 pub mod names;
 pub mod page;
 pub mod position;

@@ -20,10 +20,9 @@ pub struct ParseError {
 
 fn parse_hex(text: &str, digits: usize, expected: &'static str) -> Result<u64, ParseError> {
     let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    if text.len() == digits && text.bytes().all(lower_hex) {
-        if let Ok(value) = u64::from_str_radix(text, 16) {
-            return Ok(value);
-        }
+    let is_hex = text.len() == digits && text.bytes().all(lower_hex);
+    if let Some(value) = is_hex.then(|| u64::from_str_radix(text, 16).ok()).flatten() {
+        return Ok(value);
     }
     Err(ParseError { text: text.to_owned(), expected })
 }

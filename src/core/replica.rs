@@ -4,9 +4,10 @@
 //! replica has acknowledged, and there is at most one job in flight.
 
 use super::position::{Generation, Index, Offset, Position};
-use super::segment::SnapshotTrailer;
 use super::shadow::ShadowExtent;
 use std::time::{Duration, Instant};
+
+pub use super::job::{Failure, Job, Listing, Outcome, SegmentStart, SentSnapshot};
 
 /// A segment is sealed, and the next begun, once it holds so many bytes of WAL.
 pub const SEGMENT_LENGTH: u64 = 8 << 20;
@@ -16,118 +17,16 @@ pub const SEGMENT_AGE: Duration = Duration::from_secs(60);
 const MOST_SEGMENTS_BY_AGE: u32 = 300;
 /// Names have 8 digits: no segment begins at or beyond 4 GiB.
 const NAMEABLE: u64 = 1 << 32;
+/// Where a segment that begins at `start` is cut: behind the first commit there. Never, if none could begin then.
+pub fn cut_of(start: Offset) -> Offset {
+    let cut = start.plus(SEGMENT_LENGTH);
+    if cut.get() < NAMEABLE { cut } else { Offset::new(u64::MAX) }
+}
+
 /// The pause after the first failure; doubled after each, and shortened by up to a half at random.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// A segment by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SegmentStart {
-    /// The WAL it is a part of.
-    pub index: Index,
-    /// Its first byte.
-    pub start: Offset,
-}
-
-/// What a worker is to do on the replica. Workers only carry: everything they need is here.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Job {
-    /// List what the replica holds of the generation, and remove its unfinished objects.
-    Look,
-    /// Stream the database file to the temporary name of a snapshot.
-    SendSnapshot {
-        /// The WAL that is to be replayed on it.
-        index: Index,
-    },
-    /// Complete a snapshot with its trailer and give it its name.
-    PublishSnapshot {
-        /// What was sent.
-        sent: SentSnapshot,
-        /// Everything up to here is acknowledged.
-        valid_from: (Index, Offset),
-    },
-    /// Write a new segment, whole, under a temporary name, and give it its name.
-    Begin {
-        /// Its name.
-        segment: SegmentStart,
-        /// Where the shadow ends; the segment is cut at the first commit beyond [`SEGMENT_LENGTH`].
-        to: Offset,
-        /// Whether an object of that name is there, in doubt, and is to be removed.
-        replace: bool,
-    },
-    /// Append to the open segment.
-    Extend {
-        /// Its name.
-        segment: SegmentStart,
-        /// Its length on the replica.
-        length: u64,
-        /// What it holds so far.
-        from: Offset,
-        /// Where the shadow ends; the segment is cut as with `Begin`.
-        to: Offset,
-    },
-    /// Write the trailer of a segment that is complete.
-    Seal {
-        /// Its name.
-        segment: SegmentStart,
-        /// Its length on the replica.
-        length: u64,
-        /// Where its content ends.
-        end: Offset,
-        /// Whether its WAL ends there, too.
-        last_of_index: bool,
-    },
-}
-
-/// A snapshot that is on the replica under its temporary name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SentSnapshot {
-    /// Its length on the replica, EndMark included.
-    pub length: u64,
-    /// What its trailer will say, but for `valid_from`.
-    pub trailer: SnapshotTrailer,
-}
-
-/// A listing of one generation on the replica.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Listing {
-    /// The indexes of its snapshots.
-    pub snapshots: Vec<Index>,
-    /// Its segments and their lengths on the replica.
-    pub segments: Vec<(SegmentStart, u64)>,
-}
-
-/// Why a job failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// For people: what, where, why.
-    pub message: String,
-    /// The shadow WAL itself could not be read, or was not valid: trying again will not help.
-    pub shadow_is_damaged: bool,
-}
-
-/// How a job ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// What `Look` found.
-    Found(Listing),
-    /// `SendSnapshot` has read and sent everything.
-    SnapshotSent(SentSnapshot),
-    /// The snapshot has its name.
-    SnapshotPublished,
-    /// `Begin` or `Extend`: the replica holds everything before `end`.
-    Appended {
-        /// The end of the last commit that was sent.
-        end: Offset,
-        /// The segment's new length on the replica.
-        length: u64,
-    },
-    /// The trailer is written.
-    Sealed,
-    /// Not done, or nobody knows.
-    Failed(Failure),
-}
 
 /// The segment that is appended to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,8 +106,11 @@ pub struct Replica {
     phase: Phase,
     in_flight: Option<Job>,
     acked: Option<(Index, Offset)>,
+    /// Failures since something was last sent, or found to be there.
     failures: u32,
     retry_at: Option<Instant>,
+    /// When the last try after a failure was due.
+    last_retry: Option<Instant>,
     last_push: Option<Instant>,
     /// The segment that was written last, and its length when that was acknowledged.
     last_segment: Option<(SegmentStart, u64)>,
@@ -226,6 +128,7 @@ impl Replica {
             acked: None,
             failures: 0,
             retry_at: None,
+            last_retry: None,
             last_push: None,
             last_segment: None,
             sync_interval,
@@ -238,6 +141,7 @@ impl Replica {
         *self = Replica {
             failures: self.failures,
             retry_at: self.retry_at,
+            last_retry: self.last_retry,
             last_error: self.last_error.take(),
             ..Replica::new(generation, self.sync_interval)
         };
@@ -279,7 +183,7 @@ impl Replica {
 
     /// What the replica is doing.
     pub fn activity(&self) -> Activity {
-        match (&self.phase, self.retry_at) {
+        match (&self.phase, self.retry_at.or(self.last_retry)) {
             (_, Some(retry_at)) => Activity::Failing { retry_at },
             (Phase::Unknown, _) => Activity::Connecting,
             (Phase::Streaming { snapshot: Snapshot::Published, .. }, _) => Activity::Streaming,
@@ -323,8 +227,16 @@ impl Replica {
                 job.filter(|_| !(is_push && too_early))
             }
         };
+        let is_caught_up = self.acked() == Some(shadow.position());
+        if job.is_none() && is_caught_up && !matches!(self.phase, Phase::Unknown) {
+            self.works_again();
+        }
         self.in_flight.clone_from(&job);
         job
+    }
+
+    fn works_again(&mut self) {
+        (self.failures, self.retry_at, self.last_retry, self.last_error) = (0, None, None, None);
     }
 
     /// Takes in how the job in flight ended. `chance` is a random number from 0 to 1.
@@ -339,7 +251,11 @@ impl Replica {
         if let Outcome::Failed(failure) = outcome {
             return self.on_failure(failure, now, chance);
         }
-        (self.failures, self.retry_at, self.last_error) = (0, None, None);
+        match job {
+            // That the server answers does not mean that it takes anything.
+            Job::Look => self.retry_at = None,
+            _ => self.works_again(),
+        }
         let was_acked = self.acked;
         let finding = self.on_success(job, outcome, shadow, now);
         match (was_acked, self.acked) {
@@ -356,6 +272,7 @@ impl Replica {
         let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(8)).min(LONGEST_PAUSE);
         self.failures = self.failures.saturating_add(1);
         self.retry_at = Some(now + pause.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0));
+        self.last_retry = self.retry_at;
         self.last_error = Some(failure.message);
         if failure.shadow_is_damaged { Finding::ShadowDamaged } else { Finding::Nothing }
     }
@@ -431,7 +348,7 @@ impl Replica {
             }
         };
         let continues = match shadow.end_of(tail.index) {
-            Some(end) if tail.replace => tail.end < end,
+            Some(end) if tail.replace => listing.last_is_ours && tail.end < end,
             Some(end) => tail.end <= end,
             None => false,
         };
@@ -458,7 +375,7 @@ impl Tail {
     fn open_is_full(&self, open: &OpenSegment, now: Instant) -> bool {
         let cut_by_age =
             now.saturating_duration_since(open.opened) >= SEGMENT_AGE && self.segments < MOST_SEGMENTS_BY_AGE;
-        let full = self.end.since(open.name.start) >= SEGMENT_LENGTH;
+        let full = self.end >= cut_of(open.name.start);
         (full || cut_by_age) && self.end.get() < NAMEABLE
     }
 }

@@ -112,11 +112,13 @@ fn entry(entry: io::Result<DirEntry>) -> io::Result<Option<Entry>> {
 
 /// Makes a folder and those above it, each durably.
 fn make_folder(folder: &str) -> io::Result<()> {
-    match fs::create_dir(folder) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            make_folder(parent(folder).ok_or(error)?)?;
-            make_folder(folder)
+    let made = match (fs::create_dir(folder), parent(folder)) {
+        (Err(error), Some(above)) if error.kind() == ErrorKind::NotFound => {
+            make_folder(above).and_then(|()| fs::create_dir(folder))
         }
+        (made, _) => made,
+    };
+    match made {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
         made => made.and_then(|()| sync_folder_of(folder)),
     }

@@ -86,10 +86,16 @@ pub trait Remote: Send {
     /// Removes a file; fine if it is not there.
     fn remove(&mut self, path: &str) -> Result<(), RemoteError>;
     /// Reads from byte `at` until `buffer` is full or the file ends; returns how many bytes. One read after the other,
-    /// 1 to 4 MiB each, is fast; meeting the end closes the file.
+    /// 1 to 4 MiB each, is fast, because more is asked for ahead; meeting the end closes the file. Close one that is
+    /// not read to its end.
     fn read_at(&mut self, path: &str, at: u64, buffer: &mut [u8]) -> Result<usize, RemoteError>;
     /// Closes a file that is not needed any more.
     fn close(&mut self, path: &str);
+    /// Whether the other side still keeps the connection, as far as can be told without asking it. A server may drop
+    /// an idle one; then a new login is better than a write that nobody answers.
+    fn is_alive(&mut self) -> bool {
+        true
+    }
 }
 
 /// Connects to the destination of `location`; `home` is where `.ssh/known_hosts` is looked for.

@@ -6,22 +6,28 @@
 mod attach;
 mod capture;
 mod guard;
+mod job;
+mod outcome;
+mod recheck;
 mod round;
 
 pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, Refusal, attach};
 pub use capture::{Look, LookError};
+pub use job::{CheckpointFailure, LocalJob, LocalOutcome};
 pub use round::{UrgentReport, urgent_round};
 
 use crate::core::checkpoint::{CheckpointPolicy, CheckpointState, Extent, Round};
-use crate::core::position::{Generation, Index, Offset};
+use crate::core::position::{Generation, Index};
 use crate::core::shadow::ShadowExtent;
 use crate::core::status::WriteLockHolds;
 use crate::core::sync::{Break, Dirty};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::Disk;
 use crate::shadow::ShadowWal;
-use crate::sqlite::{Handle, SqliteError, WalExtent};
+use crate::sqlite::WalExtent;
 use guard::Move;
 use log::{error, info, warn};
+use recheck::Recheck;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -30,6 +36,8 @@ use std::time::{Duration, Instant};
 /// A commit frame can be in the WAL before it is in the wal-index, and no event follows: the first pause before
 /// asking again, doubled each time.
 const IN_FLIGHT_PAUSE: Duration = Duration::from_micros(50);
+/// While a transaction is being written, each page is an event. Up to this pause we listen to the clock instead.
+const DEAF_PAUSE: Duration = Duration::from_millis(2);
 /// The same, after the database file was written: a checkpoint says only later that it is done.
 const BACKFILL_PAUSE: Duration = Duration::from_millis(1);
 /// Asking again after the database file was written ends at this pause.
@@ -42,87 +50,11 @@ const LONGEST_MOVE_PAUSE: Duration = Duration::from_millis(500);
 /// After something failed: the first pause, doubled each time up to the longest.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(10);
+/// A break that comes back in a generation before anything was copied in it: the first pause before the next one.
+const BREAK_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_BREAK_PAUSE: Duration = Duration::from_secs(300);
 /// Parts copied in one turn, so that one busy database does not keep the others waiting.
-const PARTS_A_TURN: u32 = 4;
-
-/// Work that takes time, for a worker. It brings back what it was lent.
-pub enum LocalJob {
-    /// Attach to a database.
-    Attach(AttachRequest),
-    /// Make the shadow durable.
-    Sync(ShadowSync),
-    /// Make the shadow durable and checkpoint, beside the writers.
-    Checkpoint {
-        /// Lent.
-        checkpointer: Handle,
-        /// What must be durable before the checkpoint.
-        sync: Option<ShadowSync>,
-        /// Checked before the checkpoint: never into a file that was put in the database's place.
-        database: PathBuf,
-        /// The file we hold.
-        identity: FileIdentity,
-    },
-    /// An urgent round.
-    Urgent {
-        /// Lent.
-        attached: Box<Attached>,
-        /// As in `Checkpoint`.
-        database: PathBuf,
-        /// How long the write lock may be held.
-        budget: Duration,
-    },
-    /// Remove the shadows of earlier generations.
-    RemoveGenerations {
-        /// Our state.
-        meta: PathBuf,
-        /// The present one.
-        keep: Generation,
-        /// Where they are.
-        disk: Arc<dyn Disk>,
-    },
-}
-
-/// A part of the shadow to make durable.
-pub struct ShadowSync {
-    /// The file.
-    pub file: Arc<dyn DiskFile>,
-    /// Which index it holds.
-    pub index: Index,
-    /// Durable up to here, once it is done.
-    pub end: Offset,
-}
-
-/// How a [`LocalJob`] ended.
-pub enum LocalOutcome {
-    /// Of `Attach`.
-    Attach(AttachOutcome),
-    /// Of `Sync`: whether it is durable.
-    Synced(Index, Offset, std::io::Result<()>),
-    /// Of `Checkpoint`.
-    Checkpointed {
-        /// Brought back.
-        checkpointer: Handle,
-        /// What was made durable.
-        synced: Option<(Index, Offset)>,
-        /// What the wal-index said then.
-        result: Result<WalExtent, CheckpointFailure>,
-    },
-    /// Of `Urgent`.
-    Urgent(Box<Attached>, UrgentReport),
-    /// Of `RemoveGenerations`.
-    Removed(std::io::Result<()>),
-}
-
-/// Why a checkpoint was not carried out.
-#[derive(Debug)]
-pub enum CheckpointFailure {
-    /// The shadow could not be made durable.
-    Sync(std::io::Error),
-    /// Another file is at the database's path.
-    Replaced,
-    /// SQLite's answer.
-    Sqlite(SqliteError),
-}
+const PARTS_A_TURN: u32 = 16;
 
 /// What a source is configured to do.
 #[derive(Debug, Clone)]
@@ -151,18 +83,13 @@ pub enum State {
     Refused(Refusal),
 }
 
-/// A time to look again, and the pause before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Recheck {
-    at: Instant,
-    pause: Duration,
-}
-
-impl Recheck {
-    fn after(previous: Option<Recheck>, first: Duration, now: Instant) -> Recheck {
-        let pause = previous.map_or(first, |p| (p.pause * 2).max(first));
-        Recheck { at: now + pause, pause }
-    }
+/// What a source does, as far as it fails and works again on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Task {
+    Look,
+    MoveReader,
+    Checkpoint,
+    BeginGeneration,
 }
 
 /// One database.
@@ -184,14 +111,18 @@ pub struct Source {
     checkpoint: CheckpointState,
     urgent_next: bool,
     needs_sync: bool,
-    stale_generations: bool,
     forced_break: Option<Break>,
+    /// Begins a new generation at the next turn, or at `break_at`.
     requested_break: Option<Break>,
+    /// A generation has begun, and until a look succeeds in it the next one must not begin earlier.
+    break_at: Option<Recheck>,
+    /// Lets go of the database once nothing is lent any more.
+    leaving: Option<Break>,
     descriptor: Weak<File>,
     breaks: u32,
     last_break: Option<Break>,
     holds: WriteLockHolds,
-    problem: Option<String>,
+    problems: BTreeMap<Task, String>,
 }
 
 impl Source {
@@ -215,14 +146,15 @@ impl Source {
             checkpoint: CheckpointState::new(),
             urgent_next: false,
             needs_sync: false,
-            stale_generations: false,
             forced_break: None,
             requested_break: None,
+            break_at: None,
+            leaving: None,
             descriptor: Weak::new(),
             breaks: 0,
             last_break: None,
             holds: WriteLockHolds::default(),
-            problem: None,
+            problems: BTreeMap::new(),
         }
     }
 
@@ -245,10 +177,11 @@ impl Source {
     pub fn shadow_extent(&self) -> Option<&ShadowExtent> {
         self.shadow().map(ShadowWal::extent)
     }
-    /// The one descriptor of the database file, for reading a snapshot.
+    /// The one descriptor of the database file, for reading a snapshot. `None` until everything committed was copied
+    /// once in this generation: before, the file may hold what is newer than the shadow.
     pub fn descriptor(&self) -> Option<Arc<File>> {
         match &self.state {
-            State::Attached(attached) => Some(Arc::clone(&attached.descriptor)),
+            State::Attached(attached) if attached.capture.guarded => Some(Arc::clone(&attached.descriptor)),
             _ => None,
         }
     }
@@ -264,13 +197,9 @@ impl Source {
     pub fn lock_holds(&self) -> WriteLockHolds {
         self.holds
     }
-    /// What keeps the database from being captured, if anything does.
+    /// What keeps the database from being followed, if anything does.
     pub fn problem(&self) -> Option<&str> {
-        self.problem.as_deref()
-    }
-    /// Whether a local job is in flight, or a turn is due at once.
-    pub fn is_busy(&self) -> bool {
-        self.job_in_flight || self.hot
+        self.problems.values().next().map(String::as_str)
     }
     /// Whether everything that was committed before `then` is in the shadow for certain.
     pub fn holds_all_before(&self, then: Instant) -> bool {
@@ -295,26 +224,39 @@ impl Source {
 
     /// When the next turn is due though nothing happens.
     pub fn next_timeout(&self, now: Instant) -> Option<Instant> {
-        if self.hot || (self.dirty.any() && !self.job_in_flight) {
+        match &self.state {
+            State::Lent => None,
+            State::Absent | State::Detached | State::Refused(_) if self.job_in_flight => None,
+            State::Absent => self.dirty.any().then_some(now),
+            State::Detached | State::Refused(_) => Some(self.retry.map_or(now, |retry| retry.at)),
+            State::Attached(_) => self.attached_timeout(now),
+        }
+    }
+
+    fn attached_timeout(&self, now: Instant) -> Option<Instant> {
+        if self.leaving.is_some() && self.job_in_flight {
+            return None;
+        }
+        if self.leaving.is_some() || self.dirty.folder {
+            return Some(now);
+        }
+        if self.requested_break.is_some() {
+            return Some(self.break_at.map_or(now, |r| r.at));
+        }
+        if self.hot || self.dirty.any() {
             return Some(now);
         }
         let at = |recheck: Option<Recheck>| recheck.map(|r| r.at);
-        match &self.state {
-            State::Attached(_) => {
-                let checkpoint = (!self.job_in_flight)
-                    .then(|| {
-                        self.checkpoint.next_timeout(&self.settings.checkpoint, self.checkpoint_extent())
-                    })
-                    .flatten()
-                    // A checkpoint waits for the reader to move up.
-                    .map(|due| at(self.move_at).map_or(due, |moves| due.max(moves)));
-                [at(self.recheck), at(self.move_at), checkpoint].into_iter().flatten().min()
-            }
-            State::Lent => None,
-            State::Absent | State::Detached | State::Refused(_) if self.job_in_flight => None,
-            State::Absent => None,
-            State::Detached | State::Refused(_) => at(self.retry).or(Some(now)),
-        }
+        let extent = self.checkpoint_extent();
+        let checkpoint = self.checkpoint.next_timeout(&self.settings.checkpoint, extent);
+        // A checkpoint waits for the reader to move up.
+        let checkpoint = checkpoint.map(|due| at(self.move_at).map_or(due, |moves| due.max(moves)));
+        let checkpoint = checkpoint.filter(|_| self.may_checkpoint());
+        [at(self.recheck), at(self.move_at), checkpoint].into_iter().flatten().min()
+    }
+
+    fn may_checkpoint(&self) -> bool {
+        !self.job_in_flight && !self.problems.contains_key(&Task::Look)
     }
 
     /// Takes a turn: looks if there is reason to, and returns the job that is due. `generation` is for the case that
@@ -342,7 +284,7 @@ impl Source {
             return None;
         }
         self.dirty = Dirty::default();
-        if self.descriptor.strong_count() > 0 {
+        if self.is_still_read() {
             self.refuse(Refusal::StillReading, now);
             return None;
         }
@@ -356,22 +298,32 @@ impl Source {
         }))
     }
 
+    /// Whether a snapshot of the file at the path is still read through a descriptor of an earlier attachment: closing
+    /// that would drop the locks of the next one.
+    fn is_still_read(&self) -> bool {
+        let identity = self.descriptor.upgrade().and_then(|file| FileIdentity::of_file(&file).ok());
+        identity.is_some() && identity == FileIdentity::of_path(&self.settings.database)
+    }
+
     fn attached_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
-        if self.dirty.folder && !self.is_at_path() {
-            self.detach(Break::DatabaseReplaced);
+        if std::mem::take(&mut self.dirty.folder) && !self.is_at_path() {
+            self.leaving = Some(Break::DatabaseReplaced);
+        }
+        if self.leaving.is_some() {
+            self.detach();
             return None;
         }
-        if let Some(reason) = self.requested_break.take() {
-            self.begin_generation(reason, now, generation);
+        if self.requested_break.is_some() && !self.begin_requested(now, generation) {
+            return None;
         }
         let recheck_is_due = self.recheck.is_some_and(|r| now >= r.at);
         if self.dirty.any() || self.hot || recheck_is_due {
-            self.look(now, generation);
+            self.look(now);
         }
         if self.move_at.is_some_and(|m| now >= m.at) {
-            self.move_reader(now, generation);
+            self.move_reader(now);
         }
-        if self.job_in_flight { None } else { self.job(now) }
+        if self.job_in_flight || self.leaving.is_some() { None } else { self.job(now) }
     }
 
     fn is_at_path(&self) -> bool {
@@ -379,45 +331,57 @@ impl Source {
     }
 
     /// Looks at the WAL until everything committed is copied, or a turn's worth is.
-    fn look(&mut self, now: Instant, generation: Generation) {
+    fn look(&mut self, now: Instant) {
         let dirty = std::mem::take(&mut self.dirty);
-        let previous = self.recheck.take().filter(|_| !dirty.any());
+        let previous = self.recheck.take();
         self.hot = false;
         for _ in 0..PARTS_A_TURN {
             let State::Attached(attached) = &mut self.state else { return };
             match attached.capture.look(&attached.guard.query) {
                 Ok(Look::More) => {}
                 Ok(Look::UpToDate { extent, in_flight }) => {
-                    self.solved();
-                    self.extent = extent;
-                    self.up_to_date_at = Some(now);
-                    self.plan_recheck(previous, in_flight, dirty.database, now);
+                    self.solved(Task::Look);
+                    self.solved(Task::BeginGeneration);
+                    (self.extent, self.up_to_date_at, self.break_at) = (extent, Some(now), None);
+                    self.plan_recheck(previous, in_flight, dirty, now);
                     self.plan_move(now);
                     return;
                 }
                 Ok(Look::Again) => {
-                    self.recheck = Some(Recheck::after(previous, BACKFILL_PAUSE, now));
+                    self.recheck = Some(Recheck::after(previous, BACKFILL_PAUSE, LONGEST_RETRY_PAUSE, now));
                     return;
                 }
-                Ok(Look::Broken(reason)) => return self.on_break(reason, now, generation),
+                Ok(Look::Broken(reason)) => return self.on_break(reason),
                 Err(error) => {
-                    self.recheck = Some(Recheck::after(previous, RETRY_PAUSE, now));
-                    return self.failed(&error.to_string());
+                    self.recheck = Some(Recheck::after(previous, RETRY_PAUSE, LONGEST_RETRY_PAUSE, now));
+                    return self.failed(Task::Look, &error.to_string());
                 }
             }
         }
         self.hot = true;
     }
 
-    /// When to look again though no event will come.
-    fn plan_recheck(&mut self, previous: Option<Recheck>, in_flight: bool, written: bool, now: Instant) {
-        let (first, patience) = match in_flight {
-            true => (IN_FLIGHT_PAUSE, IN_FLIGHT_PATIENCE),
-            false => (BACKFILL_PAUSE, BACKFILL_PATIENCE),
-        };
-        let backfilling = (written || previous.is_some()) && !self.extent.is_backfilled();
-        let next = Recheck::after(previous, first, now);
-        self.recheck = (in_flight || backfilling).then_some(next).filter(|r| r.pause <= patience);
+    /// When to look again though no event will come, or is listened to.
+    fn plan_recheck(&mut self, previous: Option<Recheck>, in_flight: bool, dirty: Dirty, now: Instant) {
+        if in_flight {
+            let is_new = |r: &Recheck| !r.in_flight || (dirty.any() && r.pause > DEAF_PAUSE);
+            let previous = previous.filter(|r| !is_new(r));
+            let next = Recheck::after(previous, IN_FLIGHT_PAUSE, IN_FLIGHT_PATIENCE * 2, now);
+            let pause = if dirty.any() { next.pause.min(DEAF_PAUSE) } else { next.pause };
+            let next = Recheck { at: now + pause, pause, in_flight };
+            self.recheck = Some(next).filter(|r| r.pause <= IN_FLIGHT_PATIENCE);
+            return;
+        }
+        let was_written = dirty.database || previous.is_some_and(|r| !r.in_flight);
+        let previous = previous.filter(|_| !dirty.database);
+        let next = Recheck::after(previous, BACKFILL_PAUSE, BACKFILL_PATIENCE * 2, now);
+        let is_backfilling = was_written && !self.extent.is_backfilled();
+        self.recheck = Some(next).filter(|r| is_backfilling && r.pause <= BACKFILL_PATIENCE);
+    }
+
+    /// Whether events matter now. While a transaction is on its way into the WAL, only the next look does.
+    pub fn is_listening(&self, now: Instant) -> bool {
+        self.recheck.is_none_or(|r| !r.in_flight || r.pause > DEAF_PAUSE || now >= r.at)
     }
 
     fn plan_move(&mut self, now: Instant) {
@@ -425,26 +389,26 @@ impl Source {
         if attached.guard.is_in_place(&attached.capture, self.extent) {
             self.move_at = None;
         } else if self.move_at.is_none() && !self.needs_sync {
-            self.move_at = Some(Recheck::after(None, MOVE_PAUSE, now));
+            self.move_at = Some(Recheck::after(None, MOVE_PAUSE, LONGEST_MOVE_PAUSE, now));
         }
     }
 
-    fn move_reader(&mut self, now: Instant, generation: Generation) {
+    fn move_reader(&mut self, now: Instant) {
         let State::Attached(attached) = &mut self.state else { return };
-        let again = Recheck::after(self.move_at, MOVE_PAUSE, now);
-        let again = Recheck { at: again.at.min(now + LONGEST_MOVE_PAUSE), ..again };
+        let again = Recheck::after(self.move_at, MOVE_PAUSE, LONGEST_MOVE_PAUSE, now);
+        self.move_at = None;
         match attached.guard.move_on(&mut attached.capture) {
             Ok(Move::Done) => {
-                self.move_at = None;
+                self.solved(Task::MoveReader);
                 // What was committed on the way is for the next turn.
                 self.hot = true;
             }
-            Ok(Move::NeedsSync) => (self.needs_sync, self.move_at) = (true, None),
+            Ok(Move::NeedsSync) => self.needs_sync = true,
             Ok(Move::NotYet) => self.move_at = Some(again),
-            Ok(Move::Broken(reason)) => self.on_break(reason, now, generation),
+            Ok(Move::Broken(reason)) => self.on_break(reason),
             Err(error) => {
                 self.move_at = Some(again);
-                self.failed(&error.to_string());
+                self.failed(Task::MoveReader, &error.to_string());
             }
         }
     }
@@ -456,28 +420,36 @@ impl Source {
 
     /// The job that is due while we hold the database and none is in flight.
     fn job(&mut self, now: Instant) -> Option<LocalJob> {
-        if std::mem::take(&mut self.stale_generations) {
-            let keep = self.shadow_extent()?.generation;
-            let (meta, disk) = (self.settings.meta.clone(), Arc::clone(&self.disk));
-            return Some(LocalJob::RemoveGenerations { meta, keep, disk });
+        let State::Attached(attached) = &mut self.state else { return None };
+        let stale = attached.capture.shadow.take_stale();
+        if !stale.is_empty() {
+            return Some(LocalJob::Remove { paths: stale, disk: Arc::clone(&self.disk) });
         }
         if std::mem::take(&mut self.needs_sync) {
-            match self.shadow_sync() {
+            match attached.capture.shadow.to_sync() {
                 Some(sync) => return Some(LocalJob::Sync(sync)),
-                None => self.move_at = Some(Recheck { at: now, pause: MOVE_PAUSE }),
+                None => self.move_at = Some(Recheck::now(now)),
             }
         }
-        if self.urgent_next {
+        if std::mem::take(&mut self.urgent_next) {
             return self.urgent_job();
         }
+        self.checkpoint_job(now)
+    }
+
+    fn checkpoint_job(&mut self, now: Instant) -> Option<LocalJob> {
         let extent = self.checkpoint_extent();
-        let round = self.checkpoint.due(&self.settings.checkpoint, extent, now)?;
-        let sync = self.shadow_sync();
-        let State::Attached(attached) = &mut self.state else { return None };
-        if !attached.guard.is_newest(&attached.capture, self.extent) && round == Round::Cooperative {
-            // The move comes first; it is planned already.
+        if !self.may_checkpoint() {
             return None;
         }
+        let round = self.checkpoint.due(&self.settings.checkpoint, extent, now)?;
+        let State::Attached(attached) = &mut self.state else { return None };
+        if !attached.guard.is_newest(&attached.capture, self.extent) && round == Round::Cooperative {
+            // The move comes first.
+            self.move_at.get_or_insert(Recheck::after(None, MOVE_PAUSE, LONGEST_MOVE_PAUSE, now));
+            return None;
+        }
+        let sync = attached.capture.shadow.to_sync();
         let identity = FileIdentity::of_file(&attached.descriptor).ok()?;
         let checkpointer = attached.checkpointer.take()?;
         self.urgent_next = round == Round::Urgent;
@@ -485,7 +457,6 @@ impl Source {
     }
 
     fn urgent_job(&mut self) -> Option<LocalJob> {
-        self.urgent_next = false;
         match std::mem::replace(&mut self.state, State::Lent) {
             State::Attached(attached) => Some(LocalJob::Urgent {
                 attached,
@@ -499,159 +470,42 @@ impl Source {
         }
     }
 
-    fn shadow_sync(&self) -> Option<ShadowSync> {
-        let (file, index, end) = self.shadow()?.to_sync()?;
-        Some(ShadowSync { file, index, end })
-    }
-
-    /// Takes in how the job in flight ended.
-    pub fn on_outcome(&mut self, outcome: LocalOutcome, now: Instant, generation: Generation) {
-        self.job_in_flight = false;
-        match outcome {
-            LocalOutcome::Attach(outcome) => self.on_attach(outcome, now),
-            LocalOutcome::Synced(index, end, Ok(())) => {
-                if let State::Attached(attached) = &mut self.state {
-                    attached.capture.shadow.on_synced(index, end);
-                }
-                self.move_at = Some(Recheck { at: now, pause: MOVE_PAUSE });
-            }
-            LocalOutcome::Synced(_, _, Err(e)) => {
-                self.failed(&format!("cannot make the shadow WAL durable: {e}"));
-                self.on_break(Break::ShadowSyncFailed, now, generation);
-            }
-            LocalOutcome::Checkpointed { checkpointer, synced, result } => {
-                if let State::Attached(attached) = &mut self.state {
-                    attached.checkpointer = Some(checkpointer);
-                    if let Some((index, end)) = synced {
-                        attached.capture.shadow.on_synced(index, end);
-                    }
-                }
-                self.on_checkpoint(result, now, generation);
-            }
-            LocalOutcome::Urgent(attached, report) => {
-                self.state = State::Attached(attached);
-                self.on_urgent(report, now, generation);
-            }
-            LocalOutcome::Removed(result) => {
-                if let Err(e) = result {
-                    let meta = self.settings.meta.display();
-                    warn!("cannot remove earlier generations from {meta}: {e}; they stay");
-                }
-            }
+    fn on_break(&mut self, reason: Break) {
+        match reason {
+            Break::DatabaseReplaced | Break::WalReplaced => self.leaving = Some(reason),
+            reason => self.request_generation(reason),
         }
     }
 
-    fn on_attach(&mut self, outcome: AttachOutcome, now: Instant) {
-        let name = self.settings.database.display();
-        match outcome {
-            AttachOutcome::Absent => {
-                if !matches!(self.state, State::Absent) {
-                    info!("{name}: there is no database yet; waiting for it");
-                }
-                self.state = State::Absent;
-                self.retry = None;
-            }
-            AttachOutcome::Refused(refusal) => self.refuse(refusal, now),
-            AttachOutcome::Attached { attached, reason, was_switched } => {
-                if was_switched {
-                    info!("{name}: was not in WAL mode; it is now, and stays so");
-                }
-                let generation = attached.capture.shadow.extent().generation;
-                info!("{name}: attached, generation {generation}");
-                if let Some(reason) = reason {
-                    self.count_break(reason);
-                }
-                self.descriptor = Arc::downgrade(&attached.descriptor);
-                self.state = State::Attached(attached);
-                (self.retry, self.forced_break, self.hot) = (None, None, true);
-                self.stale_generations = true;
-                self.solved();
-            }
-        }
-    }
-
-    fn refuse(&mut self, refusal: Refusal, now: Instant) {
-        let retry = Recheck::after(self.retry, RETRY_PAUSE, now);
-        self.retry = Some(Recheck { at: retry.at.min(now + LONGEST_RETRY_PAUSE), ..retry });
-        if !matches!(&self.state, State::Refused(present) if *present == refusal) {
-            let name = self.settings.database.display();
-            warn!("{name}: not replicated: {refusal}; it is tried again by itself");
-        }
-        self.state = State::Refused(refusal);
-    }
-
-    fn on_checkpoint(
-        &mut self,
-        result: Result<WalExtent, CheckpointFailure>,
-        now: Instant,
-        next: Generation,
-    ) {
-        match result {
-            Ok(extent) => {
-                self.checkpoint.on_round(extent.is_backfilled(), now);
-                self.urgent_next &= !extent.is_backfilled();
-            }
-            Err(CheckpointFailure::Sqlite(SqliteError::Busy)) => {
-                // Somebody else checkpoints: so much the better.
-                self.urgent_next = false;
-                self.checkpoint.on_round(false, now);
-            }
-            Err(CheckpointFailure::Sqlite(error)) => {
-                self.urgent_next = false;
-                self.checkpoint.on_round(false, now);
-                self.failed(&format!("cannot checkpoint: {error}"));
-            }
-            Err(CheckpointFailure::Sync(error)) => {
-                self.urgent_next = false;
-                self.failed(&format!("cannot make the shadow WAL durable: {error}"));
-                self.on_break(Break::ShadowSyncFailed, now, next);
-            }
-            Err(CheckpointFailure::Replaced) => {
-                self.urgent_next = false;
-                self.detach(Break::DatabaseReplaced);
-                return;
-            }
-        }
-        // The reader may now stand in the way of a restart.
-        self.hot = true;
-    }
-
-    fn on_urgent(&mut self, report: UrgentReport, now: Instant, generation: Generation) {
-        if let Some(held) = report.held {
-            self.holds.record(held);
-        }
-        self.checkpoint.on_round(report.finished, now);
-        self.hot = true;
-        if let Some(reason) = report.broken {
-            self.on_break(reason, now, generation);
-        } else if let Some(error) = report.error {
-            self.failed(&format!("cannot checkpoint: {error}"));
-        }
-    }
-
-    fn on_break(&mut self, reason: Break, now: Instant, generation: Generation) {
-        if matches!(reason, Break::DatabaseReplaced | Break::WalReplaced) {
-            return self.detach(reason);
-        }
-        self.begin_generation(reason, now, generation);
-    }
-
-    /// A replica found that the generation cannot go on; the next turn begins a new one.
+    /// A replica, or a look, found that the generation cannot go on; the next turn begins a new one.
     pub fn request_generation(&mut self, reason: Break) {
-        (self.requested_break, self.hot) = (Some(reason), true);
+        self.requested_break = Some(reason);
     }
 
-    /// Begins a new generation of the database that we hold.
-    fn begin_generation(&mut self, reason: Break, now: Instant, generation: Generation) {
-        let State::Attached(attached) = &mut self.state else { return };
+    /// Begins the generation that is asked for; `false` if it must wait.
+    fn begin_requested(&mut self, now: Instant, generation: Generation) -> bool {
+        let (Some(reason), State::Attached(attached)) = (self.requested_break.clone(), &mut self.state)
+        else {
+            return false;
+        };
+        if self.break_at.is_some_and(|r| now < r.at) {
+            // Events would only find the same again.
+            self.dirty = Dirty::default();
+            self.failed(Task::BeginGeneration, &format!("{reason}; that comes back in every generation"));
+            return false;
+        }
+        self.break_at = Some(Recheck::after(self.break_at, BREAK_PAUSE, LONGEST_BREAK_PAUSE, now));
         match attached.begin_generation(&self.disk, &self.settings.meta, generation) {
             Ok(()) => {
                 self.count_break(reason);
-                (self.hot, self.stale_generations) = (true, true);
+                (self.requested_break, self.recheck, self.move_at) = (None, None, None);
+                self.hot = true;
+                true
             }
             Err(e) => {
-                self.recheck = Some(Recheck::after(self.recheck, RETRY_PAUSE, now));
-                self.failed(&format!("cannot begin a new generation ({reason}): {e}"));
+                let problem = format!("cannot begin a new generation ({reason}): {e}");
+                self.failed(Task::BeginGeneration, &problem);
+                false
             }
         }
     }
@@ -664,34 +518,35 @@ impl Source {
         self.last_break = Some(reason);
     }
 
-    /// Lets go of a file that is not the database any more, without a checkpoint.
-    fn detach(&mut self, reason: Break) {
+    /// Lets go of a file that is not the database any more, without a checkpoint, once nothing of it is lent.
+    fn detach(&mut self) {
+        (self.recheck, self.move_at, self.retry, self.hot) = (None, None, None, false);
         if self.job_in_flight {
-            // What is lent comes back first; the folder is looked at again then.
-            self.dirty.folder = true;
             return;
         }
+        let Some(reason) = self.leaving.take() else { return };
         let name = self.settings.database.display();
         warn!("{name}: {reason}; letting go of the old file, the new one begins a new generation");
         if let State::Attached(attached) = std::mem::replace(&mut self.state, State::Detached) {
             attached.let_go_of_replaced(&self.settings.database, &self.wal);
         }
         (self.forced_break, self.dirty) = (Some(reason), Dirty::ALL);
-        (self.recheck, self.move_at, self.retry, self.hot) = (None, None, None, false);
         (self.urgent_next, self.needs_sync) = (false, false);
+        (self.requested_break, self.break_at) = (None, None);
         self.checkpoint = CheckpointState::new();
         self.extent = WalExtent { frames: 0, backfilled: 0 };
+        self.problems.clear();
     }
 
-    fn failed(&mut self, problem: &str) {
-        if self.problem.as_deref() != Some(problem) {
+    fn failed(&mut self, task: Task, problem: &str) {
+        if self.problems.get(&task).is_none_or(|known| known != problem) {
             error!("{}: {problem}; it is tried again by itself", self.settings.database.display());
-            self.problem = Some(problem.to_owned());
+            self.problems.insert(task, problem.to_owned());
         }
     }
 
-    fn solved(&mut self) {
-        if self.problem.take().is_some() {
+    fn solved(&mut self, task: Task) {
+        if self.problems.remove(&task).is_some() && self.problems.is_empty() {
             info!("{}: works again", self.settings.database.display());
         }
     }

@@ -9,6 +9,7 @@ mod documents;
 mod host_key;
 mod house;
 mod litestream;
+mod outside_world;
 mod planners;
 mod remote_contract;
 mod replica;
@@ -19,6 +20,6 @@ mod segment;
 mod sftp;
 mod status;
 mod stop;
+mod sync;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]
 mod support;
-mod sync;

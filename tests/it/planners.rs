@@ -49,9 +49,14 @@ fn hole(index_number: usize, found: (usize, u64)) -> RestoreGap {
     }
 }
 
+/// The snapshot, and how many segments of which index.
+type Planned = (u32, Vec<(u32, usize)>);
+/// Snapshots, segments, and what the plan is.
+type Case<T> = (&'static [u32], &'static [(u32, u32)], T);
+
 #[test]
 fn a_plan_begins_at_the_newest_snapshot_and_takes_everything_from_there_on() {
-    let cases: [(&[u32], &[(u32, u32)], (u32, Vec<(u32, usize)>)); 6] = [
+    let cases: [Case<Planned>; 6] = [
         (&[0], &[(0, 0)], (0, vec![(0, 1)])),
         (&[0], &[(1, 0), (0, 4152), (0, 0)], (0, vec![(0, 2), (1, 1)])),
         (&[0, 2], &[(0, 0), (1, 0), (2, 0), (3, 0)], (2, vec![(2, 1), (3, 1)])),
@@ -66,7 +71,7 @@ fn a_plan_begins_at_the_newest_snapshot_and_takes_everything_from_there_on() {
 
 #[test]
 fn a_hole_names_what_is_missing_and_what_lies_behind_it() {
-    let cases: [(&[u32], &[(u32, u32)], RestoreGap); 5] = [
+    let cases: [Case<RestoreGap>; 5] = [
         (&[0], &[(0, 4152)], hole(0, (0, 4152))),
         (&[0], &[(1, 0)], hole(0, (1, 0))),
         (&[0], &[(0, 0), (2, 0)], hole(1, (2, 0))),

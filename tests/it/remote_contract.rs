@@ -1,13 +1,16 @@
 //! What every destination promises (`Remote`), held to by a folder and by a real SFTP server alike.
 
-use crate::support::process::signal;
+use crate::support::process::{output, signal};
 use crate::support::sshd::{Sshd, make_key};
 use crate::support::temporary_folder;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
 use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use wal_agent::core::segment::PACKET;
 use wal_agent::remote::dir::DirRemote;
@@ -82,6 +85,7 @@ contract!(
     a_folder_that_is_not_there_is_listed_as_empty,
     a_listing_tells_names_sizes_times_and_folders,
     creating_makes_the_folders_above,
+    creating_below_a_link_to_nowhere_fails,
     creating_again_empties,
     a_write_changes_only_what_it_writes,
     writing_does_not_create,
@@ -120,6 +124,12 @@ fn creating_makes_the_folders_above(mut place: Place<'_>) {
     place.create("a/b/c/d/file", b"x");
     place.create("a/b/c/d/other", b"y");
     assert_eq!(place.names("a/b/c/d"), ["file", "other"]);
+}
+
+fn creating_below_a_link_to_nowhere_fails(place: Place<'_>) {
+    symlink("nowhere", place.folder.join("link")).expect("the folder is ours");
+    let error = place.remote.create(&place.path("link/a/file")).expect_err("no folder");
+    assert_eq!(error.kind, FailureKind::NotFound, "{error}");
 }
 
 fn creating_again_empties(mut place: Place<'_>) {
@@ -304,6 +314,17 @@ fn a_server_that_does_not_listen_is_disconnected() {
 }
 
 #[test]
+fn a_server_that_says_nothing_is_disconnected_at_the_deadline() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+    let port = listener.local_addr().expect("it is bound").port();
+    let server = Sshd::start();
+    let start = Instant::now();
+    let error = connect_error(&SftpLocation { port, ..server.location() });
+    assert_eq!(error.kind, FailureKind::Disconnected, "{error}");
+    assert!(start.elapsed() < OPERATION_DEADLINE + AT_ONCE, "{:?}", start.elapsed());
+}
+
+#[test]
 fn a_failed_login_tells_what_was_tried_and_no_secret() {
     let server = Sshd::start();
     let folder = temporary_folder();
@@ -325,6 +346,18 @@ fn a_key_file_that_is_not_there_is_named() {
     let error = connect_error(&location);
     assert_eq!(error.kind, FailureKind::Authentication, "{error}");
     assert!(error.reason.contains("key /no/such/key: cannot be read"), "{error}");
+}
+
+#[test]
+fn a_key_with_a_passphrase_is_said_to_need_an_agent() {
+    let server = Sshd::start();
+    let folder = temporary_folder();
+    let key = folder.path().join("key");
+    make_key(&key, "ed25519");
+    output(Command::new("ssh-keygen").args(["-q", "-p", "-P", "", "-N", "a phrase", "-f"]).arg(&key));
+    let error = connect_error(&SftpLocation { key_path: Some(key), ..server.location() });
+    assert_eq!(error.kind, FailureKind::Authentication, "{error}");
+    assert!(error.reason.contains("ssh-agent"), "{error}");
 }
 
 #[test]

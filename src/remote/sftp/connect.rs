@@ -171,7 +171,13 @@ fn not_let_in_by(error: &ssh2::Error) -> Failure {
         ) => FailureKind::Disconnected,
         _ => FailureKind::Authentication,
     };
-    Failure { kind, reason: error.message().to_owned() }
+    let hint = match error.code() {
+        ErrorCode::Session(raw::LIBSSH2_ERROR_FILE) => {
+            " (one with a passphrase must be given to an ssh-agent)"
+        }
+        _ => "",
+    };
+    Failure { kind, reason: format!("{}{hint}", error.message()) }
 }
 
 impl Method<'_> {

@@ -12,6 +12,7 @@ use super::location::SftpLocation;
 use super::{Entry, FailureKind, Remote, RemoteError, parent};
 use crate::core::segment::PACKET;
 use libssh2_sys as raw;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use ssh2::{ErrorCode, FileStat, OpenFlags, OpenType, RenameFlags, Session, Sftp};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::{Shutdown, TcpStream};
@@ -22,11 +23,11 @@ use std::time::Duration;
 /// replication stands still.
 pub const OPERATION_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long an fsync may take: several GB may have to reach a slow disk.
-pub const SYNC_DEADLINE: Duration = Duration::from_secs(120);
+/// How long an fsync may take, as much may have to reach a slow disk. libssh2 has no patience for more.
+pub const SYNC_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How many bytes are under way before the server has answered for the first of them. More is no faster up to 10 ms
-/// of round trip; a line of under 35 KB/s could not take them within the deadline.
+/// How many bytes are under way before the server has answered for the first of them. In a round trip of 10 ms that
+/// is 100 MB/s; a line of under 35 KB/s could not take them within the deadline.
 const IN_FLIGHT: usize = 1 << 20;
 
 /// A call that was answered nothing has at least sent a part of a packet, or waited. More of them in a row is a spin.
@@ -93,20 +94,18 @@ impl SftpRemote {
     }
 
     fn make_folder(&self, folder: &str) -> Result<(), Failure> {
-        match self.sftp.mkdir(Path::new(folder), FOLDER_MODE) {
-            Ok(()) => Ok(()),
-            Err(error) => match (Failure::from(error), parent(folder)) {
-                (Failure { kind: FailureKind::NotFound, .. }, Some(above)) => {
-                    self.make_folder(above)?;
-                    self.make_folder(folder)
-                }
-                (Failure { kind: FailureKind::Other | FailureKind::Exists, .. }, _)
-                    if self.exists(folder) =>
-                {
-                    Ok(())
-                }
-                (failure, _) => Err(failure),
-            },
+        let make = || self.sftp.mkdir(Path::new(folder), FOLDER_MODE).map_err(Failure::from);
+        let made = match (make(), parent(folder)) {
+            (Err(Failure { kind: FailureKind::NotFound, .. }), Some(above)) => {
+                self.make_folder(above).and_then(|()| make())
+            }
+            (made, _) => made,
+        };
+        match made {
+            Err(Failure { kind: FailureKind::Other | FailureKind::Exists, .. }) if self.exists(folder) => {
+                Ok(())
+            }
+            made => made,
         }
     }
 
@@ -133,7 +132,7 @@ impl SftpRemote {
     }
 
     /// The one place where errors leave this file: a connection that failed is made to fail at once from now on.
-    fn failed(&mut self, verb: &str, path: &str, failure: Failure) -> RemoteError {
+    fn failed(&self, verb: &str, path: &str, failure: Failure) -> RemoteError {
         if failure.kind == FailureKind::Disconnected {
             self.hang_up();
         }
@@ -154,9 +153,10 @@ impl Drop for SftpRemote {
 
 impl Remote for SftpRemote {
     fn list(&mut self, folder: &str) -> Result<Vec<Entry>, RemoteError> {
-        match read_folder(&self.sftp, folder) {
+        match self.sftp.opendir(Path::new(folder)).map_err(Failure::from) {
+            Ok(mut open) => read_folder(&mut open).map_err(|failure| self.failed("list", folder, failure)),
             Err(Failure { kind: FailureKind::NotFound, .. }) => Ok(Vec::new()),
-            listed => listed.map_err(|failure| self.failed("list", folder, failure)),
+            Err(failure) => Err(self.failed("list", folder, failure)),
         }
     }
 
@@ -238,6 +238,14 @@ impl Remote for SftpRemote {
         read.map_err(|failure| self.failed("read", path, failure))
     }
 
+    fn is_alive(&mut self) -> bool {
+        // Its probes may wait unread before its hanging up: so the hanging up itself is asked for.
+        let mut look = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let hung_up = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        rustix::event::poll(&mut look, Some(&at_once)).is_ok() && !look[0].revents().intersects(hung_up)
+    }
+
     fn close(&mut self, path: &str) {
         self.handles.close(path);
     }
@@ -278,8 +286,7 @@ fn read_full(open: &mut OpenFile, at: u64, buffer: &mut [u8]) -> Result<usize, F
     Ok(done)
 }
 
-fn read_folder(sftp: &Sftp, folder: &str) -> Result<Vec<Entry>, Failure> {
-    let mut open = sftp.opendir(Path::new(folder))?;
+fn read_folder(open: &mut ssh2::File) -> Result<Vec<Entry>, Failure> {
     let mut entries = Vec::new();
     loop {
         match open.readdir() {

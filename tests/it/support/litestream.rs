@@ -1,9 +1,12 @@
 //! The real Litestream 0.3.13, as another implementation of the same layout.
 
-use super::process::{Killed, output};
+use super::process::{Killed, output, signal};
+use super::wait::wait_until;
+use rustix::process::Signal;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use wal_agent::remote::location::SftpLocation;
 
 /// The program: what `WAL_AGENT_LITESTREAM` says, or where tests/run puts it.
@@ -46,6 +49,15 @@ pub fn replicate(configuration: &Path) -> Killed {
     command.args(["replicate", "-config"]).arg(configuration);
     command.stdin(Stdio::null()).stdout(log.try_clone().expect("there are descriptors left")).stderr(log);
     Killed(command.spawn().expect("litestream can be run"))
+}
+
+/// Ends `litestream replicate` in order. A killed one leaves half written files on SFTP servers.
+#[track_caller]
+pub fn stop(mut process: Killed) {
+    signal(process.0.id(), Signal::INT);
+    wait_until("litestream ends", Duration::from_secs(30), || {
+        process.0.try_wait().is_ok_and(|end| end.is_some())
+    });
 }
 
 /// Runs `litestream restore` of a configured database into `output_path`.

@@ -1,0 +1,114 @@
+//! What a worker is asked to do on a replica, and what it answers.
+
+use super::position::{Index, Offset};
+use super::segment::SnapshotTrailer;
+
+/// A segment by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SegmentStart {
+    /// The WAL it is a part of.
+    pub index: Index,
+    /// Its first byte.
+    pub start: Offset,
+}
+
+/// What a worker is to do on the replica. Workers only carry: everything they need is here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Job {
+    /// List what the replica holds of the generation, and remove its unfinished objects.
+    Look,
+    /// Stream the database file to the temporary name of a snapshot.
+    SendSnapshot {
+        /// The WAL that is to be replayed on it.
+        index: Index,
+    },
+    /// Complete a snapshot with its trailer and give it its name.
+    PublishSnapshot {
+        /// What was sent.
+        sent: SentSnapshot,
+        /// Everything up to here is acknowledged.
+        valid_from: (Index, Offset),
+    },
+    /// Write a new segment, whole, under a temporary name, and give it its name.
+    Begin {
+        /// Its name.
+        segment: SegmentStart,
+        /// Where the shadow ends; the segment is cut at the first commit beyond [`SEGMENT_LENGTH`](super::replica::SEGMENT_LENGTH).
+        to: Offset,
+        /// Whether an object of that name is there, in doubt, and is to be removed.
+        replace: bool,
+    },
+    /// Append to the open segment.
+    Extend {
+        /// Its name.
+        segment: SegmentStart,
+        /// Its length on the replica.
+        length: u64,
+        /// What it holds so far.
+        from: Offset,
+        /// Where the shadow ends; the segment is cut as with `Begin`.
+        to: Offset,
+    },
+    /// Write the trailer of a segment that is complete.
+    Seal {
+        /// Its name.
+        segment: SegmentStart,
+        /// Its length on the replica.
+        length: u64,
+        /// Where its content ends.
+        end: Offset,
+        /// Whether its WAL ends there, too.
+        last_of_index: bool,
+    },
+}
+
+/// A snapshot that is on the replica under its temporary name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SentSnapshot {
+    /// Its length on the replica, EndMark included.
+    pub length: u64,
+    /// What its trailer will say, but for `valid_from`.
+    pub trailer: SnapshotTrailer,
+}
+
+/// A listing of one generation on the replica.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listing {
+    /// The indexes of its snapshots.
+    pub snapshots: Vec<Index>,
+    /// Its segments and their lengths on the replica.
+    pub segments: Vec<(SegmentStart, u64)>,
+    /// Whether the last segment begins with what the shadow has there.
+    pub last_is_ours: bool,
+}
+
+/// Why a job failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// For people: what, where, why.
+    pub message: String,
+    /// The shadow WAL itself could not be read, or was not valid: trying again will not help.
+    pub shadow_is_damaged: bool,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// What `Look` found.
+    Found(Listing),
+    /// `SendSnapshot` has read and sent everything.
+    SnapshotSent(SentSnapshot),
+    /// The snapshot has its name.
+    SnapshotPublished,
+    /// `Begin` or `Extend`: the replica holds everything before `end`.
+    Appended {
+        /// The end of the last commit that was sent.
+        end: Offset,
+        /// The segment's new length on the replica.
+        length: u64,
+    },
+    /// The trailer is written.
+    Sealed,
+    /// Not done, or nobody knows.
+    Failed(Failure),
+}

@@ -1,0 +1,76 @@
+//! What a worker is asked to do for a database, and what it brings back.
+
+use super::attach::{AttachOutcome, AttachRequest, Attached, FileIdentity};
+use super::round::UrgentReport;
+use crate::disk::Disk;
+use crate::shadow::ShadowSync;
+use crate::sqlite::{Handle, SqliteError, WalExtent};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Work that takes time, for a worker. It brings back what it was lent.
+pub enum LocalJob {
+    /// Attach to a database.
+    Attach(AttachRequest),
+    /// Make the shadow durable.
+    Sync(ShadowSync),
+    /// Make the shadow durable and checkpoint, beside the writers.
+    Checkpoint {
+        /// Lent.
+        checkpointer: Handle,
+        /// What must be durable before the checkpoint.
+        sync: Option<ShadowSync>,
+        /// Checked before the checkpoint: never into a file that was put in the database's place.
+        database: PathBuf,
+        /// The file we hold.
+        identity: FileIdentity,
+    },
+    /// An urgent round.
+    Urgent {
+        /// Lent.
+        attached: Box<Attached>,
+        /// As in `Checkpoint`.
+        database: PathBuf,
+        /// How long the write lock may be held.
+        budget: Duration,
+    },
+    /// Remove the shadows of earlier generations. They are named: a generation that begins meanwhile is not among them.
+    Remove {
+        /// Folders.
+        paths: Vec<PathBuf>,
+        /// Where they are.
+        disk: Arc<dyn Disk>,
+    },
+}
+
+/// How a [`LocalJob`] ended.
+pub enum LocalOutcome {
+    /// Of `Attach`.
+    Attach(AttachOutcome),
+    /// Of `Sync`: whether it is durable.
+    Synced(ShadowSync, io::Result<()>),
+    /// Of `Checkpoint`.
+    Checkpointed {
+        /// Brought back.
+        checkpointer: Handle,
+        /// What was to be made durable first, and whether it is.
+        synced: Option<(ShadowSync, io::Result<()>)>,
+        /// What the wal-index said then; `None` if it did not come to that.
+        result: Option<Result<WalExtent, CheckpointFailure>>,
+    },
+    /// Of `Urgent`.
+    Urgent(Box<Attached>, UrgentReport),
+    /// Of `Remove`.
+    Removed(io::Result<()>),
+}
+
+/// Why a checkpoint was not carried out.
+#[derive(Debug)]
+pub enum CheckpointFailure {
+    /// Another file is at the database's path.
+    Replaced,
+    /// SQLite's answer.
+    Sqlite(SqliteError),
+}

@@ -1,0 +1,142 @@
+//! How a source takes in what a worker brings back.
+
+use super::attach::{AttachOutcome, Refusal};
+use super::job::{CheckpointFailure, LocalOutcome};
+use super::recheck::Recheck;
+use super::round::UrgentReport;
+use super::{LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
+use crate::core::sync::Break;
+use crate::shadow::ShadowSync;
+use crate::sqlite::{SqliteError, WalExtent};
+use log::{error, info, warn};
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Source {
+    /// Takes in how the job in flight ended.
+    pub fn on_outcome(&mut self, outcome: LocalOutcome, now: Instant) {
+        // Whatever waited for the job is decided in the next turn.
+        (self.job_in_flight, self.hot) = (false, true);
+        match outcome {
+            LocalOutcome::Attach(outcome) => self.on_attach(outcome, now),
+            LocalOutcome::Synced(sync, result) => {
+                if self.on_synced(&sync, result) {
+                    self.move_at = Some(Recheck::now(now));
+                }
+            }
+            LocalOutcome::Checkpointed { checkpointer, synced, result } => {
+                if let State::Attached(attached) = &mut self.state {
+                    attached.checkpointer = Some(checkpointer);
+                }
+                let is_durable = synced.is_none_or(|(sync, result)| self.on_synced(&sync, result));
+                match result {
+                    Some(result) if is_durable => self.on_checkpoint(result, now),
+                    _ => self.urgent_next = false,
+                }
+            }
+            LocalOutcome::Urgent(attached, report) => {
+                self.state = State::Attached(attached);
+                self.on_urgent(report, now);
+            }
+            LocalOutcome::Removed(result) => {
+                if let Err(e) = result {
+                    let meta = self.settings.meta.display();
+                    warn!("cannot remove earlier generations from {meta}: {e}; they stay");
+                }
+            }
+        }
+    }
+
+    /// Whether the shadow is durable now. If not, it is not tried again: what should have been written may be gone
+    /// from the kernel's cache.
+    fn on_synced(&mut self, sync: &ShadowSync, result: io::Result<()>) -> bool {
+        let State::Attached(attached) = &mut self.state else { return false };
+        match result {
+            Ok(()) => attached.capture.shadow.on_synced(sync),
+            Err(e) => {
+                let name = self.settings.database.display();
+                error!("{name}: cannot make the shadow WAL durable: {e}");
+                self.request_generation(Break::ShadowSyncFailed);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn on_attach(&mut self, outcome: AttachOutcome, now: Instant) {
+        let name = self.settings.database.display();
+        match outcome {
+            AttachOutcome::Absent => {
+                if !matches!(self.state, State::Absent) {
+                    info!("{name}: there is no database yet; waiting for it");
+                }
+                self.state = State::Absent;
+                self.retry = None;
+            }
+            AttachOutcome::Refused(refusal) => self.refuse(refusal, now),
+            AttachOutcome::Attached { attached, reason, was_switched } => {
+                if was_switched {
+                    info!("{name}: was not in WAL mode; it is now, and stays so");
+                }
+                let generation = attached.capture.shadow.extent().generation;
+                info!("{name}: attached, generation {generation}");
+                if let Some(reason) = reason {
+                    self.count_break(reason);
+                }
+                self.descriptor = Arc::downgrade(&attached.descriptor);
+                self.state = State::Attached(attached);
+                (self.retry, self.forced_break) = (None, None);
+            }
+        }
+    }
+
+    pub(super) fn refuse(&mut self, refusal: Refusal, now: Instant) {
+        self.retry = Some(Recheck::after(self.retry, RETRY_PAUSE, LONGEST_RETRY_PAUSE, now));
+        if !matches!(&self.state, State::Refused(present) if *present == refusal) {
+            let name = self.settings.database.display();
+            warn!("{name}: not replicated: {refusal}; it is tried again by itself");
+        }
+        self.state = State::Refused(refusal);
+    }
+
+    fn on_checkpoint(&mut self, result: Result<WalExtent, CheckpointFailure>, now: Instant) {
+        let finished = match result {
+            Ok(extent) => {
+                self.solved(Task::Checkpoint);
+                self.extent = extent;
+                extent.is_backfilled()
+            }
+            // Somebody else checkpoints: so much the better.
+            Err(CheckpointFailure::Sqlite(SqliteError::Busy | SqliteError::Interrupted)) => {
+                self.urgent_next = false;
+                false
+            }
+            Err(CheckpointFailure::Sqlite(error)) => {
+                self.urgent_next = false;
+                self.failed(Task::Checkpoint, &format!("cannot checkpoint: {error}"));
+                false
+            }
+            Err(CheckpointFailure::Replaced) => {
+                (self.urgent_next, self.leaving) = (false, Some(Break::DatabaseReplaced));
+                return;
+            }
+        };
+        self.urgent_next &= !finished;
+        self.checkpoint.on_round(finished, now);
+    }
+
+    fn on_urgent(&mut self, report: UrgentReport, now: Instant) {
+        if let Some(held) = report.held {
+            self.holds.record(held);
+        }
+        self.checkpoint.on_round(report.finished, now);
+        if let Some(reason) = report.broken {
+            self.on_break(reason);
+        } else if let Some(error) = report.error {
+            self.failed(Task::Checkpoint, &format!("cannot checkpoint: {error}"));
+        } else {
+            self.solved(Task::Checkpoint);
+        }
+    }
+}
