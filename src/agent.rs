@@ -147,7 +147,8 @@ impl Agent {
         if let Some((extent, folder)) = &database.shadow {
             for (number, room) in database.replicas.iter_mut().enumerate() {
                 let descriptor = || database.source.descriptor();
-                if let Some(order) = room.next_order(extent, folder, &self.disk, descriptor, now) {
+                let attempt = self.random.random();
+                if let Some(order) = room.next_order(extent, folder, &self.disk, descriptor, attempt, now) {
                     self.workers.send_remote(at, number, &room.config.location, order);
                 }
                 let due = room.course.as_ref().and_then(|course| course.next_timeout(extent));
@@ -404,6 +405,7 @@ impl ReplicaRoom {
         shadow: &std::path::Path,
         disk: &Arc<dyn Disk>,
         database: impl FnOnce() -> Option<Arc<std::fs::File>>,
+        attempt: u64,
         now: Now,
     ) -> Option<Order> {
         let course = self.course.as_mut()?;
@@ -422,6 +424,7 @@ impl ReplicaRoom {
         };
         Some(Order {
             job,
+            attempt,
             generation: extent.generation,
             root,
             shadow: shadow.to_owned(),

@@ -20,6 +20,6 @@ mod segment;
 mod sftp;
 mod status;
 mod stop;
-mod sync;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]
 mod support;
+mod sync;

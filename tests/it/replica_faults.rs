@@ -43,6 +43,7 @@ struct Driver {
     acked: Arc<Mutex<Acked>>,
     now: Instant,
     rewound: usize,
+    attempt: u64,
     /// Begin anew after the first failure, as an agent that was killed.
     restarts: bool,
 }
@@ -64,6 +65,7 @@ impl Driver {
             acked,
             now: Instant::now(),
             rewound: 0,
+            attempt: 0,
             restarts,
         }
     }
@@ -92,6 +94,7 @@ impl Driver {
             }
         }
         self.server.wake();
+        self.restart(); // what a stopped server process has moved away, the next look moves back
         self.pump();
         self
     }
@@ -113,8 +116,10 @@ impl Driver {
                 }
                 continue;
             };
+            self.attempt += 1;
             let order = Order {
                 job,
+                attempt: self.attempt,
                 generation: generation(),
                 root: String::new(),
                 shadow: self.shadow.folder().to_owned(),
