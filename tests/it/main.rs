@@ -14,10 +14,12 @@ mod planners;
 mod remote_contract;
 mod replica;
 mod replica_faults;
+mod replicas;
 mod restore;
 mod restore_damage;
 mod segment;
 mod sftp;
+mod snapshot;
 mod status;
 mod stop;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]
