@@ -133,7 +133,8 @@ impl Agent {
         if let Some((extent, folder)) = &database.shadow {
             for (number, room) in database.replicas.iter_mut().enumerate() {
                 let descriptor = || database.source.descriptor();
-                if let Some(order) = room.next_order(extent, folder, &self.disk, descriptor, now) {
+                let attempt = self.random.random();
+                if let Some(order) = room.next_order(extent, folder, &self.disk, descriptor, attempt, now) {
                     self.workers.send_remote(at, number, &room.config.location, order);
                 }
                 let due = room.course.as_ref().and_then(|course| course.next_timeout(extent));

@@ -10,7 +10,7 @@ use crate::core::segment::{
     self, EMPTY_LENGTH, END_MARK, FRAME_HEADER, SegmentTrailer, SnapshotTrailer, Trailer, Write,
 };
 use crate::disk::Disk;
-use crate::remote::{FailureKind, Remote, RemoteError, join};
+use crate::remote::{Entry, FailureKind, Remote, RemoteError, join};
 use crate::shadow::{ShadowReadError, ShadowReader};
 use crossbeam_channel::{Receiver, bounded};
 use std::fs::File;
@@ -38,6 +38,8 @@ const MOST_TICKS: u32 = 25;
 pub struct Order {
     /// What to do.
     pub job: Job,
+    /// A random number, for names that no other attempt uses.
+    pub attempt: u64,
     /// The history it belongs to.
     pub generation: Generation,
     /// The replica's path on its destination.
@@ -142,12 +144,16 @@ impl Order {
     }
 }
 
-/// What is there of the generation. Objects that were never finished are removed: nobody will finish them.
+/// What is there of the generation. Objects that were never finished are removed: nobody will finish them. One that
+/// was set aside, and whose successor has not come, gets its name back: it holds what was acknowledged.
 fn look(remote: &mut dyn Remote, order: &Order) -> Result<Listing, CarryError> {
     let mut listing = Listing::default();
     for folder in [names::snapshots_folder(order.generation), names::wal_folder(order.generation)] {
         let folder = order.path(&folder);
-        for entry in remote.list(&folder)?.into_iter().take(MOST_OBJECTS) {
+        let mut entries = remote.list(&folder)?;
+        entries.truncate(MOST_OBJECTS);
+        put_back(remote, &folder, &mut entries)?;
+        for entry in entries {
             if let Some(index) = names::parse_snapshot(&entry.name) {
                 listing.snapshots.push(index);
             } else if let Some((index, start)) = names::parse_segment(&entry.name) {
@@ -178,6 +184,20 @@ fn is_ours(remote: &mut dyn Remote, order: &Order, segment: SegmentStart) -> Res
         Err(ShadowReadError::Disk(e)) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Gives objects that were set aside their names back where nothing has taken them.
+fn put_back(remote: &mut dyn Remote, folder: &str, entries: &mut [Entry]) -> Result<(), CarryError> {
+    // Of several for one name, the longest holds the most.
+    entries.sort_by_key(|entry| std::cmp::Reverse(entry.size));
+    for at in 0..entries.len() {
+        let name = names::parse_set_aside(&entries[at].name).map(str::to_owned);
+        if let Some(name) = name.filter(|name| entries.iter().all(|entry| entry.name != *name)) {
+            remote.rename(&join(folder, &entries[at].name), &join(folder, &name))?;
+            entries[at].name = name;
+        }
+    }
+    Ok(())
 }
 
 /// Compresses pieces on a thread of their own while the caller sends: `produce` calls back with each raw piece, and
@@ -261,7 +281,8 @@ fn read_full(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
 
 /// Streams the database file. It holds no reader: what is written meanwhile is in the WAL, too.
 fn send_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result<SentSnapshot, CarryError> {
-    let path = order.path(&Object::Snapshot { generation: order.generation, index }.temporary_path());
+    let path =
+        order.path(&Object::Snapshot { generation: order.generation, index }.temporary_path(order.attempt));
     let database = order.database.as_ref().expect("BUG: a snapshot comes with its database");
     remote.create(&path)?;
     remote.write_at(&path, 0, &FRAME_HEADER)?;
@@ -289,7 +310,7 @@ fn send_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result
     let pages = u32::try_from(database_length / u64::from(page_size.get())).ok();
     let page_count = pages.and_then(PageCount::new).ok_or(CarryError::NotADatabase)?;
     let trailer = SnapshotTrailer { index, valid_from: (index, Offset::ZERO), page_size, page_count, crc };
-    Ok(SentSnapshot { length: length + END_MARK.len() as u64, trailer })
+    Ok(SentSnapshot { attempt: order.attempt, length: length + END_MARK.len() as u64, trailer })
 }
 
 fn publish_snapshot(
@@ -299,14 +320,13 @@ fn publish_snapshot(
     valid_from: (Index, Offset),
 ) -> Result<(), CarryError> {
     let object = Object::Snapshot { generation: order.generation, index: sent.trailer.index };
-    let temporary = order.path(&object.temporary_path());
+    let temporary = order.path(&object.temporary_path(sent.attempt));
     let trailer = Trailer::Snapshot(SnapshotTrailer { valid_from, ..sent.trailer }).encode();
     remote.write_at(&temporary, sent.length, &trailer)?;
     let others = newest_of_others(remote, order)?;
     for _ in 0..MOST_TICKS {
-        if newest(remote, &order.path(&names::snapshots_folder(order.generation)))? > others
-            || others.is_none()
-        {
+        let snapshots = order.path(&names::snapshots_folder(order.generation));
+        if others.is_none() || newest(remote, &snapshots)? > others {
             break;
         }
         std::thread::sleep(TICK);
@@ -365,7 +385,8 @@ fn begin(
     replace: bool,
 ) -> Result<Outcome, CarryError> {
     let object = order.segment(segment);
-    let (path, temporary) = (order.path(&object.path()), order.path(&object.temporary_path()));
+    let (path, temporary) = (order.path(&object.path()), order.path(&object.temporary_path(order.attempt)));
+    let set_aside = order.path(&object.set_aside_path(order.attempt));
     let mut reader = open_shadow(order, segment.index, segment.start)?;
     remote.create(&temporary)?;
     // The first block goes with the header, so that a small segment is one write.
@@ -384,9 +405,16 @@ fn begin(
     remote.write_at(&temporary, at, &waiting)?;
     order.sync(remote, &temporary)?;
     if replace {
-        remote.remove(&path)?;
+        // Moved, not removed: if this ends between the two renames, the next look moves it back.
+        match remote.rename(&path, &set_aside) {
+            Err(error) if error.kind != FailureKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
     }
     remote.rename(&temporary, &path)?;
+    if replace {
+        remote.remove(&set_aside)?;
+    }
     // OpenSSH renames by a second link, so that whoever follows the folder there with inotify would not see what is
     // written through the handle of the first name.
     remote.close(&path);

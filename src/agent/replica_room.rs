@@ -65,6 +65,7 @@ impl ReplicaRoom {
         shadow: &std::path::Path,
         disk: &Arc<dyn Disk>,
         database: impl FnOnce() -> Option<Arc<std::fs::File>>,
+        attempt: u64,
         now: Now,
     ) -> Option<Order> {
         let course = self.course.as_mut()?;
@@ -83,6 +84,7 @@ impl ReplicaRoom {
         };
         Some(Order {
             job,
+            attempt,
             generation: extent.generation,
             root,
             shadow: shadow.to_owned(),

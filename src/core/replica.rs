@@ -258,8 +258,10 @@ impl Replica {
         }
         let was_acked = self.acked;
         let finding = self.on_success(job, outcome, shadow, now);
-        match (was_acked, self.acked) {
-            (Some(from), Some(to)) if to < from && finding == Finding::Nothing => {
+        // A replica that holds nothing at all any more begins again with a snapshot.
+        let to = self.acked.unwrap_or((Index::ZERO, Offset::ZERO));
+        match was_acked {
+            Some(from) if to < from && finding == Finding::Nothing => {
                 let position = |(index, offset)| Position::new(self.generation, index, offset);
                 Finding::Rewound { from: position(from), to: position(to) }
             }

@@ -18,13 +18,16 @@ mod outsider;
 mod planners;
 mod remote_contract;
 mod replica;
+mod replica_faults;
+mod replicas;
 mod restart;
 mod restore;
 mod restore_damage;
 mod segment;
 mod sftp;
+mod snapshot;
 mod status;
 mod stop;
-mod sync;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]
 mod support;
+mod sync;

@@ -30,6 +30,7 @@ fn sent(index: Index) -> SentSnapshot {
     let page_count = PageCount::new(2).expect("2 is a page count");
     let valid_from = (index, Offset::ZERO);
     SentSnapshot {
+        attempt: 7,
         length: 100,
         trailer: SnapshotTrailer { index, valid_from, page_size, page_count, crc: 5 },
     }
