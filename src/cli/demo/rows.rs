@@ -1,6 +1,6 @@
 //! The demo's application: it commits rows, and later knows which ones must be there.
 
-use crate::sqlite::{self, Application};
+use crate::sqlite;
 use anyhow::{Context, ensure};
 use std::cell::Cell;
 use std::fmt;
@@ -13,7 +13,7 @@ const ALL_ROWS: &str = "SELECT id, unix_micros, note FROM measurements ORDER BY 
 
 /// An open database with one table.
 pub struct Application {
-    connection: Application,
+    connection: sqlite::Application,
     commits: Cell<u64>,
 }
 
@@ -61,7 +61,7 @@ impl Application {
     }
 }
 
-fn rows(connection: &Application) -> anyhow::Result<Vec<Row>> {
+fn rows(connection: &sqlite::Application) -> anyhow::Result<Vec<Row>> {
     let mut statement = connection.prepare(ALL_ROWS)?;
     let rows = statement.query_map((), |row| row.try_into())?;
     Ok(rows.collect::<Result<_, _>>()?)
