@@ -11,6 +11,7 @@ mod ghost;
 mod guard;
 mod host_key;
 mod house;
+mod interop;
 mod litestream;
 mod outside_world;
 mod outsider;
@@ -22,6 +23,6 @@ mod restore;
 mod restore_damage;
 mod segment;
 mod status;
-mod sync;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]
 mod support;
+mod sync;
