@@ -7,7 +7,6 @@ use crate::support::process::output;
 use crate::support::sshd::Sshd;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use wal_agent::core::restore::Check;
 use wal_agent::core::segment::{PACKET, append, push_block};
 use wal_agent::remote::Remote;
@@ -79,7 +78,7 @@ fn restore_ours(replica: &Path, into: &Path) -> PathBuf {
 fn restore_theirs(replica: &Path, into: &Path) -> PathBuf {
     let restored = into.join("theirs.db");
     let url = format!("file://{}", replica.display());
-    output(Command::new(litestream::program()).arg("restore").arg("-o").arg(&restored).arg(url));
+    output(litestream::command().arg("restore").arg("-o").arg(&restored).arg(url));
     restored
 }
 

@@ -9,7 +9,6 @@ use crate::support::sqlite::Writer;
 use crate::support::sshd::Sshd;
 use crate::support::wait::wait_until;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -56,7 +55,7 @@ impl Database {
 fn restored_by_litestream(replica: &Path, path: &Path) -> bool {
     let has_snapshot = !objects(replica, "snapshots").is_empty();
     if has_snapshot {
-        let mut command = Command::new(litestream::program());
+        let mut command = litestream::command();
         output(command.arg("restore").arg("-o").arg(path).arg(url(replica)));
     }
     has_snapshot

@@ -1,13 +1,12 @@
 //! With the real Litestream 0.3.13: each restores what the other wrote.
 
 use crate::support::history::{History, Style, rows, scratch};
-use crate::support::litestream::{program, replicate};
+use crate::support::litestream::{command, replicate};
 use crate::support::process::output;
 use crate::support::wait::wait_until;
 use rusqlite::Connection;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 use wal_agent::core::restore::Check;
 use wal_agent::remote::dir::DirRemote;
@@ -87,7 +86,7 @@ fn litestream_restores_what_we_write() {
             }
             let (theirs, ours) = (folder.path().join("theirs.db"), folder.path().join("ours.db"));
             let url = format!("file://{}", folder.path().display());
-            output(Command::new(program()).arg("restore").arg("-o").arg(&theirs).arg(url));
+            output(command().arg("restore").arg("-o").arg(&theirs).arg(url));
             restore_folder(folder.path(), &ours);
             assert!(rows(&theirs) == *history.newest(), "{page_size}");
             assert!(rows(&ours) == *history.newest(), "{page_size}");

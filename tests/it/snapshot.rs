@@ -9,7 +9,6 @@ use crate::support::scene::{Scene, files, state};
 use crate::support::sqlite::Writer;
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Command;
 use wal_agent::core::frame::FrameDecoder;
 use wal_agent::core::names::parse_segment;
 use wal_agent::core::position::{Index, Offset};
@@ -69,7 +68,7 @@ fn a_snapshot_read_while_pages_change_is_exact_at_every_commit_from_its_valid_fr
     let replica = scene.replica();
     let theirs = scene.folder.path().join("theirs.db");
     let url = format!("file://{}", replica.display());
-    output(Command::new(litestream::program()).arg("restore").arg("-o").arg(&theirs).arg(url));
+    output(litestream::command().arg("restore").arg("-o").arg(&theirs).arg(url));
     assert_same(&scene.database, &theirs);
 
     let path_in = |path: &std::path::Path| {

@@ -42,6 +42,13 @@ pub fn on_server(location: &SftpLocation) -> String {
     )
 }
 
+/// Litestream, ended after a minute: seen once to go round and round in a restore whose files were taken away.
+pub fn command() -> Command {
+    let mut command = Command::new("timeout");
+    command.arg("60").arg(program());
+    command
+}
+
 /// Starts `litestream replicate`; what it says goes to litestream.log beside the configuration.
 pub fn replicate(configuration: &Path) -> Killed {
     let log = File::create(configuration.with_file_name("litestream.log")).expect("the folder is ours");
@@ -66,7 +73,7 @@ pub fn stop(mut process: Killed) {
 /// If it fails, with what it says.
 #[track_caller]
 pub fn restore(configuration: &Path, database: &Path, output_path: &Path, options: &[&str]) {
-    let mut command = Command::new(program());
+    let mut command = command();
     command.args(["restore", "-config"]).arg(configuration).args(options);
     output(command.arg("-o").arg(output_path).arg(database));
 }
