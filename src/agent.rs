@@ -1,26 +1,24 @@
 //! All databases and their replicas, one turn at a time. There are no queues: each turn compares positions and hands
 //! out the jobs that follow.
 
-use crate::carry::{Order, Progress};
-use crate::config::{Config, DatabaseConfig, Durability, ReplicaConfig};
+mod replica_room;
+
+use crate::config::{Config, DatabaseConfig};
 use crate::core::checkpoint::CheckpointPolicy;
-use crate::core::position::Generation;
-use crate::core::replica::{Activity, Finding, Outcome, Replica};
+use crate::core::position::{Generation, Position};
+use crate::core::replica::{Failure, Finding, Outcome, Replica};
 use crate::core::shadow::ShadowExtent;
-use crate::core::status::{
-    AgentStatus, Breaks, DatabaseStatus, Moment, PastError, ReplicaState, ReplicaStatus, SourceState,
-};
+use crate::core::status::{AgentStatus, Breaks, DatabaseStatus, Moment, SourceState};
 use crate::core::sync::{Break, Dirty};
 use crate::disk::Disk;
-use crate::remote::Location;
 use crate::source::{Source, SourceSettings, State};
 use crate::sqlite;
 use crate::worker::{Completed, Workers};
 use log::{info, warn};
-use rand::RngExt;
+use rand::{RngExt, SeedableRng};
+use replica_room::ReplicaRoom;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Events are hints: this often everything is looked at without one.
@@ -37,30 +35,34 @@ pub struct Now {
     pub wall: SystemTime,
 }
 
-/// One replica and what status says of it.
-struct ReplicaRoom {
-    config: ReplicaConfig,
-    course: Option<Replica>,
-    progress: Arc<Progress>,
-    behind_since: Option<Instant>,
-    last_acked: Option<Now>,
-    last_error: Option<(String, Now)>,
-    is_failing: bool,
-    was_streaming: bool,
-}
-
 /// One database and its replicas.
 struct Database {
     source: Source,
     replicas: Vec<ReplicaRoom>,
     /// What the shadow held at the last turn; the source may have lent it since.
     shadow: Option<(ShadowExtent, PathBuf)>,
+    /// Snapshots that were sent while the source was lent: how new they are is not known before it is back.
+    held_back: Vec<(usize, Generation, Outcome)>,
+    stop: Option<Stop>,
+}
+
+/// What a database must have sent before the agent may stop.
+struct Stop {
+    /// Everything that was committed before this.
+    since: Instant,
+    /// The end of it, once it is known.
+    at: Option<Position>,
 }
 
 /// How far stopping has come.
 struct Stopping {
     until: Instant,
     next_report: Instant,
+}
+
+/// A seed from the operating system.
+pub fn random_seed() -> u64 {
+    rand::random()
 }
 
 /// The whole agent, without its event loop.
@@ -75,16 +77,11 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent that has not looked yet.
-    pub fn new(
-        config: &Config,
-        workers: Workers,
-        disk: Arc<dyn Disk>,
-        random: rand::rngs::StdRng,
-        now: Now,
-    ) -> Self {
+    /// An agent that has not looked yet. `seed` is that of generations and of pauses.
+    pub fn new(config: &Config, workers: Workers, disk: Arc<dyn Disk>, seed: u64, now: Now) -> Self {
         let databases = config.databases.iter().map(|d| Database::new(d, &disk)).collect();
         let next_safety_look = now.mono + SAFETY_LOOK;
+        let random = rand::rngs::StdRng::seed_from_u64(seed);
         Agent { databases, workers, disk, random, started: now, next_safety_look, stopping: None }
     }
 
@@ -100,12 +97,10 @@ impl Agent {
         }
         let mut next = self.next_safety_look;
         for at in 0..self.databases.len() {
-            let listens = self.databases[at].source.is_listening(now.mono);
-            let dirty = match (safety_look, listens) {
-                (true, _) => Dirty::ALL,
-                (false, true) => seen(at),
-                (false, false) => Dirty::default(),
-            };
+            // What was seen is always taken before everything is looked at: only then does the next event wake us.
+            let listens = safety_look || self.databases[at].source.is_listening(now.mono);
+            let dirty = if listens { seen(at) } else { Dirty::default() };
+            let dirty = if safety_look { Dirty::ALL } else { dirty };
             if let Some(due) = self.turn(at, dirty, now) {
                 next = next.min(due);
             }
@@ -129,11 +124,17 @@ impl Agent {
             }
             database.remember_shadow();
         }
+        if matches!(database.source.state(), State::Attached(_)) {
+            for (replica, generation, outcome) in std::mem::take(&mut database.held_back) {
+                database.on_replica(replica, generation, outcome, now, 0.0);
+            }
+        }
         let mut next = database.source.next_timeout(now.mono);
         if let Some((extent, folder)) = &database.shadow {
             for (number, room) in database.replicas.iter_mut().enumerate() {
                 let descriptor = || database.source.descriptor();
-                if let Some(order) = room.next_order(extent, folder, &self.disk, descriptor, now) {
+                let attempt = self.random.random();
+                if let Some(order) = room.next_order(extent, folder, &self.disk, descriptor, attempt, now) {
                     self.workers.send_remote(at, number, &room.config.location, order);
                 }
                 let due = room.course.as_ref().and_then(|course| course.next_timeout(extent));
@@ -146,14 +147,26 @@ impl Agent {
     fn on_completed(&mut self, completed: Completed, now: Now) {
         match completed {
             Completed::Local { database, outcome } => {
-                let generation = Generation::from_random(self.random.random());
                 let database = &mut self.databases[database];
-                database.source.on_outcome(outcome, now.mono, generation);
+                database.source.on_outcome(outcome, now.mono);
                 database.remember_shadow();
             }
             Completed::Remote { database, replica, generation, outcome } => {
                 let chance = self.random.random();
-                self.databases[database].on_replica(replica, generation, outcome, now, chance);
+                let database = &mut self.databases[database];
+                match (&outcome, database.source.state()) {
+                    // Whether it is valid, only the source can say; it is back in a moment.
+                    (Outcome::SnapshotSent(_), State::Lent) => {
+                        database.held_back.push((replica, generation, outcome));
+                    }
+                    (Outcome::SnapshotSent(_), State::Absent | State::Detached | State::Refused(_)) => {
+                        let message = "the database was let go of while a snapshot was sent".to_owned();
+                        let failure = Failure { message, shadow_is_damaged: false };
+                        let outcome = Outcome::Failed(failure);
+                        database.on_replica(replica, generation, outcome, now, chance);
+                    }
+                    _ => database.on_replica(replica, generation, outcome, now, chance),
+                }
             }
         }
     }
@@ -164,6 +177,7 @@ impl Agent {
         self.stopping = Some(Stopping { until, next_report: now.mono + STOP_REPORT });
         for database in &mut self.databases {
             database.source.mark(Dirty::ALL);
+            database.stop = Some(Stop { since: now.mono, at: None });
             database.replicas.iter_mut().filter_map(|r| r.course.as_mut()).for_each(Replica::hurry);
         }
     }
@@ -175,7 +189,7 @@ impl Agent {
 
     /// While stopping: whether it is time to go, and whether everything was acknowledged.
     pub fn stopped(&mut self, now: Now) -> Option<bool> {
-        let pending = self.databases.iter().filter_map(Database::pending).collect::<Vec<_>>();
+        let pending = self.databases.iter_mut().filter_map(|d| d.pending(now.mono)).collect::<Vec<_>>();
         let stopping = self.stopping.as_mut()?;
         if pending.is_empty() {
             info!("everything is acknowledged");
@@ -228,6 +242,8 @@ impl Database {
             source: Source::new(settings, Arc::clone(disk)),
             replicas: config.replicas.iter().map(ReplicaRoom::new).collect(),
             shadow: None,
+            held_back: Vec::new(),
+            stop: None,
         }
     }
 
@@ -282,20 +298,38 @@ impl Database {
         }
     }
 
-    /// What keeps this database from being stopped, for people; `None` if nothing does.
-    fn pending(&self) -> Option<String> {
-        let name = self.source.database().display();
+    /// What keeps this database from being stopped, for people; `None` if nothing does. What is committed after the
+    /// signal is not waited for: a writer that never pauses would make it endless.
+    fn pending(&mut self, now: Instant) -> Option<String> {
+        let name = self.source.database().display().to_string();
         match self.source.state() {
             State::Absent => None,
             State::Refused(refusal) => Some(format!("{name}: {refusal}")),
             State::Detached | State::Lent => Some(format!("{name}: the agent is busy with it")),
-            State::Attached(_) if !self.source.is_idle() => Some(format!("{name}: its WAL is being copied")),
             State::Attached(_) => {
+                let Some(end) = self.stop_position(now) else {
+                    let why = self.source.problem().unwrap_or("its WAL is being copied");
+                    return Some(format!("{name}: {why}"));
+                };
                 let (extent, _) = self.shadow.as_ref()?;
-                let room = self.replicas.iter().find(|room| !room.is_complete(extent))?;
+                let room = self.replicas.iter().find(|room| !room.holds(end))?;
                 Some(format!("{name}: replica {} ({} bytes behind)", room.config.name, room.lag(extent)))
             }
         }
+    }
+
+    /// Up to where everything must be acknowledged before stopping; `None` while that is not known.
+    fn stop_position(&mut self, now: Instant) -> Option<Position> {
+        let (extent, _) = self.shadow.as_ref()?;
+        let stop = self.stop.as_mut()?;
+        if stop.at.is_some_and(|at| at.generation != extent.generation) {
+            *stop = Stop { since: now, at: None };
+            self.source.mark(Dirty::ALL);
+        }
+        if stop.at.is_none() && self.source.holds_all_before(stop.since) {
+            stop.at = Some(extent.position());
+        }
+        stop.at
     }
 
     fn status(&self, now: Now) -> DatabaseStatus {
@@ -317,146 +351,6 @@ impl Database {
             breaks: Breaks { count: u64::from(count), last_reason: last.map(ToString::to_string) },
             wal_pages: self.source.wal_extent().frames,
             write_lock_holds: self.source.lock_holds(),
-        }
-    }
-}
-
-impl ReplicaRoom {
-    fn new(config: &ReplicaConfig) -> Self {
-        ReplicaRoom {
-            config: config.clone(),
-            course: None,
-            progress: Arc::default(),
-            behind_since: None,
-            last_acked: None,
-            last_error: None,
-            is_failing: false,
-            was_streaming: false,
-        }
-    }
-
-    fn turn_to(&mut self, generation: Generation) {
-        match &mut self.course {
-            Some(course) if course.generation() == generation => {}
-            Some(course) => {
-                course.begin_generation(generation);
-                self.was_streaming = false;
-            }
-            None => {
-                let interval = self.config.sync_interval.unwrap_or_default();
-                self.course = Some(Replica::new(generation, interval));
-            }
-        }
-    }
-
-    fn next_order(
-        &mut self,
-        extent: &ShadowExtent,
-        shadow: &std::path::Path,
-        disk: &Arc<dyn Disk>,
-        database: impl FnOnce() -> Option<Arc<std::fs::File>>,
-        now: Now,
-    ) -> Option<Order> {
-        let course = self.course.as_mut()?;
-        if self.behind_since.is_none() && course.acked() != Some(extent.position()) {
-            self.behind_since = Some(now.mono);
-        }
-        let descriptor = match course.wants_database() {
-            // The database is lent just now; a turn later it is back.
-            true => Some(database()?),
-            false => None,
-        };
-        let job = course.next_job(extent, now.mono)?;
-        let root = match &self.config.location {
-            Location::Folder(folder) => folder.display().to_string(),
-            Location::Sftp(server) => server.path.clone(),
-        };
-        Some(Order {
-            job,
-            generation: extent.generation,
-            root,
-            shadow: shadow.to_owned(),
-            disk: Arc::clone(disk),
-            database: descriptor,
-            fsync: self.config.durability == Durability::Fsync,
-            progress: Arc::clone(&self.progress),
-        })
-    }
-
-    /// Says what changed, once.
-    fn after_outcome(&mut self, database: &str, extent: &ShadowExtent, now: Now) {
-        let Some(course) = &self.course else { return };
-        let name = &self.config.name;
-        match (course.activity(), course.last_error()) {
-            (Activity::Failing { .. }, Some(error)) => {
-                if self.last_error.as_ref().is_none_or(|(last, _)| last != error) || !self.is_failing {
-                    warn!("{database}: replica {name}: {error}; it is tried again by itself");
-                }
-                self.last_error = Some((error.to_owned(), now));
-                self.is_failing = true;
-                return;
-            }
-            (Activity::Streaming, _) => {
-                if !self.was_streaming || self.is_failing {
-                    let generation = course.generation();
-                    info!("{database}: replica {name} follows generation {generation}");
-                }
-                self.was_streaming = true;
-            }
-            _ => {}
-        }
-        // A new login alone does not mean that it works again.
-        self.is_failing &= matches!(course.activity(), Activity::Connecting | Activity::Failing { .. });
-        self.last_acked = Some(now);
-        if course.acked() == Some(extent.position()) {
-            self.behind_since = None;
-        }
-    }
-
-    fn lag(&self, extent: &ShadowExtent) -> u64 {
-        let acked = self.course.as_ref().and_then(Replica::acked);
-        let lag = acked.and_then(|acked| extent.bytes_since(acked.index, acked.offset));
-        lag.unwrap_or_else(|| extent.bytes_kept())
-    }
-
-    fn is_complete(&self, extent: &ShadowExtent) -> bool {
-        self.course.as_ref().is_some_and(|course| course.is_complete(extent))
-    }
-
-    fn status(&self, extent: Option<&ShadowExtent>, now: Now) -> ReplicaStatus {
-        let state = match self.course.as_ref().map(Replica::activity) {
-            None | Some(Activity::Connecting) => match &self.last_error {
-                Some((error, _)) if self.is_failing => {
-                    ReplicaState::Failing { error: error.clone(), retry_in: Duration::ZERO }
-                }
-                _ => ReplicaState::Connecting,
-            },
-            Some(Activity::SendingSnapshot) => ReplicaState::SendingSnapshot {
-                done: self.progress.done.load(Ordering::Relaxed),
-                total: self.progress.total.load(Ordering::Relaxed),
-            },
-            Some(Activity::Streaming) => ReplicaState::Streaming,
-            Some(Activity::Failing { retry_at }) => ReplicaState::Failing {
-                error: self.last_error.as_ref().map(|(error, _)| error.clone()).unwrap_or_default(),
-                retry_in: retry_at.saturating_duration_since(now.mono),
-            },
-        };
-        let lag_bytes = extent.map_or(0, |extent| self.lag(extent));
-        let behind = |since: Instant| now.mono.saturating_duration_since(since);
-        ReplicaStatus {
-            name: self.config.name.clone(),
-            location: self.config.location.to_string(),
-            state,
-            position: self.course.as_ref().and_then(Replica::acked),
-            lag_bytes,
-            lag_time: self.behind_since.filter(|_| lag_bytes > 0).map(behind).unwrap_or_default(),
-            last_acked: self.last_acked.map(|at| moment(at, now)),
-            durable: self.config.durability == Durability::Fsync
-                && !self.progress.not_durable.load(Ordering::Relaxed),
-            last_error: self
-                .last_error
-                .as_ref()
-                .map(|(message, at)| PastError { message: message.clone(), at: moment(*at, now) }),
         }
     }
 }

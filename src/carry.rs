@@ -5,12 +5,12 @@ use crate::core::checksum::Crc64;
 use crate::core::names::{self, Object};
 use crate::core::page::{PageCount, PageSize};
 use crate::core::position::{Generation, Index, Offset};
-use crate::core::replica::{Failure, Job, Listing, Outcome, SEGMENT_LENGTH, SegmentStart, SentSnapshot};
+use crate::core::replica::{Failure, Job, Listing, Outcome, SegmentStart, SentSnapshot, cut_of};
 use crate::core::segment::{
     self, EMPTY_LENGTH, END_MARK, FRAME_HEADER, SegmentTrailer, SnapshotTrailer, Trailer, Write,
 };
 use crate::disk::Disk;
-use crate::remote::{FailureKind, Remote, RemoteError, join};
+use crate::remote::{Entry, FailureKind, Remote, RemoteError, join};
 use crate::shadow::{ShadowReadError, ShadowReader};
 use crossbeam_channel::{Receiver, bounded};
 use std::fs::File;
@@ -18,7 +18,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Bytes before compression of one block: large enough for libssh2 to fill the line within one call, small enough
 /// that compressing one goes on beside sending another.
@@ -27,12 +28,18 @@ const BLOCK: usize = 1 << 20;
 const BLOCKS_AHEAD: usize = 2;
 /// A replica's listing is not longer than this; more is a folder that is not ours.
 const MOST_OBJECTS: usize = 10_000_000;
+/// Servers tell times in whole seconds. A restore takes the generation that was written last, so the first snapshot
+/// of the next one waits for a later second; a clock that stands still or was set back is not waited for.
+const TICK: Duration = Duration::from_millis(100);
+const MOST_TICKS: u32 = 25;
 
 /// A job with everything it needs.
 #[derive(Clone)]
 pub struct Order {
     /// What to do.
     pub job: Job,
+    /// A random number, for names that no other attempt uses.
+    pub attempt: u64,
     /// The history it belongs to.
     pub generation: Generation,
     /// The replica's path on its destination.
@@ -57,7 +64,9 @@ pub struct Progress {
     /// Bytes of the database.
     pub total: AtomicU64,
     /// Whether the server does not offer fsync, though it was wanted.
-    pub not_durable: std::sync::atomic::AtomicBool,
+    pub not_durable: AtomicBool,
+    /// Nobody wants what is being sent any more.
+    pub cancelled: AtomicBool,
 }
 
 /// Why a job was not done.
@@ -72,6 +81,9 @@ pub enum CarryError {
     /// The database file could not be read.
     #[error("cannot read the database file for a snapshot: {0}")]
     Database(io::Error),
+    /// A new generation has begun meanwhile.
+    #[error("given up: a new generation has begun")]
+    Cancelled,
     /// The database file is not one.
     #[error("cannot send a snapshot: the database file has no valid header")]
     NotADatabase,
@@ -86,7 +98,14 @@ impl CarryError {
 
     /// As the replica's course takes it.
     pub fn into_failure(self) -> Failure {
-        let shadow_is_damaged = matches!(self, CarryError::Shadow(ShadowReadError::Damaged(_)));
+        let shadow_is_damaged = match &self {
+            CarryError::Shadow(ShadowReadError::Damaged(_)) => true,
+            // What should be there is not: no later try will find it.
+            CarryError::Shadow(ShadowReadError::Disk(e)) => {
+                matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+            }
+            _ => false,
+        };
         Failure { message: self.to_string(), shadow_is_damaged }
     }
 }
@@ -125,12 +144,16 @@ impl Order {
     }
 }
 
-/// What is there of the generation. Objects that were never finished are removed: nobody will finish them.
+/// What is there of the generation. Objects that were never finished are removed: nobody will finish them. One that
+/// was set aside, and whose successor has not come, gets its name back: it holds what was acknowledged.
 fn look(remote: &mut dyn Remote, order: &Order) -> Result<Listing, CarryError> {
     let mut listing = Listing::default();
     for folder in [names::snapshots_folder(order.generation), names::wal_folder(order.generation)] {
         let folder = order.path(&folder);
-        for entry in remote.list(&folder)?.into_iter().take(MOST_OBJECTS) {
+        let mut entries = remote.list(&folder)?;
+        entries.truncate(MOST_OBJECTS);
+        put_back(remote, &folder, &mut entries)?;
+        for entry in entries {
             if let Some(index) = names::parse_snapshot(&entry.name) {
                 listing.snapshots.push(index);
             } else if let Some((index, start)) = names::parse_segment(&entry.name) {
@@ -140,7 +163,41 @@ fn look(remote: &mut dyn Remote, order: &Order) -> Result<Listing, CarryError> {
             }
         }
     }
+    if let Some((last, _)) = listing.segments.iter().max() {
+        listing.last_is_ours = is_ours(remote, order, *last)?;
+    }
     Ok(listing)
+}
+
+/// Whether a segment begins with the bytes that the shadow has there. A frame's checksum covers everything before it
+/// in its WAL, and a header's salt is random: so the two histories are the same up to there. They are not after a
+/// rollback of this machine, or after a power cut that took what the server has.
+fn is_ours(remote: &mut dyn Remote, order: &Order, segment: SegmentStart) -> Result<bool, CarryError> {
+    let path = order.path(&order.segment(segment).path());
+    let mut bytes = vec![0; segment::MOST_BLOCK_BYTES];
+    let read = remote.read_at(&path, 0, &mut bytes)?;
+    remote.close(&path);
+    let Some(theirs) = segment::first_block(&bytes[..read]) else { return Ok(false) };
+    match open_shadow(order, segment.index, Offset::ZERO) {
+        Ok(reader) => Ok(reader.compare(segment.start, &theirs)?),
+        // The course knows what it means that the shadow has no such index.
+        Err(ShadowReadError::Disk(e)) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Gives objects that were set aside their names back where nothing has taken them.
+fn put_back(remote: &mut dyn Remote, folder: &str, entries: &mut [Entry]) -> Result<(), CarryError> {
+    // Of several for one name, the longest holds the most.
+    entries.sort_by_key(|entry| std::cmp::Reverse(entry.size));
+    for at in 0..entries.len() {
+        let name = names::parse_set_aside(&entries[at].name).map(str::to_owned);
+        if let Some(name) = name.filter(|name| entries.iter().all(|entry| entry.name != *name)) {
+            remote.rename(&join(folder, &entries[at].name), &join(folder, &name))?;
+            entries[at].name = name;
+        }
+    }
+    Ok(())
 }
 
 /// Compresses pieces on a thread of their own while the caller sends: `produce` calls back with each raw piece, and
@@ -224,7 +281,8 @@ fn read_full(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
 
 /// Streams the database file. It holds no reader: what is written meanwhile is in the WAL, too.
 fn send_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result<SentSnapshot, CarryError> {
-    let path = order.path(&Object::Snapshot { generation: order.generation, index }.temporary_path());
+    let path =
+        order.path(&Object::Snapshot { generation: order.generation, index }.temporary_path(order.attempt));
     let database = order.database.as_ref().expect("BUG: a snapshot comes with its database");
     remote.create(&path)?;
     remote.write_at(&path, 0, &FRAME_HEADER)?;
@@ -237,6 +295,9 @@ fn send_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result
             Ok::<(), CarryError>(())
         },
         |block, raw| {
+            if order.progress.cancelled.load(Ordering::Relaxed) {
+                return Err(CarryError::Cancelled);
+            }
             remote.write_at(&path, length, block)?;
             length += block.len() as u64;
             order.progress.done.fetch_add(raw, Ordering::Relaxed);
@@ -249,7 +310,7 @@ fn send_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result
     let pages = u32::try_from(database_length / u64::from(page_size.get())).ok();
     let page_count = pages.and_then(PageCount::new).ok_or(CarryError::NotADatabase)?;
     let trailer = SnapshotTrailer { index, valid_from: (index, Offset::ZERO), page_size, page_count, crc };
-    Ok(SentSnapshot { length: length + END_MARK.len() as u64, trailer })
+    Ok(SentSnapshot { attempt: order.attempt, length: length + END_MARK.len() as u64, trailer })
 }
 
 fn publish_snapshot(
@@ -259,14 +320,40 @@ fn publish_snapshot(
     valid_from: (Index, Offset),
 ) -> Result<(), CarryError> {
     let object = Object::Snapshot { generation: order.generation, index: sent.trailer.index };
-    let temporary = order.path(&object.temporary_path());
-    let trailer = Trailer::Snapshot(SnapshotTrailer { valid_from, ..sent.trailer });
-    remote.write_at(&temporary, sent.length, &trailer.encode())?;
+    let temporary = order.path(&object.temporary_path(sent.attempt));
+    let trailer = Trailer::Snapshot(SnapshotTrailer { valid_from, ..sent.trailer }).encode();
+    remote.write_at(&temporary, sent.length, &trailer)?;
+    let others = newest_of_others(remote, order)?;
+    for _ in 0..MOST_TICKS {
+        let snapshots = order.path(&names::snapshots_folder(order.generation));
+        if others.is_none() || newest(remote, &snapshots)? > others {
+            break;
+        }
+        std::thread::sleep(TICK);
+        remote.write_at(&temporary, sent.length, &trailer)?;
+    }
     order.sync(remote, &temporary)?;
     let path = order.path(&object.path());
     remote.rename(&temporary, &path)?;
     remote.close(&path);
     Ok(())
+}
+
+/// When anything of another generation was last written, by the server's clock.
+fn newest_of_others(remote: &mut dyn Remote, order: &Order) -> Result<Option<i64>, CarryError> {
+    let mut times = None;
+    for folder in remote.list(&order.path(names::GENERATIONS))?.into_iter().take(MOST_OBJECTS) {
+        let other = folder.name.parse::<Generation>().ok().filter(|other| *other != order.generation);
+        for folder in other.into_iter().flat_map(|g| [names::snapshots_folder(g), names::wal_folder(g)]) {
+            times = times.max(newest(remote, &order.path(&folder))?);
+        }
+    }
+    Ok(times)
+}
+
+/// When anything in a folder was last written, by the server's clock.
+fn newest(remote: &mut dyn Remote, folder: &str) -> Result<Option<i64>, CarryError> {
+    Ok(remote.list(folder)?.iter().filter_map(|entry| entry.modified).max())
 }
 
 /// Hands out the frames of a segment in pieces of at most [`BLOCK`], up to `to` or where the segment is cut.
@@ -278,7 +365,7 @@ fn read_segment(
 ) -> Result<(), ShadowReadError> {
     let mut buffer = Vec::new();
     loop {
-        reader.read(&mut buffer, to, start.plus(SEGMENT_LENGTH), BLOCK)?;
+        reader.read(&mut buffer, to, cut_of(start), BLOCK)?;
         if buffer.is_empty() || !piece(&buffer) {
             return Ok(());
         }
@@ -298,7 +385,8 @@ fn begin(
     replace: bool,
 ) -> Result<Outcome, CarryError> {
     let object = order.segment(segment);
-    let (path, temporary) = (order.path(&object.path()), order.path(&object.temporary_path()));
+    let (path, temporary) = (order.path(&object.path()), order.path(&object.temporary_path(order.attempt)));
+    let set_aside = order.path(&object.set_aside_path(order.attempt));
     let mut reader = open_shadow(order, segment.index, segment.start)?;
     remote.create(&temporary)?;
     // The first block goes with the header, so that a small segment is one write.
@@ -317,9 +405,16 @@ fn begin(
     remote.write_at(&temporary, at, &waiting)?;
     order.sync(remote, &temporary)?;
     if replace {
-        remote.remove(&path)?;
+        // Moved, not removed: if this ends between the two renames, the next look moves it back.
+        match remote.rename(&path, &set_aside) {
+            Err(error) if error.kind != FailureKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
     }
     remote.rename(&temporary, &path)?;
+    if replace {
+        remote.remove(&set_aside)?;
+    }
     // OpenSSH renames by a second link, so that whoever follows the folder there with inotify would not see what is
     // written through the handle of the first name.
     remote.close(&path);

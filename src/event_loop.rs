@@ -1,6 +1,6 @@
 //! The one thread that decides: it waits for the watch, workers, signals, clients and the clock, and takes a turn.
 
-use crate::agent::{Agent, Now};
+use crate::agent::{self, Agent, Now};
 use crate::config::Config;
 use crate::control::{self, Server};
 use crate::disk::OsDisk;
@@ -10,7 +10,6 @@ use anyhow::Context;
 use log::{info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use rand::SeedableRng;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
@@ -42,6 +41,8 @@ fn now() -> Now {
 /// # Errors
 /// What keeps the agent from starting. Nothing that happens later ends it.
 pub fn run(config: &Config) -> anyhow::Result<bool> {
+    let mut config = config.clone();
+    config.databases.iter_mut().for_each(|database| follow_link(&mut database.path));
     config.notices.iter().for_each(|notice| info!("{notice}"));
     let poll = Poll::new().context("cannot wait for events")?;
     let waker = Arc::new(Waker::new(poll.registry(), WAKER).context("cannot make a waker")?);
@@ -52,8 +53,7 @@ pub fn run(config: &Config) -> anyhow::Result<bool> {
     let paths: Vec<PathBuf> = config.databases.iter().map(|database| database.path.clone()).collect();
     let watch = Watch::new(&paths, Box::new(wake(&waker))).map_err(anyhow::Error::msg)?;
     let workers = Workers::start(Arc::new(wake(&waker)), std::env::home_dir());
-    let random = rand::rngs::StdRng::from_rng(&mut rand::rng());
-    let agent = Agent::new(config, workers, Arc::new(OsDisk), random, now());
+    let agent = Agent::new(&config, workers, Arc::new(OsDisk), agent::random_seed(), now());
     let control = match Server::bind(&config.socket, poll.registry(), CONTROL) {
         Ok(control) => Some(control),
         Err(error) => {
@@ -63,6 +63,16 @@ pub fn run(config: &Config) -> anyhow::Result<bool> {
         }
     };
     EventLoop { poll, signals, timer, watch, agent, control, paths, follow_at: Some(Instant::now()) }.run()
+}
+
+/// SQLite keeps the WAL beside the file that a symbolic link leads to.
+fn follow_link(path: &mut PathBuf) {
+    if path.is_symlink()
+        && let Ok(target) = path.canonicalize()
+    {
+        info!("{}: is a link to {}", path.display(), target.display());
+        *path = target;
+    }
 }
 
 fn wake(waker: &Arc<Waker>) -> impl Fn() + Send + Sync + use<> {
@@ -125,12 +135,12 @@ impl EventLoop {
 
     /// Watches the folders that are not watched yet.
     fn follow(&mut self) {
-        if self.follow_at.is_none_or(|at| Instant::now() < at) {
+        let is_due = self.follow_at.is_some_and(|at| Instant::now() >= at);
+        if !is_due && !self.watch.has_lost() {
             return;
         }
-        let is_first = self.paths.len();
         let mut missing = 0;
-        for database in 0..is_first {
+        for database in 0..self.paths.len() {
             match self.watch.follow(database) {
                 Ok(true) => {}
                 Ok(false) => missing += 1,

@@ -49,7 +49,16 @@ pub struct ShadowWal {
     folder: PathBuf,
     extent: ShadowExtent,
     present: Option<Present>,
+    /// Folders of earlier generations, which nobody needs any more.
+    stale: Vec<PathBuf>,
     scratch: Vec<u8>,
+}
+
+/// A part of the shadow to make durable.
+pub struct ShadowSync {
+    /// The file.
+    pub file: Arc<dyn DiskFile>,
+    end: Offset,
 }
 
 /// A state to go back to when a copy turns out to be worthless.
@@ -60,17 +69,18 @@ pub struct Saved {
 }
 
 impl ShadowWal {
-    /// Begins a generation of the database file `inode`, without a WAL yet. What is left of others is for [`remove_other_generations`].
+    /// Begins a generation of the database file `inode`, without a WAL yet. What is left of others is for [`ShadowWal::take_stale`].
     ///
     /// # Errors
     /// The disk's.
     pub fn begin(disk: Arc<dyn Disk>, meta: &Path, generation: Generation, inode: u64) -> io::Result<Self> {
         let folder = meta.join(names::wal_folder(generation));
+        let stale = other_generations(&*disk, meta, generation)?;
         disk.create_folder(&folder)?;
         disk.replace(&meta.join(GENERATION_FILE), format!("{generation} {inode}\n").as_bytes())?;
         let extent =
             ShadowExtent { generation, complete: BTreeMap::new(), index: Index::ZERO, end: Offset::ZERO };
-        Ok(ShadowWal { disk, folder, extent, present: None, scratch: Vec::new() })
+        Ok(ShadowWal { disk, folder, extent, present: None, stale, scratch: Vec::new() })
     }
 
     /// Opens what an earlier run left of the database file `inode`. The file of the last index is verified, frame by frame.
@@ -99,11 +109,13 @@ impl ShadowWal {
             .iter()
             .map(|(index, file)| Ok((*index, Offset::new(file.length()?))))
             .collect::<io::Result<_>>()?;
+        let stale = other_generations(&*disk, meta, generation)?;
         let mut shadow = ShadowWal {
             disk,
             folder,
             extent: ShadowExtent { generation, complete, index, end: Offset::ZERO },
             present: None,
+            stale,
             scratch: Vec::new(),
         };
         let Some(chain) = verify_file(&*file, &mut shadow.scratch)? else {
@@ -191,6 +203,10 @@ impl ShadowWal {
         let from = present.chain.end();
         let frame = present.chain.header().page_size().frame_length();
         let length = to.since(from).min(WINDOW / frame * frame);
+        if length == 0 {
+            // Frames behind the last commit are valid, and yet the wal-index calls more committed.
+            return Err(AbsorbError::Shrunk);
+        }
         if present.file.copy_from(map, from.get(), length, from.get())? < length {
             return Err(AbsorbError::Shrunk);
         }
@@ -209,17 +225,22 @@ impl ShadowWal {
         Ok(())
     }
 
-    /// The file to make durable, and up to where that then is; `None` if everything is.
-    pub fn to_sync(&self) -> Option<(Arc<dyn DiskFile>, Index, Offset)> {
+    /// What is to be made durable; `None` if everything is.
+    pub fn to_sync(&self) -> Option<ShadowSync> {
         let present = self.present.as_ref().filter(|p| p.durable < self.extent.end)?;
-        Some((Arc::clone(&present.file), self.extent.index, self.extent.end))
+        Some(ShadowSync { file: Arc::clone(&present.file), end: self.extent.end })
     }
 
-    /// Takes in that the file of `index` is durable up to `end`.
-    pub fn on_synced(&mut self, index: Index, end: Offset) {
-        if let Some(present) = self.present.as_mut().filter(|_| self.extent.index == index) {
-            present.durable = present.durable.max(end);
+    /// Takes in that a part is durable, if it is one of the present file.
+    pub fn on_synced(&mut self, sync: &ShadowSync) {
+        if let Some(present) = self.present.as_mut().filter(|p| Arc::ptr_eq(&p.file, &sync.file)) {
+            present.durable = present.durable.max(sync.end);
         }
+    }
+
+    /// The folders of earlier generations that are still to be removed.
+    pub fn take_stale(&mut self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.stale)
     }
 
     /// Removes the files of indexes before `index`, which no replica needs any more.
@@ -235,17 +256,12 @@ impl ShadowWal {
     }
 }
 
-/// Removes the shadow files of every generation but `keep`.
-///
-/// # Errors
-/// The disk's.
-pub fn remove_other_generations(disk: &dyn Disk, meta: &Path, keep: Generation) -> io::Result<()> {
+/// The folders of all generations but `present`.
+fn other_generations(disk: &dyn Disk, meta: &Path, present: Generation) -> io::Result<Vec<PathBuf>> {
     let generations = meta.join(names::GENERATIONS);
-    let keep = keep.to_string();
-    for name in disk.list(&generations)?.iter().filter(|name| **name != keep) {
-        disk.remove(&generations.join(name))?;
-    }
-    Ok(())
+    let present = present.to_string();
+    let others = disk.list(&generations)?.into_iter().filter(|name| *name != present);
+    Ok(others.map(|name| generations.join(name)).collect())
 }
 
 /// The chain of all valid frames of a shadow file; `None` if not even the header is valid.
@@ -323,6 +339,17 @@ impl ShadowReader {
     /// Where the next byte is.
     pub fn position(&self) -> Offset {
         self.at
+    }
+
+    /// Whether the shadow has `theirs` at `at`, as far as it reaches, and reaches beyond `at`.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn compare(&self, at: Offset, theirs: &[u8]) -> Result<bool, ShadowReadError> {
+        let there = self.file.length()?.saturating_sub(at.get()).min(theirs.len() as u64) as usize;
+        let mut ours = vec![0; there];
+        self.file.read_at(&mut ours, at.get())?;
+        Ok(there > 0 && ours == theirs[..there])
     }
 
     /// Reads the next bytes before `to`, at most `limit` but at least a frame, into `buffer`. Stops behind the first

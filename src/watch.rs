@@ -136,6 +136,11 @@ impl Watch {
         }
     }
 
+    /// Whether a watched folder went away, and [`Watch::follow`] is to be tried again.
+    pub fn has_lost(&self) -> bool {
+        self.marks.any_lost.load(Ordering::SeqCst)
+    }
+
     /// What was seen of a database since this was last called.
     pub fn take(&self, database: usize) -> Dirty {
         let bits = self.marks.seen[database].swap(0, Ordering::SeqCst);

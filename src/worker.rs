@@ -4,13 +4,10 @@
 //! and so at most two logins, however many databases replicate there: one for the WAL, one for snapshots.
 
 use crate::carry::{CarryError, Order, carry};
-use crate::core::position::{Generation, Index, Offset};
+use crate::core::position::Generation;
 use crate::core::replica::{Job, Outcome};
 use crate::remote::{self, Location, Remote, RemoteError};
-use crate::shadow::remove_other_generations;
-use crate::source::{
-    CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, ShadowSync, attach, urgent_round,
-};
+use crate::source::{CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, urgent_round};
 use crate::sqlite::{Handle, WalExtent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::HashMap;
@@ -182,9 +179,9 @@ impl Login {
     }
 
     fn remote(&mut self) -> Result<&mut dyn Remote, RemoteError> {
-        let again = match &self.state {
+        let again = match &mut self.state {
             LoginState::None => true,
-            LoginState::Up(_) => false,
+            LoginState::Up(remote) => !remote.is_alive(),
             LoginState::Failed(at, error) if at.elapsed() < LOGIN_PAUSE => return Err(error.clone()),
             LoginState::Failed(..) => true,
         };
@@ -205,18 +202,25 @@ impl Login {
 fn do_local(job: LocalJob) -> LocalOutcome {
     match job {
         LocalJob::Attach(request) => LocalOutcome::Attach(attach(&request)),
-        LocalJob::Sync(ShadowSync { file, index, end }) => LocalOutcome::Synced(index, end, file.sync()),
+        LocalJob::Sync(sync) => {
+            let result = sync.file.sync();
+            LocalOutcome::Synced(sync, result)
+        }
         LocalJob::Checkpoint { checkpointer, sync, database, identity } => {
-            let mut synced = None;
-            let result = checkpoint(&checkpointer, sync, &mut synced, &database, identity);
+            let synced = sync.map(|sync| {
+                let result = sync.file.sync();
+                (sync, result)
+            });
+            let is_durable = synced.as_ref().is_none_or(|(_, result)| result.is_ok());
+            let result = is_durable.then(|| checkpoint(&checkpointer, &database, identity));
             LocalOutcome::Checkpointed { checkpointer, synced, result }
         }
         LocalJob::Urgent { mut attached, database, budget } => {
             let report = urgent_round(&mut attached, &database, budget);
             LocalOutcome::Urgent(attached, report)
         }
-        LocalJob::RemoveGenerations { meta, keep, disk } => {
-            LocalOutcome::Removed(remove_other_generations(&*disk, &meta, keep))
+        LocalJob::Remove { paths, disk } => {
+            LocalOutcome::Removed(paths.iter().try_for_each(|path| disk.remove(path)))
         }
     }
 }
@@ -225,15 +229,9 @@ fn do_local(job: LocalJob) -> LocalOutcome {
 /// took its mark before, and limits the checkpoint to frames older than the comparison.
 fn checkpoint(
     checkpointer: &Handle,
-    sync: Option<ShadowSync>,
-    synced: &mut Option<(Index, Offset)>,
     database: &Path,
     identity: FileIdentity,
 ) -> Result<WalExtent, CheckpointFailure> {
-    if let Some(ShadowSync { file, index, end }) = sync {
-        file.sync().map_err(CheckpointFailure::Sync)?;
-        *synced = Some((index, end));
-    }
     if FileIdentity::of_path(database) != Some(identity) {
         return Err(CheckpointFailure::Replaced);
     }

@@ -65,6 +65,8 @@ pub enum Job {
 /// A snapshot that is on the replica under its temporary name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SentSnapshot {
+    /// Which attempt it was, for its temporary name.
+    pub attempt: u64,
     /// Its length on the replica, EndMark included.
     pub length: u64,
     /// What its trailer will say, but for `valid_from`.
@@ -78,6 +80,8 @@ pub struct Listing {
     pub snapshots: Vec<Index>,
     /// Its segments and their lengths on the replica.
     pub segments: Vec<(SegmentStart, u64)>,
+    /// Whether the last segment begins with what the shadow has there.
+    pub last_is_ours: bool,
 }
 
 /// Why a job failed.

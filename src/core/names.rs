@@ -9,6 +9,8 @@ pub const GENERATIONS: &str = "generations";
 
 /// What an object is called until it is whole. Litestream's patterns do not match it.
 const TEMPORARY: &str = ".tmp";
+/// What the object is called that another is about to replace.
+const SET_ASIDE: &str = ".old.tmp";
 
 /// An object of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,9 +46,15 @@ impl Object {
         }
     }
 
-    /// The path while the object is not whole.
-    pub fn temporary_path(self) -> String {
-        self.path() + TEMPORARY
+    /// The path while the object is not whole. Another attempt has another one: what a stopped server process still
+    /// does to an earlier attempt's later meets nothing.
+    pub fn temporary_path(self, attempt: u64) -> String {
+        format!("{}.{attempt:016x}{TEMPORARY}", self.path())
+    }
+
+    /// The path of what is there while this attempt replaces it.
+    pub fn set_aside_path(self, attempt: u64) -> String {
+        format!("{}.{attempt:016x}{SET_ASIDE}", self.path())
     }
 }
 
@@ -79,6 +87,12 @@ pub fn parse_segment(name: &str) -> Option<(Index, Offset)> {
 /// Whether a name is that of an object which was never finished.
 pub fn is_temporary(name: &str) -> bool {
     name.ends_with(TEMPORARY)
+}
+
+/// The final name of an object that was set aside and whose successor may not have come; `None` for other names.
+pub fn parse_set_aside(name: &str) -> Option<&str> {
+    let (object, attempt) = name.strip_suffix(SET_ASIDE)?.rsplit_once('.')?;
+    (attempt.len() == 16).then_some(object)
 }
 
 /// The name of a shadow WAL's file.

@@ -17,6 +17,12 @@ pub const SEGMENT_AGE: Duration = Duration::from_secs(60);
 const MOST_SEGMENTS_BY_AGE: u32 = 300;
 /// Names have 8 digits: no segment begins at or beyond 4 GiB.
 const NAMEABLE: u64 = 1 << 32;
+/// Where a segment that begins at `start` is cut: behind the first commit there. Never, if none could begin then.
+pub fn cut_of(start: Offset) -> Offset {
+    let cut = start.plus(SEGMENT_LENGTH);
+    if cut.get() < NAMEABLE { cut } else { Offset::new(u64::MAX) }
+}
+
 /// The pause after the first failure; doubled after each, and shortened by up to a half at random.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between two tries.
@@ -100,8 +106,11 @@ pub struct Replica {
     phase: Phase,
     in_flight: Option<Job>,
     acked: Option<(Index, Offset)>,
+    /// Failures since something was last sent, or found to be there.
     failures: u32,
     retry_at: Option<Instant>,
+    /// When the last try after a failure was due.
+    last_retry: Option<Instant>,
     last_push: Option<Instant>,
     /// The segment that was written last, and its length when that was acknowledged.
     last_segment: Option<(SegmentStart, u64)>,
@@ -119,6 +128,7 @@ impl Replica {
             acked: None,
             failures: 0,
             retry_at: None,
+            last_retry: None,
             last_push: None,
             last_segment: None,
             sync_interval,
@@ -131,6 +141,7 @@ impl Replica {
         *self = Replica {
             failures: self.failures,
             retry_at: self.retry_at,
+            last_retry: self.last_retry,
             last_error: self.last_error.take(),
             ..Replica::new(generation, self.sync_interval)
         };
@@ -159,10 +170,10 @@ impl Replica {
         }
     }
 
-    /// Whether the replica holds everything and can be restored from.
-    pub fn is_complete(&self, shadow: &ShadowExtent) -> bool {
+    /// Whether the replica holds everything before `position` and can be restored from.
+    pub fn holds(&self, position: Position) -> bool {
         let published = matches!(self.phase, Phase::Streaming { snapshot: Snapshot::Published, .. });
-        published && self.in_flight.is_none() && self.acked() == Some(shadow.position())
+        published && self.acked().is_some_and(|acked| acked >= position)
     }
 
     /// The last failure, until a job succeeds.
@@ -172,7 +183,7 @@ impl Replica {
 
     /// What the replica is doing.
     pub fn activity(&self) -> Activity {
-        match (&self.phase, self.retry_at) {
+        match (&self.phase, self.retry_at.or(self.last_retry)) {
             (_, Some(retry_at)) => Activity::Failing { retry_at },
             (Phase::Unknown, _) => Activity::Connecting,
             (Phase::Streaming { snapshot: Snapshot::Published, .. }, _) => Activity::Streaming,
@@ -216,8 +227,16 @@ impl Replica {
                 job.filter(|_| !(is_push && too_early))
             }
         };
+        let is_caught_up = self.acked() == Some(shadow.position());
+        if job.is_none() && is_caught_up && !matches!(self.phase, Phase::Unknown) {
+            self.works_again();
+        }
         self.in_flight.clone_from(&job);
         job
+    }
+
+    fn works_again(&mut self) {
+        (self.failures, self.retry_at, self.last_retry, self.last_error) = (0, None, None, None);
     }
 
     /// Takes in how the job in flight ended. `chance` is a random number from 0 to 1.
@@ -232,11 +251,17 @@ impl Replica {
         if let Outcome::Failed(failure) = outcome {
             return self.on_failure(failure, now, chance);
         }
-        (self.failures, self.retry_at, self.last_error) = (0, None, None);
+        match job {
+            // That the server answers does not mean that it takes anything.
+            Job::Look => self.retry_at = None,
+            _ => self.works_again(),
+        }
         let was_acked = self.acked;
         let finding = self.on_success(job, outcome, shadow, now);
-        match (was_acked, self.acked) {
-            (Some(from), Some(to)) if to < from && finding == Finding::Nothing => {
+        // A replica that holds nothing at all any more begins again with a snapshot.
+        let to = self.acked.unwrap_or((Index::ZERO, Offset::ZERO));
+        match was_acked {
+            Some(from) if to < from && finding == Finding::Nothing => {
                 let position = |(index, offset)| Position::new(self.generation, index, offset);
                 Finding::Rewound { from: position(from), to: position(to) }
             }
@@ -249,6 +274,7 @@ impl Replica {
         let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(8)).min(LONGEST_PAUSE);
         self.failures = self.failures.saturating_add(1);
         self.retry_at = Some(now + pause.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0));
+        self.last_retry = self.retry_at;
         self.last_error = Some(failure.message);
         if failure.shadow_is_damaged { Finding::ShadowDamaged } else { Finding::Nothing }
     }
@@ -324,7 +350,7 @@ impl Replica {
             }
         };
         let continues = match shadow.end_of(tail.index) {
-            Some(end) if tail.replace => tail.end < end,
+            Some(end) if tail.replace => listing.last_is_ours && tail.end < end,
             Some(end) => tail.end <= end,
             None => false,
         };
@@ -351,7 +377,7 @@ impl Tail {
     fn open_is_full(&self, open: &OpenSegment, now: Instant) -> bool {
         let cut_by_age =
             now.saturating_duration_since(open.opened) >= SEGMENT_AGE && self.segments < MOST_SEGMENTS_BY_AGE;
-        let full = self.end.since(open.name.start) >= SEGMENT_LENGTH;
+        let full = self.end >= cut_of(open.name.start);
         (full || cut_by_age) && self.end.get() < NAMEABLE
     }
 }

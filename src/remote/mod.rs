@@ -91,6 +91,11 @@ pub trait Remote: Send {
     fn read_at(&mut self, path: &str, at: u64, buffer: &mut [u8]) -> Result<usize, RemoteError>;
     /// Closes a file that is not needed any more.
     fn close(&mut self, path: &str);
+    /// Whether the other side still keeps the connection, as far as can be told without asking it. A server may drop
+    /// an idle one; then a new login is better than a write that nobody answers.
+    fn is_alive(&mut self) -> bool {
+        true
+    }
 }
 
 /// Connects to the destination of `location`; `home` is where `.ssh/known_hosts` is looked for.

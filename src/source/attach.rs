@@ -32,6 +32,8 @@ pub enum Refusal {
     Meta(String),
     /// A snapshot of it is still being read.
     StillReading,
+    /// Its `-wal` does not hold what the wal-index says: something other than SQLite has changed it.
+    WalDamaged(Break),
     /// Anything else SQLite said.
     Sqlite(String),
 }
@@ -48,6 +50,11 @@ impl fmt::Display for Refusal {
             Refusal::AnotherAgent(meta) => write!(f, "another agent is using {}", meta.display()),
             Refusal::Meta(reason) => write!(f, "the meta folder cannot be used: {reason}"),
             Refusal::StillReading => f.write_str("a snapshot of the file that was there is still being read"),
+            Refusal::WalDamaged(reason) => write!(
+                f,
+                "{reason}: something other than SQLite has changed its -wal; end the programs that have the database \
+                 open, and start them again: SQLite then recovers what is there"
+            ),
             Refusal::Sqlite(reason) => f.write_str(reason),
         }
     }
@@ -138,7 +145,8 @@ impl Attached {
                 }
                 Err(e) => (e.kind() == io::ErrorKind::NotFound).then_some(None),
             };
-            match locked.map(|_file| std::fs::remove_file(wal)) {
+            // The lock stays until our connections are closed: a program that came in before would join our `-shm`.
+            match locked.as_ref().map(|_| std::fs::remove_file(wal)) {
                 Some(Ok(())) => {}
                 Some(Err(e)) => warn!("cannot remove {}, which belongs to the old file: {e}", wal.display()),
                 None => error!(
@@ -147,8 +155,8 @@ impl Attached {
                     database.display()
                 ),
             }
+            drop(self);
         }
-        drop(self);
     }
 
     /// Whether the file that is open is the one at its path.
@@ -193,6 +201,11 @@ pub enum AttachOutcome {
 
 /// Attaches: opens the file once, then SQLite's connections, then begins to hold the WAL.
 pub fn attach(request: &AttachRequest) -> AttachOutcome {
+    if request.database.is_symlink() {
+        // SQLite keeps its WAL beside the file that the link leads to.
+        let reason = "it is a symbolic link; name the file itself, or restart the agent".to_owned();
+        return AttachOutcome::Refused(Refusal::NoAccess(reason));
+    }
     match std::fs::metadata(&request.database) {
         // An empty file has no page size yet: switching it to WAL mode would choose one for the application.
         Ok(metadata) if metadata.len() > 0 => {}

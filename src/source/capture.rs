@@ -106,12 +106,14 @@ impl Capture {
                 }
                 SyncDecision::NewGeneration(reason) => return Ok(Look::Broken(reason)),
                 SyncDecision::Copy { to } => to,
-                SyncDecision::NextIndex { header, to } => {
-                    if !self.shadow.begin_index(header)? {
-                        return Ok(Look::Broken(Break::IndexExhausted));
+                SyncDecision::NextIndex { header, to } => match self.shadow.begin_index(header) {
+                    Ok(true) => to,
+                    Ok(false) => return Ok(Look::Broken(Break::IndexExhausted)),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                        return Ok(Look::Broken(Break::ShadowMissing));
                     }
-                    to
-                }
+                    Err(e) => return Err(e.into()),
+                },
             };
             return match self.copy(to, before)? {
                 None => Ok(Look::More),

@@ -2,9 +2,10 @@
 
 use super::attach::{AttachOutcome, AttachRequest, Attached, FileIdentity};
 use super::round::UrgentReport;
-use crate::core::position::{Generation, Index, Offset};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::Disk;
+use crate::shadow::ShadowSync;
 use crate::sqlite::{Handle, SqliteError, WalExtent};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,25 +36,13 @@ pub enum LocalJob {
         /// How long the write lock may be held.
         budget: Duration,
     },
-    /// Remove the shadows of earlier generations.
-    RemoveGenerations {
-        /// Our state.
-        meta: PathBuf,
-        /// The present one.
-        keep: Generation,
+    /// Remove the shadows of earlier generations. They are named: a generation that begins meanwhile is not among them.
+    Remove {
+        /// Folders.
+        paths: Vec<PathBuf>,
         /// Where they are.
         disk: Arc<dyn Disk>,
     },
-}
-
-/// A part of the shadow to make durable.
-pub struct ShadowSync {
-    /// The file.
-    pub file: Arc<dyn DiskFile>,
-    /// Which index it holds.
-    pub index: Index,
-    /// Durable up to here, once it is done.
-    pub end: Offset,
 }
 
 /// How a [`LocalJob`] ended.
@@ -61,27 +50,25 @@ pub enum LocalOutcome {
     /// Of `Attach`.
     Attach(AttachOutcome),
     /// Of `Sync`: whether it is durable.
-    Synced(Index, Offset, std::io::Result<()>),
+    Synced(ShadowSync, io::Result<()>),
     /// Of `Checkpoint`.
     Checkpointed {
         /// Brought back.
         checkpointer: Handle,
-        /// What was made durable.
-        synced: Option<(Index, Offset)>,
-        /// What the wal-index said then.
-        result: Result<WalExtent, CheckpointFailure>,
+        /// What was to be made durable first, and whether it is.
+        synced: Option<(ShadowSync, io::Result<()>)>,
+        /// What the wal-index said then; `None` if it did not come to that.
+        result: Option<Result<WalExtent, CheckpointFailure>>,
     },
     /// Of `Urgent`.
     Urgent(Box<Attached>, UrgentReport),
-    /// Of `RemoveGenerations`.
-    Removed(std::io::Result<()>),
+    /// Of `Remove`.
+    Removed(io::Result<()>),
 }
 
 /// Why a checkpoint was not carried out.
 #[derive(Debug)]
 pub enum CheckpointFailure {
-    /// The shadow could not be made durable.
-    Sync(std::io::Error),
     /// Another file is at the database's path.
     Replaced,
     /// SQLite's answer.

@@ -4,6 +4,7 @@
 //! time. Its turn never waits for anything.
 
 mod attach;
+mod breaks;
 mod capture;
 mod guard;
 mod job;
@@ -13,7 +14,7 @@ mod round;
 
 pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, Refusal, attach};
 pub use capture::{Look, LookError};
-pub use job::{CheckpointFailure, LocalJob, LocalOutcome, ShadowSync};
+pub use job::{CheckpointFailure, LocalJob, LocalOutcome};
 pub use round::{UrgentReport, urgent_round};
 
 use crate::core::checkpoint::{CheckpointPolicy, CheckpointState, Extent, Round};
@@ -27,6 +28,7 @@ use crate::sqlite::WalExtent;
 use guard::Move;
 use log::{error, info, warn};
 use recheck::Recheck;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -49,6 +51,9 @@ const LONGEST_MOVE_PAUSE: Duration = Duration::from_millis(500);
 /// After something failed: the first pause, doubled each time up to the longest.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(10);
+/// A break that comes back in a generation before anything was copied in it: the first pause before the next one.
+const BREAK_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_BREAK_PAUSE: Duration = Duration::from_secs(300);
 /// Parts copied in one turn, so that one busy database does not keep the others waiting.
 const PARTS_A_TURN: u32 = 16;
 
@@ -79,6 +84,15 @@ pub enum State {
     Refused(Refusal),
 }
 
+/// What a source does, as far as it fails and works again on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Task {
+    Look,
+    MoveReader,
+    Checkpoint,
+    BeginGeneration,
+}
+
 /// One database.
 pub struct Source {
     settings: SourceSettings,
@@ -93,17 +107,23 @@ pub struct Source {
     move_at: Option<Recheck>,
     retry: Option<Recheck>,
     extent: WalExtent,
+    /// The last turn that found everything committed in the shadow.
+    up_to_date_at: Option<Instant>,
     checkpoint: CheckpointState,
     urgent_next: bool,
     needs_sync: bool,
-    stale_generations: bool,
     forced_break: Option<Break>,
+    /// Begins a new generation at the next turn, or at `break_at`.
     requested_break: Option<Break>,
+    /// A generation has begun, and until a look succeeds in it the next one must not begin earlier.
+    break_at: Option<Recheck>,
+    /// Lets go of the database once nothing is lent any more.
+    leaving: Option<Break>,
     descriptor: Weak<File>,
     breaks: u32,
     last_break: Option<Break>,
     holds: WriteLockHolds,
-    problem: Option<String>,
+    problems: BTreeMap<Task, String>,
 }
 
 impl Source {
@@ -123,17 +143,19 @@ impl Source {
             move_at: None,
             retry: None,
             extent: WalExtent { frames: 0, backfilled: 0 },
+            up_to_date_at: None,
             checkpoint: CheckpointState::new(),
             urgent_next: false,
             needs_sync: false,
-            stale_generations: false,
             forced_break: None,
             requested_break: None,
+            break_at: None,
+            leaving: None,
             descriptor: Weak::new(),
             breaks: 0,
             last_break: None,
             holds: WriteLockHolds::default(),
-            problem: None,
+            problems: BTreeMap::new(),
         }
     }
 
@@ -156,10 +178,11 @@ impl Source {
     pub fn shadow_extent(&self) -> Option<&ShadowExtent> {
         self.shadow().map(ShadowWal::extent)
     }
-    /// The one descriptor of the database file, for reading a snapshot.
+    /// The one descriptor of the database file, for reading a snapshot. `None` until everything committed was copied
+    /// once in this generation: before, the file may hold what is newer than the shadow.
     pub fn descriptor(&self) -> Option<Arc<File>> {
         match &self.state {
-            State::Attached(attached) => Some(Arc::clone(&attached.descriptor)),
+            State::Attached(attached) if attached.capture.guarded => Some(Arc::clone(&attached.descriptor)),
             _ => None,
         }
     }
@@ -175,17 +198,13 @@ impl Source {
     pub fn lock_holds(&self) -> WriteLockHolds {
         self.holds
     }
-    /// What keeps the database from being captured, if anything does.
+    /// What keeps the database from being followed, if anything does.
     pub fn problem(&self) -> Option<&str> {
-        self.problem.as_deref()
+        self.problems.values().next().map(String::as_str)
     }
-    /// Whether a local job is in flight, or a turn is due at once.
-    pub fn is_busy(&self) -> bool {
-        self.job_in_flight || self.hot
-    }
-    /// Whether everything committed, as far as the last look knew, is in the shadow, and no look is due.
-    pub fn is_idle(&self) -> bool {
-        !self.is_busy() && !self.dirty.any()
+    /// Whether everything that was committed before `then` is in the shadow for certain.
+    pub fn holds_all_before(&self, then: Instant) -> bool {
+        self.up_to_date_at.is_some_and(|at| at >= then)
     }
 
     /// Takes in what the watch saw.
@@ -206,26 +225,39 @@ impl Source {
 
     /// When the next turn is due though nothing happens.
     pub fn next_timeout(&self, now: Instant) -> Option<Instant> {
-        if self.hot || (self.dirty.any() && !self.job_in_flight) {
+        match &self.state {
+            State::Lent => None,
+            State::Absent | State::Detached | State::Refused(_) if self.job_in_flight => None,
+            State::Absent => self.dirty.any().then_some(now),
+            State::Detached | State::Refused(_) => Some(self.retry.map_or(now, |retry| retry.at)),
+            State::Attached(_) => self.attached_timeout(now),
+        }
+    }
+
+    fn attached_timeout(&self, now: Instant) -> Option<Instant> {
+        if self.leaving.is_some() && self.job_in_flight {
+            return None;
+        }
+        if self.leaving.is_some() || self.dirty.folder {
+            return Some(now);
+        }
+        if self.requested_break.is_some() {
+            return Some(self.break_at.map_or(now, |r| r.at));
+        }
+        if self.hot || self.dirty.any() {
             return Some(now);
         }
         let at = |recheck: Option<Recheck>| recheck.map(|r| r.at);
-        match &self.state {
-            State::Attached(_) => {
-                let checkpoint = (!self.job_in_flight)
-                    .then(|| {
-                        self.checkpoint.next_timeout(&self.settings.checkpoint, self.checkpoint_extent())
-                    })
-                    .flatten()
-                    // A checkpoint waits for the reader to move up.
-                    .map(|due| at(self.move_at).map_or(due, |moves| due.max(moves)));
-                [at(self.recheck), at(self.move_at), checkpoint].into_iter().flatten().min()
-            }
-            State::Lent => None,
-            State::Absent | State::Detached | State::Refused(_) if self.job_in_flight => None,
-            State::Absent => None,
-            State::Detached | State::Refused(_) => at(self.retry).or(Some(now)),
-        }
+        let extent = self.checkpoint_extent();
+        let checkpoint = self.checkpoint.next_timeout(&self.settings.checkpoint, extent);
+        // A checkpoint waits for the reader to move up.
+        let checkpoint = checkpoint.map(|due| at(self.move_at).map_or(due, |moves| due.max(moves)));
+        let checkpoint = checkpoint.filter(|_| self.may_checkpoint());
+        [at(self.recheck), at(self.move_at), checkpoint].into_iter().flatten().min()
+    }
+
+    fn may_checkpoint(&self) -> bool {
+        !self.job_in_flight && !self.problems.contains_key(&Task::Look)
     }
 
     /// Takes a turn: looks if there is reason to, and returns the job that is due. `generation` is for the case that
@@ -253,7 +285,7 @@ impl Source {
             return None;
         }
         self.dirty = Dirty::default();
-        if self.descriptor.strong_count() > 0 {
+        if self.is_still_read() {
             self.refuse(Refusal::StillReading, now);
             return None;
         }
@@ -267,22 +299,32 @@ impl Source {
         }))
     }
 
+    /// Whether a snapshot of the file at the path is still read through a descriptor of an earlier attachment: closing
+    /// that would drop the locks of the next one.
+    fn is_still_read(&self) -> bool {
+        let identity = self.descriptor.upgrade().and_then(|file| FileIdentity::of_file(&file).ok());
+        identity.is_some() && identity == FileIdentity::of_path(&self.settings.database)
+    }
+
     fn attached_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
-        if self.dirty.folder && !self.is_at_path() {
-            self.detach(Break::DatabaseReplaced);
+        if std::mem::take(&mut self.dirty.folder) && !self.is_at_path() {
+            self.leaving = Some(Break::DatabaseReplaced);
+        }
+        if self.leaving.is_some() {
+            self.detach(now);
             return None;
         }
-        if let Some(reason) = self.requested_break.take() {
-            self.begin_generation(reason, now, generation);
+        if self.requested_break.is_some() && !self.begin_requested(now, generation) {
+            return None;
         }
         let recheck_is_due = self.recheck.is_some_and(|r| now >= r.at);
         if self.dirty.any() || self.hot || recheck_is_due {
-            self.look(now, generation);
+            self.look(now);
         }
         if self.move_at.is_some_and(|m| now >= m.at) {
-            self.move_reader(now, generation);
+            self.move_reader(now);
         }
-        if self.job_in_flight { None } else { self.job(now) }
+        if self.job_in_flight || self.leaving.is_some() { None } else { self.job(now) }
     }
 
     fn is_at_path(&self) -> bool {
@@ -290,7 +332,7 @@ impl Source {
     }
 
     /// Looks at the WAL until everything committed is copied, or a turn's worth is.
-    fn look(&mut self, now: Instant, generation: Generation) {
+    fn look(&mut self, now: Instant) {
         let dirty = std::mem::take(&mut self.dirty);
         let previous = self.recheck.take();
         self.hot = false;
@@ -299,20 +341,22 @@ impl Source {
             match attached.capture.look(&attached.guard.query) {
                 Ok(Look::More) => {}
                 Ok(Look::UpToDate { extent, in_flight }) => {
-                    self.solved();
-                    self.extent = extent;
+                    self.solved(Task::Look);
+                    self.solved(Task::BeginGeneration);
+                    (self.extent, self.up_to_date_at) = (extent, Some(now));
+                    (self.break_at, self.retry) = (None, None);
                     self.plan_recheck(previous, in_flight, dirty, now);
                     self.plan_move(now);
                     return;
                 }
                 Ok(Look::Again) => {
-                    self.recheck = Some(Recheck::after(previous, BACKFILL_PAUSE, now));
+                    self.recheck = Some(Recheck::after(previous, BACKFILL_PAUSE, LONGEST_RETRY_PAUSE, now));
                     return;
                 }
-                Ok(Look::Broken(reason)) => return self.on_break(reason, now, generation),
+                Ok(Look::Broken(reason)) => return self.on_break(reason),
                 Err(error) => {
-                    self.recheck = Some(Recheck::after(previous, RETRY_PAUSE, now));
-                    return self.failed(&error.to_string());
+                    self.recheck = Some(Recheck::after(previous, RETRY_PAUSE, LONGEST_RETRY_PAUSE, now));
+                    return self.failed(Task::Look, &error.to_string());
                 }
             }
         }
@@ -323,14 +367,16 @@ impl Source {
     fn plan_recheck(&mut self, previous: Option<Recheck>, in_flight: bool, dirty: Dirty, now: Instant) {
         if in_flight {
             let is_new = |r: &Recheck| !r.in_flight || (dirty.any() && r.pause > DEAF_PAUSE);
-            let next = Recheck::after(previous.filter(|r| !is_new(r)), IN_FLIGHT_PAUSE, now);
+            let previous = previous.filter(|r| !is_new(r));
+            let next = Recheck::after(previous, IN_FLIGHT_PAUSE, IN_FLIGHT_PATIENCE * 2, now);
             let pause = if dirty.any() { next.pause.min(DEAF_PAUSE) } else { next.pause };
             let next = Recheck { at: now + pause, pause, in_flight };
             self.recheck = Some(next).filter(|r| r.pause <= IN_FLIGHT_PATIENCE);
             return;
         }
         let was_written = dirty.database || previous.is_some_and(|r| !r.in_flight);
-        let next = Recheck::after(previous.filter(|_| !dirty.database), BACKFILL_PAUSE, now);
+        let previous = previous.filter(|_| !dirty.database);
+        let next = Recheck::after(previous, BACKFILL_PAUSE, BACKFILL_PATIENCE * 2, now);
         let is_backfilling = was_written && !self.extent.is_backfilled();
         self.recheck = Some(next).filter(|r| is_backfilling && r.pause <= BACKFILL_PATIENCE);
     }
@@ -345,26 +391,26 @@ impl Source {
         if attached.guard.is_in_place(&attached.capture, self.extent) {
             self.move_at = None;
         } else if self.move_at.is_none() && !self.needs_sync {
-            self.move_at = Some(Recheck::after(None, MOVE_PAUSE, now));
+            self.move_at = Some(Recheck::after(None, MOVE_PAUSE, LONGEST_MOVE_PAUSE, now));
         }
     }
 
-    fn move_reader(&mut self, now: Instant, generation: Generation) {
+    fn move_reader(&mut self, now: Instant) {
         let State::Attached(attached) = &mut self.state else { return };
-        let again = Recheck::after(self.move_at, MOVE_PAUSE, now);
-        let again = Recheck { at: again.at.min(now + LONGEST_MOVE_PAUSE), ..again };
+        let again = Recheck::after(self.move_at, MOVE_PAUSE, LONGEST_MOVE_PAUSE, now);
+        self.move_at = None;
         match attached.guard.move_on(&mut attached.capture) {
             Ok(Move::Done) => {
-                self.move_at = None;
+                self.solved(Task::MoveReader);
                 // What was committed on the way is for the next turn.
                 self.hot = true;
             }
-            Ok(Move::NeedsSync) => (self.needs_sync, self.move_at) = (true, None),
+            Ok(Move::NeedsSync) => self.needs_sync = true,
             Ok(Move::NotYet) => self.move_at = Some(again),
-            Ok(Move::Broken(reason)) => self.on_break(reason, now, generation),
+            Ok(Move::Broken(reason)) => self.on_break(reason),
             Err(error) => {
                 self.move_at = Some(again);
-                self.failed(&error.to_string());
+                self.failed(Task::MoveReader, &error.to_string());
             }
         }
     }
@@ -376,28 +422,36 @@ impl Source {
 
     /// The job that is due while we hold the database and none is in flight.
     fn job(&mut self, now: Instant) -> Option<LocalJob> {
-        if std::mem::take(&mut self.stale_generations) {
-            let keep = self.shadow_extent()?.generation;
-            let (meta, disk) = (self.settings.meta.clone(), Arc::clone(&self.disk));
-            return Some(LocalJob::RemoveGenerations { meta, keep, disk });
+        let State::Attached(attached) = &mut self.state else { return None };
+        let stale = attached.capture.shadow.take_stale();
+        if !stale.is_empty() {
+            return Some(LocalJob::Remove { paths: stale, disk: Arc::clone(&self.disk) });
         }
         if std::mem::take(&mut self.needs_sync) {
-            match self.shadow_sync() {
+            match attached.capture.shadow.to_sync() {
                 Some(sync) => return Some(LocalJob::Sync(sync)),
-                None => self.move_at = Some(Recheck { at: now, pause: MOVE_PAUSE, in_flight: false }),
+                None => self.move_at = Some(Recheck::now(now)),
             }
         }
-        if self.urgent_next {
+        if std::mem::take(&mut self.urgent_next) {
             return self.urgent_job();
         }
+        self.checkpoint_job(now)
+    }
+
+    fn checkpoint_job(&mut self, now: Instant) -> Option<LocalJob> {
         let extent = self.checkpoint_extent();
-        let round = self.checkpoint.due(&self.settings.checkpoint, extent, now)?;
-        let sync = self.shadow_sync();
-        let State::Attached(attached) = &mut self.state else { return None };
-        if !attached.guard.is_newest(&attached.capture, self.extent) && round == Round::Cooperative {
-            // The move comes first; it is planned already.
+        if !self.may_checkpoint() {
             return None;
         }
+        let round = self.checkpoint.due(&self.settings.checkpoint, extent, now)?;
+        let State::Attached(attached) = &mut self.state else { return None };
+        if !attached.guard.is_newest(&attached.capture, self.extent) && round == Round::Cooperative {
+            // The move comes first.
+            self.move_at.get_or_insert(Recheck::after(None, MOVE_PAUSE, LONGEST_MOVE_PAUSE, now));
+            return None;
+        }
+        let sync = attached.capture.shadow.to_sync();
         let identity = FileIdentity::of_file(&attached.descriptor).ok()?;
         let checkpointer = attached.checkpointer.take()?;
         self.urgent_next = round == Round::Urgent;
@@ -405,7 +459,6 @@ impl Source {
     }
 
     fn urgent_job(&mut self) -> Option<LocalJob> {
-        self.urgent_next = false;
         match std::mem::replace(&mut self.state, State::Lent) {
             State::Attached(attached) => Some(LocalJob::Urgent {
                 attached,
@@ -419,74 +472,15 @@ impl Source {
         }
     }
 
-    fn shadow_sync(&self) -> Option<ShadowSync> {
-        let (file, index, end) = self.shadow()?.to_sync()?;
-        Some(ShadowSync { file, index, end })
-    }
-
-    fn on_break(&mut self, reason: Break, now: Instant, generation: Generation) {
-        if matches!(reason, Break::DatabaseReplaced | Break::WalReplaced) {
-            return self.detach(reason);
-        }
-        self.begin_generation(reason, now, generation);
-    }
-
-    /// A replica found that the generation cannot go on; the next turn begins a new one.
-    pub fn request_generation(&mut self, reason: Break) {
-        (self.requested_break, self.hot) = (Some(reason), true);
-    }
-
-    /// Begins a new generation of the database that we hold.
-    fn begin_generation(&mut self, reason: Break, now: Instant, generation: Generation) {
-        let State::Attached(attached) = &mut self.state else { return };
-        match attached.begin_generation(&self.disk, &self.settings.meta, generation) {
-            Ok(()) => {
-                self.count_break(reason);
-                (self.hot, self.stale_generations) = (true, true);
-            }
-            Err(e) => {
-                self.recheck = Some(Recheck::after(self.recheck, RETRY_PAUSE, now));
-                self.failed(&format!("cannot begin a new generation ({reason}): {e}"));
-            }
-        }
-    }
-
-    fn count_break(&mut self, reason: Break) {
-        let name = self.settings.database.display();
-        let generation = self.shadow_extent().map(|e| format!(" {}", e.generation)).unwrap_or_default();
-        info!("{name}: begins generation{generation}: {reason}");
-        self.breaks += u32::from(reason != Break::FirstRun);
-        self.last_break = Some(reason);
-    }
-
-    /// Lets go of a file that is not the database any more, without a checkpoint.
-    fn detach(&mut self, reason: Break) {
-        if self.job_in_flight {
-            // What is lent comes back first; the folder is looked at again then.
-            self.dirty.folder = true;
-            return;
-        }
-        let name = self.settings.database.display();
-        warn!("{name}: {reason}; letting go of the old file, the new one begins a new generation");
-        if let State::Attached(attached) = std::mem::replace(&mut self.state, State::Detached) {
-            attached.let_go_of_replaced(&self.settings.database, &self.wal);
-        }
-        (self.forced_break, self.dirty) = (Some(reason), Dirty::ALL);
-        (self.recheck, self.move_at, self.retry, self.hot) = (None, None, None, false);
-        (self.urgent_next, self.needs_sync) = (false, false);
-        self.checkpoint = CheckpointState::new();
-        self.extent = WalExtent { frames: 0, backfilled: 0 };
-    }
-
-    fn failed(&mut self, problem: &str) {
-        if self.problem.as_deref() != Some(problem) {
+    fn failed(&mut self, task: Task, problem: &str) {
+        if self.problems.get(&task).is_none_or(|known| known != problem) {
             error!("{}: {problem}; it is tried again by itself", self.settings.database.display());
-            self.problem = Some(problem.to_owned());
+            self.problems.insert(task, problem.to_owned());
         }
     }
 
-    fn solved(&mut self) {
-        if self.problem.take().is_some() {
+    fn solved(&mut self, task: Task) {
+        if self.problems.remove(&task).is_some() && self.problems.is_empty() {
             info!("{}: works again", self.settings.database.display());
         }
     }

@@ -4,42 +4,40 @@ use super::attach::{AttachOutcome, Refusal};
 use super::job::{CheckpointFailure, LocalOutcome};
 use super::recheck::Recheck;
 use super::round::UrgentReport;
-use super::{LONGEST_RETRY_PAUSE, MOVE_PAUSE, RETRY_PAUSE, Source, State};
-use crate::core::position::Generation;
+use super::{LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::sync::Break;
+use crate::shadow::ShadowSync;
 use crate::sqlite::{SqliteError, WalExtent};
-use log::{info, warn};
+use log::{error, info, warn};
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
 impl Source {
     /// Takes in how the job in flight ended.
-    pub fn on_outcome(&mut self, outcome: LocalOutcome, now: Instant, generation: Generation) {
-        self.job_in_flight = false;
+    pub fn on_outcome(&mut self, outcome: LocalOutcome, now: Instant) {
+        // Whatever waited for the job is decided in the next turn.
+        (self.job_in_flight, self.hot) = (false, true);
         match outcome {
             LocalOutcome::Attach(outcome) => self.on_attach(outcome, now),
-            LocalOutcome::Synced(index, end, Ok(())) => {
-                if let State::Attached(attached) = &mut self.state {
-                    attached.capture.shadow.on_synced(index, end);
+            LocalOutcome::Synced(sync, result) => {
+                if self.on_synced(&sync, result) {
+                    self.move_at = Some(Recheck::now(now));
                 }
-                self.move_at = Some(Recheck { at: now, pause: MOVE_PAUSE, in_flight: false });
-            }
-            LocalOutcome::Synced(_, _, Err(e)) => {
-                self.failed(&format!("cannot make the shadow WAL durable: {e}"));
-                self.on_break(Break::ShadowSyncFailed, now, generation);
             }
             LocalOutcome::Checkpointed { checkpointer, synced, result } => {
                 if let State::Attached(attached) = &mut self.state {
                     attached.checkpointer = Some(checkpointer);
-                    if let Some((index, end)) = synced {
-                        attached.capture.shadow.on_synced(index, end);
-                    }
                 }
-                self.on_checkpoint(result, now, generation);
+                let is_durable = synced.is_none_or(|(sync, result)| self.on_synced(&sync, result));
+                match result {
+                    Some(result) if is_durable => self.on_checkpoint(result, now),
+                    _ => self.urgent_next = false,
+                }
             }
             LocalOutcome::Urgent(attached, report) => {
                 self.state = State::Attached(attached);
-                self.on_urgent(report, now, generation);
+                self.on_urgent(report, now);
             }
             LocalOutcome::Removed(result) => {
                 if let Err(e) = result {
@@ -48,6 +46,22 @@ impl Source {
                 }
             }
         }
+    }
+
+    /// Whether the shadow is durable now. If not, it is not tried again: what should have been written may be gone
+    /// from the kernel's cache.
+    fn on_synced(&mut self, sync: &ShadowSync, result: io::Result<()>) -> bool {
+        let State::Attached(attached) = &mut self.state else { return false };
+        match result {
+            Ok(()) => attached.capture.shadow.on_synced(sync),
+            Err(e) => {
+                let name = self.settings.database.display();
+                error!("{name}: cannot make the shadow WAL durable: {e}");
+                self.request_generation(Break::ShadowSyncFailed);
+                return false;
+            }
+        }
+        true
     }
 
     fn on_attach(&mut self, outcome: AttachOutcome, now: Instant) {
@@ -72,16 +86,14 @@ impl Source {
                 }
                 self.descriptor = Arc::downgrade(&attached.descriptor);
                 self.state = State::Attached(attached);
-                (self.retry, self.forced_break, self.hot) = (None, None, true);
-                self.stale_generations = true;
-                self.solved();
+                // The pause between two tries goes on growing until a look succeeds.
+                self.forced_break = None;
             }
         }
     }
 
     pub(super) fn refuse(&mut self, refusal: Refusal, now: Instant) {
-        let retry = Recheck::after(self.retry, RETRY_PAUSE, now);
-        self.retry = Some(Recheck { at: retry.at.min(now + LONGEST_RETRY_PAUSE), ..retry });
+        self.retry = Some(Recheck::after(self.retry, RETRY_PAUSE, LONGEST_RETRY_PAUSE, now));
         if !matches!(&self.state, State::Refused(present) if *present == refusal) {
             let name = self.settings.database.display();
             warn!("{name}: not replicated: {refusal}; it is tried again by itself");
@@ -89,52 +101,43 @@ impl Source {
         self.state = State::Refused(refusal);
     }
 
-    fn on_checkpoint(
-        &mut self,
-        result: Result<WalExtent, CheckpointFailure>,
-        now: Instant,
-        next: Generation,
-    ) {
-        match result {
+    fn on_checkpoint(&mut self, result: Result<WalExtent, CheckpointFailure>, now: Instant) {
+        let finished = match result {
             Ok(extent) => {
-                self.checkpoint.on_round(extent.is_backfilled(), now);
-                self.urgent_next &= !extent.is_backfilled();
+                self.solved(Task::Checkpoint);
+                self.extent = extent;
+                extent.is_backfilled()
             }
-            Err(CheckpointFailure::Sqlite(SqliteError::Busy)) => {
-                // Somebody else checkpoints: so much the better.
+            // Somebody else checkpoints: so much the better.
+            Err(CheckpointFailure::Sqlite(SqliteError::Busy | SqliteError::Interrupted)) => {
                 self.urgent_next = false;
-                self.checkpoint.on_round(false, now);
+                false
             }
             Err(CheckpointFailure::Sqlite(error)) => {
                 self.urgent_next = false;
-                self.checkpoint.on_round(false, now);
-                self.failed(&format!("cannot checkpoint: {error}"));
-            }
-            Err(CheckpointFailure::Sync(error)) => {
-                self.urgent_next = false;
-                self.failed(&format!("cannot make the shadow WAL durable: {error}"));
-                self.on_break(Break::ShadowSyncFailed, now, next);
+                self.failed(Task::Checkpoint, &format!("cannot checkpoint: {error}"));
+                false
             }
             Err(CheckpointFailure::Replaced) => {
-                self.urgent_next = false;
-                self.detach(Break::DatabaseReplaced);
+                (self.urgent_next, self.leaving) = (false, Some(Break::DatabaseReplaced));
                 return;
             }
-        }
-        // The reader may now stand in the way of a restart.
-        self.hot = true;
+        };
+        self.urgent_next &= !finished;
+        self.checkpoint.on_round(finished, now);
     }
 
-    fn on_urgent(&mut self, report: UrgentReport, now: Instant, generation: Generation) {
+    fn on_urgent(&mut self, report: UrgentReport, now: Instant) {
         if let Some(held) = report.held {
             self.holds.record(held);
         }
         self.checkpoint.on_round(report.finished, now);
-        self.hot = true;
         if let Some(reason) = report.broken {
-            self.on_break(reason, now, generation);
+            self.on_break(reason);
         } else if let Some(error) = report.error {
-            self.failed(&format!("cannot checkpoint: {error}"));
+            self.failed(Task::Checkpoint, &format!("cannot checkpoint: {error}"));
+        } else {
+            self.solved(Task::Checkpoint);
         }
     }
 }

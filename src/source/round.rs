@@ -11,7 +11,12 @@ use std::time::{Duration, Instant};
 /// How long a round tries to get the write lock. Writers that never pause leave gaps of microseconds between two
 /// transactions, so it does not sleep between two tries.
 const LOCK_PATIENCE: Duration = Duration::from_millis(100);
-/// A copy under the lock takes a few turns at the most: what was committed since the bulk of the checkpoint.
+/// Before the lock is taken, the checkpoint follows the writers until so few frames are left: writing them takes a
+/// small part of the budget.
+const FEW_FRAMES: u32 = 200;
+/// How often the checkpoint follows the writers before the round gives up, or goes on with what is left.
+const MOST_CHASES: u32 = 6;
+/// A copy takes a few turns at the most: the bulk of it was done before.
 const MOST_MOVES: u32 = 64;
 
 /// How an urgent round ended.
@@ -27,100 +32,117 @@ pub struct UrgentReport {
     pub error: Option<String>,
 }
 
+/// Why a round stops before its end.
+enum Stop {
+    /// Somebody was in the way, or the budget is used up. Nothing is lost; the round is tried again.
+    Later,
+    Broken(Break),
+    Failed(String),
+}
+
 /// Carries out an urgent round; the bulk of the checkpoint was done before, beside the writers. Invariant: the WAL is
 /// held throughout, and the write lock is free when this returns.
 pub fn urgent_round(attached: &mut Attached, database: &Path, budget: Duration) -> UrgentReport {
-    let mut report = UrgentReport { held: None, finished: false, broken: None, error: None };
-    if let Err(error) = take_write_lock(attached) {
-        report.error = error;
-        return report;
+    let mut held = None;
+    let result = chase(attached, database).and_then(|()| {
+        take_write_lock(attached)?;
+        let locked = Instant::now();
+        let result = locked_part(attached, database, locked + budget);
+        attached.write_lock.rollback();
+        held = Some(locked.elapsed());
+        result
+    });
+    let report = UrgentReport { held, finished: result.is_ok(), broken: None, error: None };
+    match result {
+        Ok(()) | Err(Stop::Later) => report,
+        Err(Stop::Broken(reason)) => UrgentReport { broken: Some(reason), ..report },
+        Err(Stop::Failed(error)) => UrgentReport { error: Some(error), ..report },
     }
-    let locked = Instant::now();
-    match locked_part(attached, database, locked + budget) {
-        Ok(Ok(finished)) => report.finished = finished,
-        Ok(Err(reason)) => report.broken = Some(reason),
-        Err(error) => report.error = Some(error),
-    }
-    attached.write_lock.rollback();
-    report.held = Some(locked.elapsed());
-    report
 }
 
-/// `Err(None)` if writers left no gap.
-fn take_write_lock(attached: &Attached) -> Result<(), Option<String>> {
+/// Copies, makes durable and checkpoints beside the writers, until little is left for the time under the lock.
+fn chase(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
+    for _ in 0..MOST_CHASES {
+        move_reader(attached, None)?;
+        if checkpoint(attached, database, None)? <= FEW_FRAMES {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn take_write_lock(attached: &Attached) -> Result<(), Stop> {
     let begun = Instant::now();
     loop {
         match attached.write_lock.begin_immediate() {
             Ok(()) => return Ok(()),
             Err(SqliteError::Busy) if begun.elapsed() < LOCK_PATIENCE => std::thread::yield_now(),
-            Err(SqliteError::Busy) => return Err(None),
-            Err(error) => return Err(Some(error.to_string())),
+            Err(SqliteError::Busy) => return Err(Stop::Later),
+            Err(error) => return Err(Stop::Failed(error.to_string())),
         }
     }
 }
 
-/// Whether everything is backfilled and our reader on read lock 0.
-fn locked_part(
-    attached: &mut Attached,
-    database: &Path,
-    until: Instant,
-) -> Result<Result<bool, Break>, String> {
-    if let Some(reason) = move_reader(attached)? {
-        return Ok(Err(reason));
+/// `Ok` if everything is backfilled and our reader on read lock 0.
+fn locked_part(attached: &mut Attached, database: &Path, until: Instant) -> Result<(), Stop> {
+    move_reader(attached, Some(until))?;
+    if checkpoint(attached, database, Some(until))? > 0 {
+        return Err(Stop::Later);
     }
+    move_reader(attached, Some(until))
+}
+
+/// A passive checkpoint, interrupted at `until`. Returns how many frames are left.
+fn checkpoint(attached: &Attached, database: &Path, until: Option<Instant>) -> Result<u32, Stop> {
     if !attached.is_at_path(database) {
-        return Ok(Err(Break::DatabaseReplaced));
+        return Err(Stop::Broken(Break::DatabaseReplaced));
     }
-    let Some(checkpointer) = &attached.checkpointer else { return Ok(Ok(false)) };
+    let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
     let stop = checkpointer.interrupt_handle();
     let (done, is_done) = mpsc::channel::<()>();
     let result = std::thread::scope(|scope| {
-        scope.spawn(move || {
-            // Disconnected means done: only a timeout is over the budget.
-            let left = until.saturating_duration_since(Instant::now());
-            if is_done.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Timeout) {
-                stop.interrupt();
-            }
-        });
+        if let Some(until) = until {
+            scope.spawn(move || {
+                // Disconnected means done: only a timeout is over the budget.
+                let left = until.saturating_duration_since(Instant::now());
+                if is_done.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    stop.interrupt();
+                }
+            });
+        }
         let result = checkpointer.checkpoint();
         drop(done);
         result
     });
     match result {
-        Ok(extent) if extent.is_backfilled() => {}
-        Ok(_) | Err(SqliteError::Busy | SqliteError::Interrupted) => return Ok(Ok(false)),
-        Err(error) => return Err(error.to_string()),
-    }
-    match move_reader(attached)? {
-        Some(reason) => Ok(Err(reason)),
-        None => Ok(Ok(true)),
+        Ok(extent) => Ok(extent.frames.saturating_sub(extent.backfilled)),
+        Err(SqliteError::Busy | SqliteError::Interrupted) => Err(Stop::Later),
+        Err(error) => Err(Stop::Failed(error.to_string())),
     }
 }
 
-/// Copies the last frames, makes them durable, and moves the reader behind them.
-fn move_reader(attached: &mut Attached) -> Result<Option<Break>, String> {
+/// Copies what is committed, makes it durable, and moves the reader behind it.
+fn move_reader(attached: &mut Attached, until: Option<Instant>) -> Result<(), Stop> {
     for _ in 0..MOST_MOVES {
-        match attached.guard.move_on(&mut attached.capture).map_err(|e| e.to_string())? {
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Err(Stop::Later);
+        }
+        let moved = attached.guard.move_on(&mut attached.capture);
+        match moved.map_err(|error| Stop::Failed(error.to_string()))? {
             Move::Done => return sync_shadow(attached),
-            Move::Broken(reason) => return Ok(Some(reason)),
-            Move::NeedsSync => {
-                if let Some(reason) = sync_shadow(attached)? {
-                    return Ok(Some(reason));
-                }
-            }
+            Move::Broken(reason) => return Err(Stop::Broken(reason)),
+            Move::NeedsSync => sync_shadow(attached)?,
             Move::NotYet => {}
         }
     }
-    Err("the reader could not be moved".to_owned())
+    Err(Stop::Later)
 }
 
-fn sync_shadow(attached: &mut Attached) -> Result<Option<Break>, String> {
-    if let Some((file, index, end)) = attached.capture.shadow.to_sync() {
+fn sync_shadow(attached: &mut Attached) -> Result<(), Stop> {
+    if let Some(sync) = attached.capture.shadow.to_sync() {
         // A failed fsync is not retried: what it should have written may be gone from the cache.
-        if file.sync().is_err() {
-            return Ok(Some(Break::ShadowSyncFailed));
-        }
-        attached.capture.shadow.on_synced(index, end);
+        sync.file.sync().map_err(|_| Stop::Broken(Break::ShadowSyncFailed))?;
+        attached.capture.shadow.on_synced(&sync);
     }
-    Ok(None)
+    Ok(())
 }

@@ -13,9 +13,9 @@ const BELOW_PIPES: [&str; 2] = ["core", "error"];
 /// Outside crates, each with the only places that may use it: files (without `.rs`) or folders of `src`.
 const DOORS: [(&str, &[&str]); 14] = [
     ("base64", &["remote/sftp"]),
-    ("clap", &["cli"]),
+    ("clap", &["cli", "main"]),
     ("crc64fast", &["core/checksum"]),
-    ("crossbeam_channel", &["worker", "event_loop"]),
+    ("crossbeam_channel", &["worker", "carry", "restore"]),
     ("env_logger", &["main"]),
     ("libssh2_sys", &["remote/sftp"]),
     ("memmap2", &["disk"]),

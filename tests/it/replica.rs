@@ -30,6 +30,7 @@ fn sent(index: Index) -> SentSnapshot {
     let page_count = PageCount::new(2).expect("2 is a page count");
     let valid_from = (index, Offset::ZERO);
     SentSnapshot {
+        attempt: 7,
         length: 100,
         trailer: SnapshotTrailer { index, valid_from, page_size, page_count, crc: 5 },
     }
@@ -58,7 +59,7 @@ fn streaming_with(end: u64, sync_interval: Duration, now: Instant) -> Replica {
     answer(|j| matches!(j, Job::Begin { replace: false, .. }), appended);
     answer(|j| matches!(j, Job::PublishSnapshot { .. }), Outcome::SnapshotPublished);
     assert_eq!(replica.next_job(&extent, now), None);
-    assert!(replica.is_complete(&extent));
+    assert!(replica.holds(extent.position()));
     replica
 }
 
@@ -144,7 +145,7 @@ fn after_a_failure_the_replica_is_looked_at_and_its_last_segment_written_anew() 
     assert_eq!(replica.next_timeout(&shadow(5000)), Some(retry_at), "without another commit");
     assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look));
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 50)] };
+    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last_is_ours: true };
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &shadow(5000), retry_at, 0.0), Finding::Nothing);
     let to = Offset::new(5000);
     assert_eq!(
@@ -177,7 +178,7 @@ fn a_replica_that_holds_less_than_it_acknowledged_is_rewound_and_that_is_said() 
     let later = now + Duration::from_secs(60);
     replica.next_job(&shadow(5000), later);
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 20)] };
+    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 20)], last_is_ours: true };
     let finding = replica.on_outcome(Outcome::Found(listing), &shadow(5000), later, 0.0);
     let at = |offset| Position::new(generation(), INDEX, Offset::new(offset));
     assert_eq!(finding, Finding::Rewound { from: at(1000), to: at(0) });
@@ -190,7 +191,7 @@ fn a_replica_that_holds_more_than_the_shadow_calls_for_a_new_generation() {
         let mut replica = Replica::new(generation(), Duration::ZERO);
         replica.next_job(&shadow(5000), now);
         let name = SegmentStart { index, start: Offset::new(start) };
-        let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 20)] };
+        let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 20)], last_is_ours: true };
         let finding = replica.on_outcome(Outcome::Found(listing), &shadow(5000), now, 0.0);
         assert_eq!(finding, Finding::Diverged, "{index}:{start}");
     }
@@ -213,4 +214,44 @@ fn an_agent_that_stops_pushes_without_pauses() {
     replica.hurry();
     let job = replica.next_job(&shadow(2000), now);
     assert!(matches!(job, Some(Job::Extend { .. })), "{job:?}");
+}
+
+#[test]
+fn a_replica_whose_last_segment_is_of_another_history_calls_for_a_new_generation() {
+    let now = Instant::now();
+    let mut replica = Replica::new(generation(), Duration::ZERO);
+    replica.next_job(&shadow(5000), now);
+    let name = SegmentStart { index: INDEX, start: Offset::ZERO };
+    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last_is_ours: false };
+    assert_eq!(replica.on_outcome(Outcome::Found(listing), &shadow(5000), now, 0.0), Finding::Diverged);
+}
+
+#[test]
+fn a_server_that_answers_but_takes_nothing_is_asked_ever_more_rarely_and_stays_failing() {
+    let mut now = Instant::now();
+    let mut replica = streaming(1000, now);
+    let name = SegmentStart { index: INDEX, start: Offset::ZERO };
+    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last_is_ours: true };
+    let mut pauses = Vec::new();
+    replica.next_job(&shadow(5000), now);
+    for _ in 0..8 {
+        replica.on_outcome(failure(), &shadow(5000), now, 0.0);
+        let Activity::Failing { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
+        pauses.push(retry_at - now);
+        now = retry_at;
+        assert_eq!(replica.next_job(&shadow(5000), now), Some(Job::Look));
+        replica.on_outcome(Outcome::Found(listing.clone()), &shadow(5000), now, 0.0);
+        assert!(matches!(replica.activity(), Activity::Failing { .. }), "an answer alone is nothing");
+        assert!(matches!(replica.next_job(&shadow(5000), now), Some(Job::Begin { .. })));
+    }
+    assert!(pauses.windows(2).all(|pair| pair[0] < pair[1]), "{pauses:?}");
+    replica.on_outcome(Outcome::Appended { end: Offset::new(5000), length: 90 }, &shadow(5000), now, 0.0);
+    assert_eq!(replica.activity(), Activity::Streaming);
+}
+
+#[test]
+fn behind_4_gib_a_segment_is_never_cut() {
+    use wal_agent::core::replica::cut_of;
+    assert_eq!(cut_of(Offset::ZERO), Offset::new(SEGMENT_LENGTH));
+    assert_eq!(cut_of(Offset::new((1 << 32) - SEGMENT_LENGTH)), Offset::new(u64::MAX));
 }

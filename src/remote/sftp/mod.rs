@@ -12,6 +12,7 @@ use super::location::SftpLocation;
 use super::{Entry, FailureKind, Remote, RemoteError, parent};
 use crate::core::segment::PACKET;
 use libssh2_sys as raw;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use ssh2::{ErrorCode, FileStat, OpenFlags, OpenType, RenameFlags, Session, Sftp};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::{Shutdown, TcpStream};
@@ -235,6 +236,14 @@ impl Remote for SftpRemote {
             read = self.read_once(path, at, buffer);
         }
         read.map_err(|failure| self.failed("read", path, failure))
+    }
+
+    fn is_alive(&mut self) -> bool {
+        // Its probes may wait unread before its hanging up: so the hanging up itself is asked for.
+        let mut look = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let hung_up = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        rustix::event::poll(&mut look, Some(&at_once)).is_ok() && !look[0].revents().intersects(hung_up)
     }
 
     fn close(&mut self, path: &str) {

@@ -16,30 +16,37 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub struct Agent {
     configuration: PathBuf,
     log: PathBuf,
+    home: Option<PathBuf>,
     process: Killed,
 }
 
 impl Agent {
     /// Starts the agent with a configuration, which it writes to `folder`; the control socket is there, too.
     pub fn start(folder: &Path, configuration: &str) -> Agent {
-        let path = folder.join("wal-agent.yml");
-        let socket = folder.join("agent.sock");
-        fs::write(&path, format!("socket: {}\n{configuration}", socket.display()))
-            .expect("the folder is ours");
-        Agent::start_again(&path)
+        Agent::start_again(&write_configuration(folder, configuration))
+    }
+
+    /// Starts the agent of a user with this home, where `.ssh/known_hosts` is looked for.
+    pub fn start_at_home(folder: &Path, configuration: &str, home: &Path) -> Agent {
+        Agent::spawn(&write_configuration(folder, configuration), Some(home))
     }
 
     /// Starts the agent with a configuration file that is there, as after [`Agent::kill`]. The log goes on.
     pub fn start_again(configuration: &Path) -> Agent {
+        Agent::spawn(configuration, None)
+    }
+
+    fn spawn(configuration: &Path, home: Option<&Path>) -> Agent {
         let log = configuration.with_file_name("agent.log");
         let file = File::options().create(true).append(true).open(&log).expect("the folder is ours");
-        let mut command = agent("replicate", configuration);
+        let mut command = agent("replicate", configuration, home);
         command
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("there are descriptors left"))
             .stderr(file);
         let process = Killed(command.spawn().expect("the agent can be run"));
-        Agent { configuration: configuration.to_owned(), log, process }
+        let home = home.map(Path::to_owned);
+        Agent { configuration: configuration.to_owned(), log, home, process }
     }
 
     /// The configuration file.
@@ -64,7 +71,8 @@ impl Agent {
 
     /// Runs another command of the agent with the same configuration.
     pub fn run(&self, command: &str, arguments: &[&str]) -> Output {
-        agent(command, &self.configuration).args(arguments).output().expect("the agent can be run")
+        let mut command = agent(command, &self.configuration, self.home.as_deref());
+        command.args(arguments).output().expect("the agent can be run")
     }
 
     /// Waits until the status fulfils a condition.
@@ -84,6 +92,12 @@ impl Agent {
     #[track_caller]
     pub fn stop(mut self) -> ExitStatus {
         signal(self.pid(), Signal::TERM);
+        self.wait_for_exit()
+    }
+
+    /// Waits until the agent has ended by itself.
+    #[track_caller]
+    pub fn wait_for_exit(&mut self) -> ExitStatus {
         wait_for("the agent ends", DEADLINE, || self.process.0.try_wait().expect("the agent is our child"))
     }
 
@@ -94,8 +108,16 @@ impl Agent {
     }
 }
 
-fn agent(command: &str, configuration: &Path) -> Command {
+fn write_configuration(folder: &Path, configuration: &str) -> PathBuf {
+    let path = folder.join("wal-agent.yml");
+    let socket = folder.join("agent.sock");
+    fs::write(&path, format!("socket: {}\n{configuration}", socket.display())).expect("the folder is ours");
+    path
+}
+
+fn agent(command: &str, configuration: &Path, home: Option<&Path>) -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_agent"));
     program.arg(command).arg("--config").arg(configuration);
+    home.map(|home| program.env("HOME", home));
     program
 }

@@ -14,20 +14,32 @@ use std::time::Duration;
 /// With the first difference.
 #[track_caller]
 pub fn assert_same(one: &Path, other: &Path) {
+    if let Some(difference) = difference(one, other) {
+        panic!("{difference}");
+    }
+}
+
+/// The first difference between two databases that are whole; `None` if they hold the same.
+#[track_caller]
+pub fn difference(one: &Path, other: &Path) -> Option<String> {
     let names = format!("{} and {}", one.display(), other.display());
     let (one, other) = (open(one), open(other));
     assert_whole(&one);
     assert_whole(&other);
-    let schema = schema(&one);
-    assert_eq!(schema, self::schema(&other), "schema of {names}");
+    let (schema, others) = (schema(&one), schema(&other));
+    if schema != others {
+        return Some(format!("schema of {names}: {schema:?}, {others:?}"));
+    }
     for pragma in ["page_size", "user_version", "application_id", "encoding", "auto_vacuum"] {
-        assert_eq!(read_pragma(&one, pragma), read_pragma(&other, pragma), "{pragma} of {names}");
+        let (left, right) = (read_pragma(&one, pragma), read_pragma(&other, pragma));
+        if left != right {
+            return Some(format!("{pragma} of {names}: {left:?}, {right:?}"));
+        }
     }
     let tables = schema.iter().filter(|entry| entry[0] == text("table"));
-    for table in tables.filter_map(|entry| if let Value::Text(name) = &entry[1] { Some(name) } else { None })
-    {
-        assert_same_rows(&one, &other, table, &names);
-    }
+    let mut tables =
+        tables.filter_map(|entry| if let Value::Text(name) = &entry[1] { Some(name) } else { None });
+    tables.find_map(|table| different_row(&one, &other, table).map(|what| format!("{what} of {names}")))
 }
 
 /// What was acknowledged is there, and every transaction is there whole or not at all: for databases written by one
@@ -71,14 +83,15 @@ fn read_pragma(connection: &Connection, name: &str) -> Value {
     connection.pragma_query_value(None, name, |row| row.get(0)).expect("a pragma that reads")
 }
 
-#[track_caller]
-fn assert_same_rows(one: &Connection, other: &Connection, table: &str, names: &str) {
+fn different_row(one: &Connection, other: &Connection, table: &str) -> Option<String> {
     let sql = format!("SELECT * FROM \"{}\"", table.replace('"', "\"\""));
     let (left, right) = (rows(one, &sql), rows(other, &sql));
-    for (number, (left, right)) in left.iter().zip(&right).enumerate() {
-        assert_eq!(left, right, "row {} of {table} of {names}", number + 1);
+    let different = left.iter().zip(&right).position(|(left, right)| left != right);
+    match different {
+        Some(at) => Some(format!("row {} of {table}", at + 1)),
+        None if left.len() == right.len() => None,
+        None => Some(format!("{} and {} rows of {table}", left.len(), right.len())),
     }
-    assert_eq!(left.len(), right.len(), "rows of {table} of {names}");
 }
 
 fn rows(connection: &Connection, sql: &str) -> Vec<Vec<Value>> {

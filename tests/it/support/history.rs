@@ -70,6 +70,12 @@ fn select(connection: &Connection) -> Rows {
 impl History {
     /// A life with `commits[k]` transactions in the k-th WAL; each changes old rows and adds one of `size` bytes.
     pub fn new(page_size: u32, commits: &[usize], size: usize) -> Self {
+        let wals: Vec<Vec<usize>> = commits.iter().map(|count| vec![size; *count]).collect();
+        History::of_sizes(page_size, &wals.iter().map(Vec::as_slice).collect::<Vec<_>>())
+    }
+
+    /// A life with a transaction in the k-th WAL for each of `wals[k]`, with rows of that many bytes.
+    pub fn of_sizes(page_size: u32, wals: &[&[usize]]) -> Self {
         let folder = scratch();
         let path = folder.path().join("app.db");
         let connection = Connection::open(&path).unwrap();
@@ -84,16 +90,16 @@ impl History {
             first: Vec::new(),
             states: Vec::new(),
         };
-        for (k, &count) in commits.iter().enumerate() {
+        for (k, sizes) in wals.iter().enumerate() {
             checkpoint(&connection);
             history.databases.push(std::fs::read(&path).unwrap());
-            for n in 0..count {
+            for (n, &size) in sizes.iter().enumerate() {
                 let id = history.states.len() as i64;
                 transaction(&connection, id, size);
                 let wal = std::fs::read(path.with_extension("db-wal")).unwrap();
                 let end = committed_end(&wal);
                 history.states.push(State { index: k, end: end as u64, rows: select(&connection) });
-                if n + 1 == count {
+                if n + 1 == sizes.len() {
                     history.wals.push(wal[..end].to_vec());
                 }
             }

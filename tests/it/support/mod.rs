@@ -2,10 +2,13 @@
 
 pub mod agent;
 pub mod compare;
+pub mod faulty;
 pub mod history;
 pub mod litestream;
 pub mod memory;
+pub mod place;
 pub mod process;
+pub mod scene;
 pub mod sqlite;
 pub mod sshd;
 pub mod wait;

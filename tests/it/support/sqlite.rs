@@ -22,9 +22,15 @@ pub struct Shell {
 impl Shell {
     /// Opens a database, with a busy timeout of 5 s.
     pub fn open(database: &Path) -> Shell {
+        Shell::with_environment(database, &[])
+    }
+
+    /// The same, in a process with further environment variables.
+    pub fn with_environment(database: &Path, environment: &[(&str, &Path)]) -> Shell {
         let (reader, writer) = io::pipe().expect("there are descriptors left");
         let complaints = writer.try_clone().expect("there are descriptors left");
         let mut command = Command::new("sqlite3");
+        command.envs(environment.iter().copied());
         command.arg("-batch").arg(database).stdin(Stdio::piped()).stdout(writer).stderr(complaints);
         let process = Killed(command.spawn().expect("sqlite3 can be run: see tests/run"));
         drop(command); // and with it our ends of the pipe

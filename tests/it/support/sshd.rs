@@ -62,6 +62,12 @@ impl Sshd {
         self.process = start(self.folder.path(), self.port, kinds).expect("its port is still free");
     }
 
+    /// The server comes back on its port with another command in place of sftp-server; `{}` is that program.
+    pub fn start_again_with(&mut self, sftp_server: &str) {
+        self.process = start_with(self.folder.path(), self.port, &["ed25519"], sftp_server)
+            .expect("its port is still free");
+    }
+
     /// Its port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
@@ -164,8 +170,12 @@ pub fn fingerprint(path: &Path) -> String {
 
 /// `None` if the port was taken.
 fn start(folder: &Path, port: u16, kinds: &[&str]) -> Option<Killed> {
+    start_with(folder, port, kinds, "{}")
+}
+
+fn start_with(folder: &Path, port: u16, kinds: &[&str], sftp_server: &str) -> Option<Killed> {
     let config = folder.join("sshd_config");
-    fs::write(&config, configuration(folder, port, kinds)).expect("the folder is ours");
+    fs::write(&config, configuration(folder, port, kinds, sftp_server)).expect("the folder is ours");
     fs::write(folder.join("log"), "").expect("the folder is ours");
     let log_file = || File::options().append(true).open(folder.join("log")).expect("written above");
     let mut command = Command::new(find("sshd", &["/usr/sbin", "/usr/local/sbin", "/usr/bin"]));
@@ -182,9 +192,10 @@ fn start(folder: &Path, port: u16, kinds: &[&str]) -> Option<Killed> {
     is_up.then_some(process)
 }
 
-fn configuration(folder: &Path, port: u16, kinds: &[&str]) -> String {
-    let sftp_server =
+fn configuration(folder: &Path, port: u16, kinds: &[&str], sftp_server: &str) -> String {
+    let program =
         find("sftp-server", &["/usr/lib/openssh", "/usr/libexec/openssh", "/usr/lib/ssh", "/usr/libexec"]);
+    let sftp_server = sftp_server.replace("{}", program.to_str().expect("a plain name"));
     let mut lines = vec![
         format!("Port {port}"),
         "ListenAddress 127.0.0.1".to_owned(),
@@ -195,7 +206,7 @@ fn configuration(folder: &Path, port: u16, kinds: &[&str]) -> String {
         "PasswordAuthentication no".to_owned(),
         "PermitRootLogin yes".to_owned(),
         "LogLevel DEBUG1".to_owned(),
-        format!("Subsystem sftp {}", sftp_server.display()),
+        format!("Subsystem sftp {sftp_server}"),
     ];
     lines.extend(kinds.iter().map(|kind| format!("HostKey {}", host_key(folder, kind).display())));
     lines.join("\n") + "\n"

@@ -1,0 +1,176 @@
+//! One replica of one database: its course, and what is said of it.
+
+use super::{Now, moment};
+use crate::carry::{Order, Progress};
+use crate::config::{Durability, ReplicaConfig};
+use crate::core::position::{Generation, Position};
+use crate::core::replica::{Activity, Replica};
+use crate::core::shadow::ShadowExtent;
+use crate::core::status::{PastError, ReplicaState, ReplicaStatus};
+use crate::disk::Disk;
+use crate::remote::Location;
+use log::{info, warn};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// One replica and what status says of it.
+pub struct ReplicaRoom {
+    pub(super) config: ReplicaConfig,
+    pub(super) course: Option<Replica>,
+    pub(super) progress: Arc<Progress>,
+    pub(super) behind_since: Option<Instant>,
+    pub(super) last_acked: Option<Now>,
+    pub(super) last_error: Option<(String, Now)>,
+    pub(super) is_failing: bool,
+    pub(super) was_streaming: bool,
+}
+
+impl ReplicaRoom {
+    /// A room in which nothing has happened.
+    pub fn new(config: &ReplicaConfig) -> Self {
+        ReplicaRoom {
+            config: config.clone(),
+            course: None,
+            progress: Arc::default(),
+            behind_since: None,
+            last_acked: None,
+            last_error: None,
+            is_failing: false,
+            was_streaming: false,
+        }
+    }
+
+    /// Turns to a generation; what is still being sent of another one is given up.
+    pub fn turn_to(&mut self, generation: Generation) {
+        match &mut self.course {
+            Some(course) if course.generation() == generation => {}
+            Some(course) => {
+                course.begin_generation(generation);
+                // What is still being sent of the last one is of no use any more.
+                self.progress.cancelled.store(true, Ordering::Relaxed);
+                (self.progress, self.was_streaming) = (Arc::default(), false);
+            }
+            None => {
+                let interval = self.config.sync_interval.unwrap_or_default();
+                self.course = Some(Replica::new(generation, interval));
+            }
+        }
+    }
+
+    /// The order that is due, if any. `database` gives the descriptor for a snapshot.
+    pub fn next_order(
+        &mut self,
+        extent: &ShadowExtent,
+        shadow: &std::path::Path,
+        disk: &Arc<dyn Disk>,
+        database: impl FnOnce() -> Option<Arc<std::fs::File>>,
+        attempt: u64,
+        now: Now,
+    ) -> Option<Order> {
+        let course = self.course.as_mut()?;
+        if self.behind_since.is_none() && course.acked() != Some(extent.position()) {
+            self.behind_since = Some(now.mono);
+        }
+        let descriptor = match course.wants_database() {
+            // The database is lent just now; a turn later it is back.
+            true => Some(database()?),
+            false => None,
+        };
+        let job = course.next_job(extent, now.mono)?;
+        let root = match &self.config.location {
+            Location::Folder(folder) => folder.display().to_string(),
+            Location::Sftp(server) => server.path.clone(),
+        };
+        Some(Order {
+            job,
+            attempt,
+            generation: extent.generation,
+            root,
+            shadow: shadow.to_owned(),
+            disk: Arc::clone(disk),
+            database: descriptor,
+            fsync: self.config.durability == Durability::Fsync,
+            progress: Arc::clone(&self.progress),
+        })
+    }
+
+    /// Says what changed, once.
+    pub fn after_outcome(&mut self, database: &str, extent: &ShadowExtent, now: Now) {
+        let Some(course) = &self.course else { return };
+        let name = &self.config.name;
+        match (course.activity(), course.last_error()) {
+            (Activity::Failing { .. }, Some(error)) => {
+                if self.last_error.as_ref().is_none_or(|(last, _)| last != error) || !self.is_failing {
+                    warn!("{database}: replica {name}: {error}; it is tried again by itself");
+                }
+                self.last_error = Some((error.to_owned(), now));
+                self.is_failing = true;
+                return;
+            }
+            (Activity::Streaming, _) => {
+                if !self.was_streaming || self.is_failing {
+                    let generation = course.generation();
+                    info!("{database}: replica {name} follows generation {generation}");
+                }
+                self.was_streaming = true;
+            }
+            _ => {}
+        }
+        self.is_failing &= matches!(course.activity(), Activity::Failing { .. });
+        self.last_acked = Some(now);
+        if course.acked() == Some(extent.position()) {
+            self.behind_since = None;
+        }
+    }
+
+    /// Bytes of WAL that are shadowed and not acked.
+    pub fn lag(&self, extent: &ShadowExtent) -> u64 {
+        let acked = self.course.as_ref().and_then(Replica::acked);
+        let lag = acked.and_then(|acked| extent.bytes_since(acked.index, acked.offset));
+        lag.unwrap_or_else(|| extent.bytes_kept())
+    }
+
+    /// Whether the replica holds everything before `position` and can be restored from.
+    pub fn holds(&self, position: Position) -> bool {
+        self.course.as_ref().is_some_and(|course| course.holds(position))
+    }
+
+    /// What status says of it.
+    pub fn status(&self, extent: Option<&ShadowExtent>, now: Now) -> ReplicaStatus {
+        let state = match self.course.as_ref().map(Replica::activity) {
+            None | Some(Activity::Connecting) => match &self.last_error {
+                Some((error, _)) if self.is_failing => {
+                    ReplicaState::Failing { error: error.clone(), retry_in: Duration::ZERO }
+                }
+                _ => ReplicaState::Connecting,
+            },
+            Some(Activity::SendingSnapshot) => ReplicaState::SendingSnapshot {
+                done: self.progress.done.load(Ordering::Relaxed),
+                total: self.progress.total.load(Ordering::Relaxed),
+            },
+            Some(Activity::Streaming) => ReplicaState::Streaming,
+            Some(Activity::Failing { retry_at }) => ReplicaState::Failing {
+                error: self.last_error.as_ref().map(|(error, _)| error.clone()).unwrap_or_default(),
+                retry_in: retry_at.saturating_duration_since(now.mono),
+            },
+        };
+        let lag_bytes = extent.map_or(0, |extent| self.lag(extent));
+        let behind = |since: Instant| now.mono.saturating_duration_since(since);
+        ReplicaStatus {
+            name: self.config.name.clone(),
+            location: self.config.location.to_string(),
+            state,
+            position: self.course.as_ref().and_then(Replica::acked),
+            lag_bytes,
+            lag_time: self.behind_since.filter(|_| lag_bytes > 0).map(behind).unwrap_or_default(),
+            last_acked: self.last_acked.map(|at| moment(at, now)),
+            durable: self.config.durability == Durability::Fsync
+                && !self.progress.not_durable.load(Ordering::Relaxed),
+            last_error: self
+                .last_error
+                .as_ref()
+                .map(|(message, at)| PastError { message: message.clone(), at: moment(*at, now) }),
+        }
+    }
+}

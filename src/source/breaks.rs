@@ -1,0 +1,91 @@
+//! What a source does when continuity is lost: it begins a new generation, or lets go.
+
+use super::attach::Refusal;
+use super::recheck::Recheck;
+use super::{BREAK_PAUSE, LONGEST_BREAK_PAUSE, Source, State, Task};
+use crate::core::checkpoint::CheckpointState;
+use crate::core::position::Generation;
+use crate::core::sync::{Break, Dirty};
+use crate::sqlite::WalExtent;
+use log::{info, warn};
+use std::time::Instant;
+
+impl Source {
+    pub(super) fn on_break(&mut self, reason: Break) {
+        match reason {
+            // Another generation would find the same WAL. And while we hold the wal-index, SQLite believes it, so that
+            // nobody could recover.
+            Break::DatabaseReplaced | Break::WalReplaced | Break::HeaderInvalid | Break::ChainBroken => {
+                self.leaving = Some(reason)
+            }
+            reason => self.request_generation(reason),
+        }
+    }
+
+    /// A replica, or a look, found that the generation cannot go on; the next turn begins a new one.
+    pub fn request_generation(&mut self, reason: Break) {
+        self.requested_break = Some(reason);
+    }
+
+    /// Begins the generation that is asked for; `false` if it must wait.
+    pub(super) fn begin_requested(&mut self, now: Instant, generation: Generation) -> bool {
+        let (Some(reason), State::Attached(attached)) = (self.requested_break.clone(), &mut self.state)
+        else {
+            return false;
+        };
+        if self.break_at.is_some_and(|r| now < r.at) {
+            // Events would only find the same again.
+            self.dirty = Dirty::default();
+            self.failed(Task::BeginGeneration, &format!("{reason}; that comes back in every generation"));
+            return false;
+        }
+        self.break_at = Some(Recheck::after(self.break_at, BREAK_PAUSE, LONGEST_BREAK_PAUSE, now));
+        match attached.begin_generation(&self.disk, &self.settings.meta, generation) {
+            Ok(()) => {
+                self.count_break(reason);
+                (self.requested_break, self.recheck, self.move_at) = (None, None, None);
+                self.hot = true;
+                true
+            }
+            Err(e) => {
+                let problem = format!("cannot begin a new generation ({reason}): {e}");
+                self.failed(Task::BeginGeneration, &problem);
+                false
+            }
+        }
+    }
+
+    pub(super) fn count_break(&mut self, reason: Break) {
+        let name = self.settings.database.display();
+        let generation = self.shadow_extent().map(|e| format!(" {}", e.generation)).unwrap_or_default();
+        info!("{name}: begins generation{generation}: {reason}");
+        self.breaks += u32::from(reason != Break::FirstRun);
+        self.last_break = Some(reason);
+    }
+
+    /// Lets go of what is not the database, or not its WAL, any more, without a checkpoint, once nothing of it is lent.
+    pub(super) fn detach(&mut self, now: Instant) {
+        (self.recheck, self.move_at, self.hot) = (None, None, false);
+        if self.job_in_flight {
+            return;
+        }
+        let Some(reason) = self.leaving.take() else { return };
+        let name = self.settings.database.display();
+        let attached = std::mem::replace(&mut self.state, State::Detached);
+        (self.urgent_next, self.needs_sync) = (false, false);
+        (self.requested_break, self.break_at) = (None, None);
+        self.checkpoint = CheckpointState::new();
+        self.extent = WalExtent { frames: 0, backfilled: 0 };
+        self.problems.clear();
+        if let Break::HeaderInvalid | Break::ChainBroken = reason {
+            // What was copied stays, and goes on if SQLite recovers the WAL to the same.
+            drop(attached);
+            return self.refuse(Refusal::WalDamaged(reason), now);
+        }
+        warn!("{name}: {reason}; letting go of the old file, the new one begins a new generation");
+        if let State::Attached(attached) = attached {
+            attached.let_go_of_replaced(&self.settings.database, &self.wal);
+        }
+        (self.forced_break, self.dirty, self.retry) = (Some(reason), Dirty::ALL, None);
+    }
+}

@@ -1,0 +1,136 @@
+//! Holding the WAL: writers and checkpoints of others beside ours, and locks that must not be lost.
+
+use crate::support::place::{Place, first};
+use crate::support::process::output;
+use crate::support::sqlite::{Shell, Writer};
+use std::path::Path;
+use std::process::Command;
+
+/// Two writers at their default autocheckpoint, an agent eager to checkpoint: nothing may be lost between them.
+fn two_writers_and_an_eager_agent(max_pages: u32, commits: &str) -> u64 {
+    let place = Place::new();
+    let database = place.database();
+    let mut writers: Vec<Writer> = ["1", "2"]
+        .map(|number| {
+            let rows = ["--rows", "1-5", "--size", "1-3000", "--synchronous", "NORMAL", "--mode", "churn"];
+            let numbers = ["--writer", number, "--seed", number, "--commits", commits];
+            Writer::start(&database, &[&rows[..], &numbers].concat())
+        })
+        .into();
+    writers.iter_mut().for_each(|writer| writer.wait_for(1));
+    let settings = [
+        "min-checkpoint-page-count: 1",
+        &format!("max-checkpoint-page-count: {max_pages}"),
+        "max-write-block: 1s",
+    ];
+    let agent = place.agent(&settings);
+    let application = Shell::open(&database);
+    writers.into_iter().for_each(|writer| drop(writer.finish()));
+    place.wait_until_replicated(&agent);
+    let status = agent.status().expect("the agent runs");
+    assert_eq!(first(&status)["breaks"]["count"], 0, "{status}");
+    place.stop(agent);
+    place.assert_restores();
+    application.close();
+    assert!(place.objects("wal").len() > 1, "the WAL was never restarted");
+    first(&status)["write_lock_holds"]["count"].as_u64().expect("a number")
+}
+
+#[test]
+fn two_writers_and_an_agent_that_checkpoints_all_the_time_lose_nothing() {
+    two_writers_and_an_eager_agent(10_000, "1500");
+}
+
+#[test]
+fn two_writers_and_urgent_rounds_lose_nothing() {
+    let rounds = two_writers_and_an_eager_agent(100, "1500");
+    assert!(rounds > 0, "there was no urgent round");
+}
+
+/// Asks for a checkpoint until it is not busy, with a busy timeout of 50 ms; how often that took.
+fn checkpoint_until_done(application: &mut Shell, mode: &str) -> usize {
+    application.run(".timeout 50");
+    let sql = format!("PRAGMA wal_checkpoint({mode})");
+    let done = (1..=MOST_TRIES).find(|_| application.value(&sql).starts_with("0|"));
+    done.unwrap_or_else(|| panic!("{mode} is still busy after {MOST_TRIES} tries"))
+}
+
+/// Each waits for up to 50 ms.
+const MOST_TRIES: usize = 40;
+
+#[test]
+fn the_applications_own_checkpoints_succeed_while_we_are_attached() {
+    let place = Place::new();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+    let agent = place.streaming_agent(&[]);
+    for mode in ["TRUNCATE", "FULL", "RESTART", "TRUNCATE"] {
+        application.run("INSERT INTO t (data) VALUES (randomblob(20000))");
+        place.wait_until_replicated(&agent);
+        checkpoint_until_done(&mut application, mode);
+        application.run("INSERT INTO t (data) VALUES (randomblob(20000))");
+        place.wait_until_replicated(&agent);
+    }
+    let status = agent.status().expect("the agent runs");
+    assert_eq!(first(&status)["breaks"]["count"], 0, "{status}");
+    place.stop(agent);
+    place.assert_restores();
+}
+
+#[test]
+fn the_applications_checkpoints_succeed_directly_after_a_burst() {
+    let place = Place::new();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+    let agent = place.streaming_agent(&[]);
+    for mode in ["TRUNCATE", "FULL", "RESTART", "TRUNCATE"] {
+        application.run(&"INSERT INTO t (data) VALUES (randomblob(5000));\n".repeat(50));
+        checkpoint_until_done(&mut application, mode);
+        if mode == "TRUNCATE" {
+            let length = std::fs::metadata(place.wal()).expect("the WAL is there").len();
+            assert_eq!(length, 0, "the WAL after TRUNCATE");
+        }
+    }
+    place.wait_until_replicated(&agent);
+    let status = agent.status().expect("the agent runs");
+    assert_eq!(first(&status)["breaks"]["count"], 0, "{status}");
+    place.stop(agent);
+    place.assert_restores();
+}
+
+/// How many descriptors a process has of a file.
+fn descriptors(pid: u32, file: &Path) -> usize {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the process runs");
+    entries
+        .filter(|entry| entry.as_ref().is_ok_and(|e| std::fs::read_link(e.path()).is_ok_and(|l| l == file)))
+        .count()
+}
+
+#[test]
+fn the_last_close_of_a_short_connection_leaves_the_wal_whatever_the_agent_does() {
+    let place = Place::new();
+    let database = place.database();
+    let one_shot = |sql: &str| output(Command::new("sqlite3").arg("-batch").arg(&database).arg(sql));
+    one_shot("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+    one_shot("INSERT INTO t (data) SELECT randomblob(100000) FROM generate_series(1, 200)");
+    // The snapshot is read while the connections come and go.
+    let agent = place.agent(&["min-checkpoint-page-count: 5", "max-checkpoint-page-count: 20"]);
+    agent.wait_for_status("is attached", |status| first(status)["state"] == "attached");
+    let shm = place.path("app.db-shm");
+    let count = || (descriptors(agent.pid(), &database), descriptors(agent.pid(), &shm));
+    let before = count();
+    assert!(before.0 > 1 && before.1 == 1, "{before:?}");
+    for _ in 0..60 {
+        one_shot("INSERT INTO t (data) VALUES (randomblob(9000))");
+        assert!(place.wal().exists() && shm.exists(), "somebody's close has removed the WAL");
+        agent.status().expect("the agent runs");
+        assert_eq!(count(), before, "descriptors of the database and of -shm");
+    }
+    place.wait_until_replicated(&agent);
+    assert_eq!(count(), before, "descriptors of the database and of -shm");
+    let status = agent.status().expect("the agent runs");
+    assert_eq!(first(&status)["breaks"]["count"], 0, "{status}");
+    assert!(place.objects("wal").len() > 1, "there was no checkpoint");
+    place.stop(agent);
+    place.assert_restores();
+}

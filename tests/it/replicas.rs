@@ -1,0 +1,186 @@
+//! Replicas as they are found: several of them, after a restart, with parts missing, and on servers that refuse.
+
+use crate::support::agent::Agent;
+use crate::support::compare::assert_same;
+use crate::support::scene::{
+    Scene, count, files, of_database, on_server, on_server_with, state, wait_for_all, wait_until_restores,
+};
+use crate::support::sqlite::Writer;
+use crate::support::wait::wait_until;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use wal_agent::core::restore::Check;
+use wal_agent::remote::dir::DirRemote;
+use wal_agent::restore::{RestoreOptions, restore};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Restores a replica in a folder of this machine, which the server's storage is, too.
+fn restore_folder(replica: &Path, output: &Path) {
+    let report = restore(RestoreOptions {
+        remotes: &|| Ok(Box::new(DirRemote::new())),
+        root: replica.to_str().expect("temporary folders have plain names"),
+        output: output.to_owned(),
+        check: Check::Quick,
+        progress: &mut |_| {},
+    });
+    report.unwrap_or_else(|error| panic!("{}: {error}", replica.display()));
+}
+
+/// The segments of a replica, in order; there is one generation.
+fn segments(scene: &Scene) -> Vec<PathBuf> {
+    files(&scene.replica()).into_iter().filter(|path| path.to_string_lossy().ends_with(".wal.lz4")).collect()
+}
+
+/// A scene with one replica that has `commits`, and its writer.
+fn streaming(commits: usize) -> (Scene, Writer, Agent) {
+    let scene = Scene::new();
+    let mut writer = Writer::start(&scene.database, &["--step", "--size", "1-3000"]);
+    (0..commits).for_each(|_| writer.step());
+    let agent = scene.start_agent();
+    scene.wait_until_restores(&agent);
+    (scene, writer, agent)
+}
+
+#[test]
+fn many_databases_with_three_replicas_each_share_two_logins() {
+    let scene = Scene::new();
+    let location = scene.server.location();
+    let folder = scene.folder.path();
+    let name = |number: usize| format!("db{number}");
+    let mut configuration = String::from("dbs:\n");
+    for number in 0..20 {
+        let (database, name) = (folder.join(name(number)), name(number));
+        Writer::start(&database, &["--commits", "4", "--size", "1-9000"]).finish();
+        let replicas = [
+            on_server(&location, &format!("one/{name}")),
+            on_server_with(
+                &location,
+                &format!("two/{name}"),
+                &format!(
+                    "name: two, durability: write, sync-interval: 10ms, host-key: {}",
+                    location.host_keys[0]
+                ),
+            ),
+            format!("{{path: {}/three/{name}}}", folder.display()),
+        ];
+        let of_one = of_database(&database, &replicas.each_ref().map(String::as_str));
+        configuration.push_str(of_one.strip_prefix("dbs:\n").expect("it is the first line"));
+    }
+    let agent = Agent::start(folder, &configuration);
+    wait_for_all(&agent);
+    assert_eq!(count(&scene.server.log(), "Accepted publickey"), 2, "logins");
+    Writer::start(&folder.join(name(7)), &["--commits", "3", "--size", "1-90000"]).finish();
+    wait_until_restores(&agent, &folder.join(name(7)), &["--replica", "two"]);
+    let status = agent.status().expect("the agent answers");
+    let durable = |number: usize| status["databases"][0]["replicas"][number]["durable"].clone();
+    assert_eq!([durable(0), durable(1), durable(2)], [true, false, true]);
+    for number in 0..20 {
+        let storage = scene.server.storage();
+        let replicas = [storage.join("one"), storage.join("two"), folder.join("three")];
+        for (which, replica) in replicas.iter().enumerate() {
+            let output = folder.join(format!("restored-{number}-{which}"));
+            restore_folder(&replica.join(name(number)), &output);
+            assert_same(&folder.join(name(number)), &output);
+        }
+    }
+}
+
+#[test]
+fn a_restart_writes_the_last_segment_anew_and_touches_nothing_of_others() {
+    let (scene, mut writer, agent) = streaming(5);
+    let last = segments(&scene).pop().expect("there is a segment");
+    let inode = |path: &Path| fs::metadata(path).expect("it is there").ino();
+    let (old, wal) = (inode(&last), last.parent().expect("it is in a folder").to_owned());
+    let configuration = agent.configuration().to_owned();
+    agent.kill();
+    let other = scene.replica().join("generations/0123456789abcdef/wal");
+    fs::create_dir_all(&other).expect("the folder is ours");
+    let own = ["00000000_00000020.wal.lz4.tmp", "00000009_00000000.wal.lz4.0123456789abcdef.tmp"];
+    let foreign = [wal.join("notes.txt"), wal.join("00000000_0000002.wal.lz4"), other.join(own[0])];
+    own.iter().for_each(|name| fs::write(wal.join(name), "half").expect("the folder is ours"));
+    foreign.iter().for_each(|path| fs::write(path, "theirs").expect("the folder is ours"));
+    writer.step();
+    let agent = Agent::start_again(&configuration);
+    scene.wait_until_restores(&agent);
+    assert_ne!(inode(&last), old, "the old file may still be written by a stopped process");
+    own.iter().for_each(|name| assert!(!wal.join(name).exists(), "{name} is left over"));
+    for path in foreign {
+        assert_eq!(fs::read(&path).ok().as_deref(), Some(&b"theirs"[..]), "{}", path.display());
+    }
+    writer.step();
+    scene.wait_until_restores(&agent);
+}
+
+#[test]
+fn a_replica_that_lost_its_last_segment_is_filled_again_loudly() {
+    let (mut scene, mut writer, agent) = streaming(5);
+    scene.server.stop();
+    fs::remove_file(segments(&scene).pop().expect("there is a segment")).expect("the folder is ours");
+    scene.server.start_again(&["ed25519"]);
+    writer.step();
+    agent.wait_for_log("holds less than it had acknowledged");
+    scene.wait_until_restores(&agent);
+}
+
+#[test]
+fn a_replica_that_was_removed_as_a_whole_gets_a_new_snapshot_loudly() {
+    let (mut scene, mut writer, agent) = streaming(5);
+    scene.server.stop();
+    fs::remove_dir_all(scene.replica()).expect("the folder is ours");
+    scene.server.start_again(&["ed25519"]);
+    writer.step();
+    agent.wait_for_log("holds less than it had acknowledged");
+    scene.wait_until_restores(&agent);
+}
+
+#[test]
+fn a_replica_with_more_than_the_shadow_gets_a_new_generation_with_a_reason() {
+    let (scene, mut writer, agent) = streaming(5);
+    let configuration = agent.configuration().to_owned();
+    agent.kill();
+    let last = segments(&scene).pop().expect("there is a segment");
+    let beyond = last.with_file_name("00000005_00000000.wal.lz4");
+    fs::copy(&last, &beyond).expect("the folder is ours");
+    let agent = Agent::start_again(&configuration);
+    writer.step();
+    let status = agent.wait_for_status("a new generation begins", |status| {
+        status["databases"][0]["breaks"]["last_reason"].is_string() && state(status) == "streaming"
+    });
+    let reason = status["databases"][0]["breaks"]["last_reason"].as_str().expect("a reason").to_owned();
+    assert!(agent.log().contains(&reason), "{reason}: {}", agent.log());
+    assert!(beyond.exists(), "the old generation stays as it is");
+    scene.wait_until_restores(&agent);
+}
+
+/// A server that comes back with another command for sftp-server, then as it was.
+fn refuses_for_a_while(sftp_server: &str, why: &str) {
+    let (mut scene, writer, agent) = streaming(3);
+    drop(writer);
+    scene.server.stop();
+    scene.server.start_again_with(sftp_server);
+    Writer::start(&scene.database, &["--commits", "3", "--size", "150000"]).finish();
+    let status = agent.wait_for_status(&format!("it fails by {why}"), |status| {
+        let error = status["databases"][0]["replicas"][0]["failing"]["error"].as_str();
+        error.is_some_and(|error| error.contains(why) && error.contains("/app/generations/"))
+    });
+    assert_eq!(status["health"], "failing");
+    scene.server.stop();
+    scene.server.start_again(&["ed25519"]);
+    wait_until("it streams again", DEADLINE, || {
+        agent.status().is_some_and(|status| state(&status) == "streaming")
+    });
+    scene.wait_until_restores(&agent);
+}
+
+#[test]
+fn a_server_that_became_read_only_is_named_and_gets_everything_later() {
+    refuses_for_a_while("{} -R", "permission denied");
+}
+
+#[test]
+fn a_server_that_takes_no_more_bytes_is_named_and_gets_everything_later() {
+    refuses_for_a_while("trap '' XFSZ; ulimit -f 100; exec {}", "failure");
+}

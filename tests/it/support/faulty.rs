@@ -1,0 +1,260 @@
+//! Support: a server in memory with files that have names and inodes, as a real one has, and a fault at one operation.
+
+use super::history::Objects;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+use wal_agent::core::segment::PACKET;
+use wal_agent::remote::{Entry, FailureKind, Remote, RemoteError};
+
+/// What becomes of the operation that fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The line is cut before it reached the server.
+    Lost,
+    /// It was carried out, and the answer was lost.
+    Unanswered,
+    /// Of a write of several packets, the first so many arrived; of anything else, nothing.
+    Torn(usize),
+    /// A stopped server process carries it out so many operations later.
+    Late(usize),
+    /// The server refuses it, and the connection stays.
+    Refused(FailureKind),
+}
+
+/// What an operation does to the server.
+enum Change {
+    Nothing,
+    Create(String),
+    Write(usize, u64, Vec<u8>),
+    Rename(String, String),
+    Remove(String),
+}
+
+/// Asked after every operation, also one that failed.
+type Check = Box<dyn FnMut(&Objects) + Send>;
+
+struct State {
+    names: BTreeMap<String, usize>,
+    inodes: Vec<Vec<u8>>,
+    operations: usize,
+    fault: Option<(usize, Fault)>,
+    late: Option<(usize, Change)>,
+    check: Check,
+    log: Vec<String>,
+}
+
+/// The server.
+#[derive(Clone)]
+pub struct FaultyServer(Arc<Mutex<State>>);
+
+/// A connection; of no more use after its line was cut.
+struct Connection {
+    server: FaultyServer,
+    handles: HashMap<String, usize>,
+    is_cut: bool,
+}
+
+impl FaultyServer {
+    /// A server on which the n-th operation, counted from 0, fails; `check` sees all objects after each operation.
+    pub fn new(fault: Option<(usize, Fault)>, check: impl FnMut(&Objects) + Send + 'static) -> Self {
+        FaultyServer(Arc::new(Mutex::new(State {
+            names: BTreeMap::new(),
+            inodes: Vec::new(),
+            operations: 0,
+            fault,
+            late: None,
+            check: Box::new(check),
+            log: Vec::new(),
+        })))
+    }
+
+    pub fn connect(&self) -> Box<dyn Remote> {
+        Box::new(Connection { server: self.clone(), handles: HashMap::new(), is_cut: false })
+    }
+
+    /// How many operations there were so far.
+    pub fn operations(&self) -> usize {
+        self.state().operations
+    }
+
+    /// What was done, for people.
+    pub fn log(&self) -> String {
+        self.state().log.join("\n")
+    }
+
+    /// A stopped server process goes on now, if one has something left to do.
+    pub fn wake(&self) {
+        let mut state = self.state();
+        if let Some((_, change)) = state.late.take() {
+            state.log.push("woken".to_owned());
+            let _ = state.apply(change); // nobody hears of it
+            state.check();
+        }
+    }
+
+    pub fn objects(&self) -> Objects {
+        self.state().objects()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl State {
+    fn objects(&self) -> Objects {
+        self.names.iter().map(|(name, inode)| (name.clone(), self.inodes[*inode].clone())).collect()
+    }
+
+    fn check(&mut self) {
+        let objects = self.objects();
+        (self.check)(&objects);
+    }
+
+    fn apply(&mut self, change: Change) -> Result<Option<usize>, FailureKind> {
+        match change {
+            Change::Nothing => {}
+            Change::Create(path) => {
+                if let Some(inode) = self.names.get(&path) {
+                    self.inodes[*inode].clear();
+                    return Ok(Some(*inode));
+                }
+                self.names.insert(path, self.inodes.len());
+                self.inodes.push(Vec::new());
+                return Ok(Some(self.inodes.len() - 1));
+            }
+            Change::Write(inode, at, bytes) => {
+                let file = &mut self.inodes[inode];
+                let (start, end) = (at as usize, at as usize + bytes.len());
+                file.resize(file.len().max(end), 0);
+                file[start..end].copy_from_slice(&bytes);
+            }
+            Change::Rename(from, to) => {
+                if self.names.contains_key(&to) {
+                    return Err(FailureKind::Exists);
+                }
+                let inode = self.names.remove(&from).ok_or(FailureKind::NotFound)?;
+                self.names.insert(to, inode);
+            }
+            Change::Remove(path) => drop(self.names.remove(&path)),
+        }
+        Ok(None)
+    }
+
+    /// The late operation, if its time has come.
+    fn carry_out_late(&mut self) {
+        if self.late.as_ref().is_some_and(|(at, _)| *at <= self.operations)
+            && let Some((_, change)) = self.late.take()
+        {
+            self.log.push("carried out late".to_owned());
+            let _ = self.apply(change); // nobody hears of it
+        }
+    }
+}
+
+impl Connection {
+    /// Carries out one operation, or what the fault leaves of it; the inode that was made, if one was.
+    fn operate(&mut self, what: String, change: Change) -> Result<Option<usize>, RemoteError> {
+        let failed = |kind| RemoteError { kind, action: what.clone(), reason: format!("{kind}, as asked") };
+        if self.is_cut {
+            return Err(failed(FailureKind::Disconnected));
+        }
+        let mut state = self.server.state();
+        state.carry_out_late();
+        let number = state.operations;
+        state.operations += 1;
+        let fault = state.fault.filter(|(at, _)| *at == number).map(|(_, fault)| fault);
+        state.log.push(format!("{number}: {what} {}", fault.map_or(String::new(), |f| format!("{f:?}"))));
+        let result = match fault {
+            None => state.apply(change).map_err(failed),
+            Some(Fault::Refused(kind)) => Err(failed(kind)),
+            Some(fault) => {
+                match (fault, change) {
+                    (Fault::Unanswered, change) => {
+                        let _ = state.apply(change); // nobody hears of it
+                    }
+                    (Fault::Torn(packets), Change::Write(inode, at, mut bytes)) if bytes.len() > PACKET => {
+                        bytes.truncate(packets * PACKET);
+                        let _ = state.apply(Change::Write(inode, at, bytes)); // as above
+                    }
+                    (Fault::Late(operations), change) => state.late = Some((number + operations, change)),
+                    _ => {}
+                }
+                Err(failed(FailureKind::Disconnected))
+            }
+        };
+        state.check();
+        drop(state);
+        self.is_cut |= matches!(&result, Err(error) if error.kind == FailureKind::Disconnected);
+        result
+    }
+
+    /// The inode behind an open file, which follows it through renames and outlives its name.
+    fn inode(&mut self, path: &str) -> Result<usize, RemoteError> {
+        if let Some(inode) = self.handles.get(path) {
+            return Ok(*inode);
+        }
+        let inode = self.server.state().names.get(path).copied();
+        let action = format!("open {path}");
+        let reason = "not there".to_owned();
+        let inode = inode.ok_or(RemoteError { kind: FailureKind::NotFound, action, reason })?;
+        self.handles.insert(path.to_owned(), inode);
+        Ok(inode)
+    }
+}
+
+impl Remote for Connection {
+    fn list(&mut self, folder: &str) -> Result<Vec<Entry>, RemoteError> {
+        self.operate(format!("list {folder}"), Change::Nothing)?;
+        let objects = self.server.objects();
+        let inside = |path: &str| Some(path.strip_prefix(folder)?.strip_prefix('/')?.to_owned());
+        let entry = |(path, bytes): (&String, &Vec<u8>)| {
+            let name = inside(path).filter(|name| !name.contains('/'))?;
+            Some(Entry { name, size: bytes.len() as u64, modified: None, is_folder: false })
+        };
+        Ok(objects.iter().filter_map(entry).collect())
+    }
+
+    fn create(&mut self, path: &str) -> Result<(), RemoteError> {
+        self.handles.remove(path);
+        let made = self.operate(format!("create {path}"), Change::Create(path.to_owned()))?;
+        self.handles.extend(made.map(|inode| (path.to_owned(), inode)));
+        Ok(())
+    }
+
+    fn write_at(&mut self, path: &str, at: u64, bytes: &[u8]) -> Result<(), RemoteError> {
+        let inode = self.inode(path)?;
+        let what = format!("write {path} {at}+{}", bytes.len());
+        self.operate(what, Change::Write(inode, at, bytes.to_vec())).map(drop)
+    }
+
+    fn sync(&mut self, path: &str) -> Result<bool, RemoteError> {
+        self.operate(format!("sync {path}"), Change::Nothing).map(|_| true)
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> Result<(), RemoteError> {
+        self.operate(format!("rename {from} {to}"), Change::Rename(from.to_owned(), to.to_owned()))?;
+        let inode = self.handles.remove(from);
+        self.handles.extend(inode.map(|inode| (to.to_owned(), inode)));
+        Ok(())
+    }
+
+    fn remove(&mut self, path: &str) -> Result<(), RemoteError> {
+        self.handles.remove(path);
+        self.operate(format!("remove {path}"), Change::Remove(path.to_owned())).map(drop)
+    }
+
+    fn read_at(&mut self, path: &str, at: u64, buffer: &mut [u8]) -> Result<usize, RemoteError> {
+        let inode = self.inode(path)?;
+        self.operate(format!("read {path} {at}+{}", buffer.len()), Change::Nothing)?;
+        let state = self.server.state();
+        let rest = state.inodes[inode].get(at as usize..).unwrap_or_default();
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        Ok(length)
+    }
+
+    fn close(&mut self, path: &str) {
+        self.handles.remove(path);
+    }
+}
