@@ -177,11 +177,14 @@ impl Handle {
     }
 }
 
+/// A connection of an application, as the demo plays one.
+pub type Application = Connection;
+
 /// Opens a database as an application would, in WAL mode; makes it if it is not there. For the demo.
 ///
 /// # Errors
 /// Why SQLite could not.
-pub fn open_application(path: &Path) -> Result<Connection, SqliteError> {
+pub fn open_application(path: &Path) -> Result<Application, SqliteError> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(Duration::from_secs(5))?;
     connection.pragma_update(None, "journal_mode", "wal")?;

@@ -12,6 +12,7 @@ mod ghost;
 mod guard;
 mod host_key;
 mod house;
+mod interop;
 mod litestream;
 mod outside_world;
 mod outsider;

@@ -13,7 +13,7 @@ const ALL_ROWS: &str = "SELECT id, unix_micros, note FROM measurements ORDER BY 
 
 /// An open database with one table.
 pub struct Application {
-    connection: rusqlite::Connection,
+    connection: sqlite::Application,
     commits: Cell<u64>,
 }
 
@@ -61,7 +61,7 @@ impl Application {
     }
 }
 
-fn rows(connection: &rusqlite::Connection) -> anyhow::Result<Vec<Row>> {
+fn rows(connection: &sqlite::Application) -> anyhow::Result<Vec<Row>> {
     let mut statement = connection.prepare(ALL_ROWS)?;
     let rows = statement.query_map((), |row| row.try_into())?;
     Ok(rows.collect::<Result<_, _>>()?)

@@ -127,13 +127,17 @@ impl Place {
 
     /// The names of all objects of the replica of one kind: "snapshots" or "wal".
     pub fn objects(&self, kind: &str) -> Vec<String> {
-        let generations = std::fs::read_dir(self.replica().join("generations")).into_iter().flatten();
-        let folders = generations.map(|generation| generation.expect("readable").path().join(kind));
-        let objects = folders.flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten());
-        let names =
-            objects.map(|object| object.expect("readable").file_name().to_string_lossy().into_owned());
-        names.filter(|name| name.ends_with(".lz4")).collect()
+        objects(&self.replica(), kind)
     }
+}
+
+/// The names of all objects of a replica of one kind: "snapshots" or "wal".
+pub fn objects(replica: &Path, kind: &str) -> Vec<String> {
+    let generations = std::fs::read_dir(replica.join("generations")).into_iter().flatten();
+    let folders = generations.map(|generation| generation.expect("readable").path().join(kind));
+    let objects = folders.flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten());
+    let names = objects.map(|object| object.expect("readable").file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.ends_with(".lz4")).collect()
 }
 
 /// Restores the replica in a folder with our program.
