@@ -3,7 +3,8 @@
 use super::error::RestoreError;
 use super::report::{Phase, Progress};
 use crate::core::inventory::{GenerationObjects, Inventory, Listed};
-use crate::core::names::{GENERATIONS, Object, snapshots_folder, wal_folder};
+use crate::core::names::{GENERATIONS, snapshots_folder, wal_folder};
+use crate::core::restore::Wanted;
 use crate::remote::{Entry, FailureKind, Remote, RemoteError, join};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::time::Duration;
@@ -120,10 +121,10 @@ enum Stopped {
 }
 
 /// Sends all objects, part by part, until the first failure or until nobody listens.
-pub(super) fn fetch_all(connection: &mut Connection, objects: &[(Object, u64)], sender: &Sender<Fetched>) {
-    for (at, (object, size)) in objects.iter().enumerate() {
+pub(super) fn fetch_all(connection: &mut Connection, objects: &[Wanted], sender: &Sender<Fetched>) {
+    for (at, wanted) in objects.iter().enumerate() {
         let may_grow = at + 1 == objects.len();
-        match fetch(connection, *object, *size, may_grow, sender) {
+        match fetch(connection, wanted, may_grow, sender) {
             Ok(()) => {}
             Err(Stopped::NobodyListens) => return,
             Err(Stopped::Failed(error)) => {
@@ -139,23 +140,23 @@ pub(super) fn fetch_all(connection: &mut Connection, objects: &[(Object, u64)], 
 /// an append, but not twice.
 fn fetch(
     connection: &mut Connection,
-    object: Object,
-    size: u64,
+    wanted: &Wanted,
     may_grow: bool,
     sender: &Sender<Fetched>,
 ) -> Result<(), Stopped> {
-    let path = join(connection.root, &object.path());
+    let Wanted { object, ref path, size } = *wanted;
+    let path = join(connection.root, path);
     let mut at = 0;
     loop {
-        let wanted = (size.saturating_sub(at) + BEYOND).min(READ);
-        let bytes = read(connection, &path, at, wanted as usize).map_err(|error| {
+        let most = (size.saturating_sub(at) + BEYOND).min(READ);
+        let bytes = read(connection, &path, at, most as usize).map_err(|error| {
             Stopped::Failed(match error.kind {
                 FailureKind::NotFound => RestoreError::Vanished { object },
                 _ => error.into(),
             })
         })?;
         at += bytes.len() as u64;
-        let last = if may_grow { bytes.is_empty() } else { (bytes.len() as u64) < wanted };
+        let last = if may_grow { bytes.is_empty() } else { (bytes.len() as u64) < most };
         sender.send(Ok(Part { bytes, last })).map_err(|_| Stopped::NobodyListens)?;
         if last {
             if let Some(remote) = &mut connection.remote {
