@@ -13,7 +13,7 @@
 //! front door   main  cli/  config/
 //! rooms        event_loop -> agent -> source/ -> shadow
 //!                            agent -> worker -> carry -> shadow (read side)      restore/
-//! pipes        disk  sqlite  watch  control  remote/          each opens one outside crate
+//! pipes        disk  sqlite  watch  locks  control  remote/          each opens one outside crate
 //! ground       core/                                          pure: values in, values out
 //! ```
 //!
@@ -64,6 +64,10 @@
 //! - A generation's first snapshot is sent before its WAL, and gets its name after the WAL it needs is acked. While it
 //!   is on its way there is nothing of the new generation that a restore could stumble over.
 //! - Timers are a timerfd: mio rounds a poll timeout up to a millisecond, and a commit in flight is asked for sooner.
+//! - A checkpoint of the application that read the mark in our reader's slot just before we raised it waits for that
+//!   slot, holding the write lock, for its whole busy timeout. Then our reader steps aside until that checkpoint has
+//!   moved on. Nobody can commit meanwhile; and whatever header follows must still be the same, or a new generation
+//!   begins.
 //! - The inode of the database is kept beside the generation's name: after a file was replaced while the agent was
 //!   down, an unchanged `-wal` would otherwise look like continuity.
 //! - `core` uses `lz4_flex`'s block functions and `thiserror`'s derive beside std and `crc64fast`: both are pure.
@@ -76,6 +80,7 @@ pub mod control;
 pub mod core;
 pub mod disk;
 pub mod event_loop;
+pub mod locks;
 pub mod remote;
 pub mod restore;
 pub mod shadow;

@@ -66,6 +66,7 @@ impl Source {
     /// Lets go of what is not the database, or not its WAL, any more, without a checkpoint, once nothing of it is lent.
     pub(super) fn detach(&mut self, now: Instant) {
         (self.recheck, self.move_at, self.hot) = (None, None, false);
+        (self.yield_at, self.aside) = (None, None);
         if self.job_in_flight {
             return;
         }

@@ -64,6 +64,27 @@ impl Guard {
         self.pending.is_none() && newest
     }
 
+    /// Ends the reader. What follows is not guarded until [`Guard::come_back`] and a look.
+    pub fn step_aside(&mut self, capture: &mut Capture) {
+        if self.pending.take().is_some() {
+            self.spare.end_read();
+        }
+        self.reader.end_read();
+        capture.guarded = false;
+    }
+
+    /// Begins the reader again.
+    ///
+    /// # Errors
+    /// SQLite's; then nothing holds the WAL yet.
+    pub fn come_back(&mut self, capture: &Capture) -> Result<(), SqliteError> {
+        let extent = self.query.wal_extent()?;
+        self.reader.begin_read()?;
+        let index = capture.shadow.extent().index;
+        self.mark = Mark { index, frames: extent.frames, on_lock_zero: extent.is_backfilled() };
+        Ok(())
+    }
+
     /// Moves the reader to the newest mark, or goes on doing so.
     ///
     /// # Errors

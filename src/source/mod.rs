@@ -11,6 +11,7 @@ mod job;
 mod outcome;
 mod recheck;
 mod round;
+mod yielding;
 
 pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, Refusal, attach};
 pub use capture::{Look, LookError};
@@ -33,6 +34,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+use yielding::Aside;
 
 /// A commit frame can be in the WAL before it is in the wal-index, and no event follows: the first pause before
 /// asking again, doubled each time.
@@ -106,6 +108,12 @@ pub struct Source {
     recheck: Option<Recheck>,
     move_at: Option<Recheck>,
     retry: Option<Recheck>,
+    /// When it is asked whether a checkpoint waits for our reader.
+    yield_at: Option<Recheck>,
+    aside: Option<Aside>,
+    /// The wal-index when it was last asked whether a checkpoint waits.
+    yielded_at: Option<WalExtent>,
+    wal_index: PathBuf,
     extent: WalExtent,
     /// The last turn that found everything committed in the shadow.
     up_to_date_at: Option<Instant>,
@@ -131,6 +139,8 @@ impl Source {
     pub fn new(settings: SourceSettings, disk: Arc<dyn Disk>) -> Self {
         let mut wal = settings.database.clone().into_os_string();
         wal.push("-wal");
+        let mut wal_index = settings.database.clone().into_os_string();
+        wal_index.push("-shm");
         Source {
             settings,
             wal: wal.into(),
@@ -142,6 +152,10 @@ impl Source {
             recheck: None,
             move_at: None,
             retry: None,
+            yield_at: None,
+            aside: None,
+            yielded_at: None,
+            wal_index: wal_index.into(),
             extent: WalExtent { frames: 0, backfilled: 0 },
             up_to_date_at: None,
             checkpoint: CheckpointState::new(),
@@ -253,7 +267,9 @@ impl Source {
         // A checkpoint waits for the reader to move up.
         let checkpoint = checkpoint.map(|due| at(self.move_at).map_or(due, |moves| due.max(moves)));
         let checkpoint = checkpoint.filter(|_| self.may_checkpoint());
-        [at(self.recheck), at(self.move_at), checkpoint].into_iter().flatten().min()
+        let aside = self.aside.map(|aside| aside.next);
+        let times = [at(self.recheck), at(self.move_at), at(self.yield_at), aside, checkpoint];
+        times.into_iter().flatten().min()
     }
 
     fn may_checkpoint(&self) -> bool {
@@ -317,6 +333,9 @@ impl Source {
         if self.requested_break.is_some() && !self.begin_requested(now, generation) {
             return None;
         }
+        if self.aside.is_some() && !self.come_back(now) {
+            return None;
+        }
         let recheck_is_due = self.recheck.is_some_and(|r| now >= r.at);
         if self.dirty.any() || self.hot || recheck_is_due {
             self.look(now);
@@ -324,7 +343,11 @@ impl Source {
         if self.move_at.is_some_and(|m| now >= m.at) {
             self.move_reader(now);
         }
-        if self.job_in_flight || self.leaving.is_some() { None } else { self.job(now) }
+        if self.yield_at.is_some_and(|y| now >= y.at) {
+            self.yield_to_checkpoint(now);
+        }
+        let waits = self.job_in_flight || self.leaving.is_some() || self.aside.is_some();
+        if waits { None } else { self.job(now) }
     }
 
     fn is_at_path(&self) -> bool {
@@ -390,6 +413,7 @@ impl Source {
         let State::Attached(attached) = &self.state else { return };
         if attached.guard.is_in_place(&attached.capture, self.extent) {
             self.move_at = None;
+            self.plan_yield(now);
         } else if self.move_at.is_none() && !self.needs_sync {
             self.move_at = Some(Recheck::after(None, MOVE_PAUSE, LONGEST_MOVE_PAUSE, now));
         }

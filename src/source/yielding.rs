@@ -1,0 +1,80 @@
+//! Letting an application's checkpoint pass that waits for our reader though the reader stands on the newest mark.
+//!
+//! SQLite's checkpoint reads the mark of a reader's slot, and then waits for the slot. If we raise the mark in between,
+//! it waits for its whole busy timeout, and holds the write lock. It asks for the slot every 100 ms at the most, so the
+//! slot must be free for longer than that.
+
+use super::recheck::Recheck;
+use super::{IN_FLIGHT_PAUSE, Source, State};
+use crate::core::checkpoint::Extent;
+use crate::locks;
+use crate::sqlite::WalExtent;
+use std::time::{Duration, Instant};
+
+/// The first time it is asked after the reader came in place; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// It is not asked any more at this pause: whoever waits has waited since the reader came in place.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How long the reader stays aside: longer than SQLite's busy handler sleeps.
+const ASIDE: Duration = Duration::from_millis(150);
+
+/// The reader has stepped aside.
+#[derive(Debug, Clone, Copy)]
+pub struct Aside {
+    /// When the wal-index is asked next.
+    pub next: Instant,
+    until: Instant,
+    /// What the wal-index said then.
+    extent: WalExtent,
+}
+
+impl Source {
+    /// The reader is in place: somebody may have begun to wait for it just before.
+    pub(super) fn plan_yield(&mut self, now: Instant) {
+        let Extent { frames, backfilled, .. } = self.checkpoint_extent();
+        if frames <= backfilled {
+            self.yield_at = None;
+        } else if self.yield_at.is_none() && self.yielded_at != Some(self.extent) {
+            self.yield_at = Some(Recheck::after(None, FIRST_PAUSE, PATIENCE, now));
+        }
+    }
+
+    /// Steps aside if a checkpoint waits.
+    pub(super) fn yield_to_checkpoint(&mut self, now: Instant) {
+        let State::Attached(attached) = &mut self.state else { return };
+        let next = Recheck::after(self.yield_at, FIRST_PAUSE, PATIENCE, now);
+        if !locks::has_waiting_checkpoint(&self.wal_index) {
+            self.yield_at = Some(next).filter(|next| next.pause < PATIENCE);
+            self.yielded_at = Some(self.extent);
+            return;
+        }
+        self.yield_at = Some(next);
+        let is_copied =
+            attached.guard.query.wal_extent().is_ok_and(|extent| extent.frames == self.extent.frames);
+        if attached.capture.shadow.to_sync().is_some() {
+            self.needs_sync = true;
+        } else if is_copied && attached.capture.guarded {
+            attached.guard.step_aside(&mut attached.capture);
+            (self.yield_at, self.move_at) = (None, None);
+            self.aside = Some(Aside { next: now + IN_FLIGHT_PAUSE, until: now + ASIDE, extent: self.extent });
+        }
+    }
+
+    /// Begins the reader again once that checkpoint moved on; `false` while it is still waited for.
+    pub(super) fn come_back(&mut self, now: Instant) -> bool {
+        let (Some(aside), State::Attached(attached)) = (self.aside, &mut self.state) else { return true };
+        let again = Some(Aside { next: now + IN_FLIGHT_PAUSE, ..aside });
+        let is_the_same = attached.guard.query.wal_extent().is_ok_and(|extent| extent == aside.extent);
+        if is_the_same && !self.dirty.any() && now < aside.until {
+            self.aside = again;
+            return false;
+        }
+        if attached.guard.come_back(&attached.capture).is_err() {
+            // Somebody recovers the WAL, or opens it; nobody restarts it in that moment.
+            self.aside = again;
+            return false;
+        }
+        (self.aside, self.hot) = (None, true);
+        true
+    }
+}
