@@ -191,7 +191,7 @@ fn put_back(remote: &mut dyn Remote, folder: &str, entries: &mut [Entry]) -> Res
     // Of several for one name, the longest holds the most.
     entries.sort_by_key(|entry| std::cmp::Reverse(entry.size));
     for at in 0..entries.len() {
-        let name = names::parse_set_aside(&entries[at].name).map(str::to_owned);
+        let name = names::parse_set_aside(&entries[at].name).map(|(name, _)| name.to_owned());
         if let Some(name) = name.filter(|name| entries.iter().all(|entry| entry.name != *name)) {
             remote.rename(&join(folder, &entries[at].name), &join(folder, &name))?;
             entries[at].name = name;

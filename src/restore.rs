@@ -16,7 +16,7 @@ pub use report::{Cut, Phase, Progress, RestoreReport};
 
 use crate::core::inventory::Inventory;
 use crate::core::names::Object;
-use crate::core::restore::{Check, Note, RestoreGap, RestorePlan, Target, plan_restore};
+use crate::core::restore::{Check, Note, RestoreGap, RestorePlan, Target, Wanted, plan_restore};
 use apply::{Applied, Applier};
 use fetch::{Connection, Feed};
 use output::Output;
@@ -124,11 +124,12 @@ fn carry_out(
     options: &mut RestoreOptions,
 ) -> Result<RestoreReport, RestoreError> {
     let mut output = Output::create(&options.output)?;
-    let objects: Vec<(Object, u64)> = plan.objects().collect();
+    let wanted: Vec<Wanted> = plan.wanted().collect();
+    let size = wanted.iter().map(|wanted| wanted.size).sum();
     let (sender, receiver) = fetch::channel();
     let (applied, fetched) = std::thread::scope(|scope| {
-        scope.spawn(move || fetch::fetch_all(connection, &objects, &sender));
-        let mut feed = Feed::new(receiver, plan.size(), options.progress);
+        scope.spawn(move || fetch::fetch_all(connection, &wanted, &sender));
+        let mut feed = Feed::new(receiver, size, options.progress);
         let applied = Applier::new(plan, &mut feed, &mut output).apply();
         applied.map(|applied| (applied, feed.fetched()))
     })?;

@@ -4,6 +4,7 @@
 //! to tell an upload that was cut off from a byte that changed. Memory is bounded by one block before and after
 //! compression, 4 MiB each.
 
+use super::checksum::Crc64;
 use super::segment::{END_MARK, MAX_BLOCK, TRAILER_LENGTH, Trailer};
 use lz4_flex::block::decompress_into_with_dict;
 use twox_hash::XxHash32;
@@ -113,7 +114,9 @@ pub struct FrameDecoder {
     output: Vec<u8>,
     /// The end of the content so far, which a linked block may refer to.
     window: Vec<u8>,
+    /// Of the content: the frame's own kind, or else ours, for a trailer.
     hash: XxHash32,
+    crc: Crc64,
     length: u64,
     behind: u64,
 }
@@ -129,6 +132,7 @@ impl Default for FrameDecoder {
             output: Vec::new(),
             window: Vec::new(),
             hash: XxHash32::with_seed(0),
+            crc: Crc64::new(),
             length: 0,
             behind: 0,
         }
@@ -187,6 +191,12 @@ impl FrameDecoder {
     /// Bytes of content so far.
     pub fn length(&self) -> u64 {
         self.length
+    }
+
+    /// The CRC-64 of the content so far, for comparison with a trailer; `None` where the frame has a checksum of its own,
+    /// which is verified here.
+    pub fn crc(&self) -> Option<u64> {
+        (!self.descriptor.content_checksum).then(|| self.crc.value())
     }
 
     /// Moves bytes into `input` until the part is complete.
@@ -277,8 +287,9 @@ impl FrameDecoder {
         let length = length.ok_or(FrameFault::Block)?;
         let content = self.output.get(..length).ok_or(FrameFault::Block)?;
         self.length += length as u64;
-        if self.descriptor.content_checksum {
-            std::hash::Hasher::write(&mut self.hash, content);
+        match self.descriptor.content_checksum {
+            true => std::hash::Hasher::write(&mut self.hash, content),
+            false => self.crc.update(content),
         }
         if self.descriptor.linked {
             slide(&mut self.window, content);

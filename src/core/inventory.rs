@@ -2,7 +2,7 @@
 //!
 //! Made from listings, without reading any object. Names that are not ours or Litestream's are left out.
 
-use super::names::{Object, parse_segment, parse_snapshot};
+use super::names::{Object, parse_segment, parse_set_aside, parse_snapshot};
 use super::position::{Generation, Index, Offset};
 
 /// One file of a listing, whatever its name.
@@ -34,13 +34,15 @@ pub struct Segment {
     pub index: Index,
     /// Where in that WAL it begins.
     pub start: Offset,
+    /// The attempt that set it aside to replace it, and has not done so yet.
+    pub set_aside: Option<u64>,
     /// Bytes, compressed.
     pub size: u64,
     /// Seconds since 1970 by the server's clock, where it tells.
     pub modified: Option<i64>,
 }
 
-/// The objects of one generation. Invariant: snapshots are sorted by index, segments by index and start.
+/// The objects of one generation. Invariant: snapshots are sorted by index, segments by index and start, none twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GenerationObjects {
     generation: Generation,
@@ -49,7 +51,8 @@ pub struct GenerationObjects {
 }
 
 impl GenerationObjects {
-    /// Sorts the files of a generation's two folders; other names are left out.
+    /// Sorts the files of a generation's two folders; other names are left out. A segment that was set aside stands in
+    /// for itself while there is none under its name: it holds what was acknowledged.
     pub fn new<'a>(
         generation: Generation,
         snapshots: impl IntoIterator<Item = Listed<'a>>,
@@ -60,13 +63,17 @@ impl GenerationObjects {
             Some(Snapshot { index, size: file.size, modified: file.modified })
         };
         let segment = |file: Listed| {
-            let (index, start) = parse_segment(file.name)?;
-            Some(Segment { index, start, size: file.size, modified: file.modified })
+            let set_aside = parse_set_aside(file.name);
+            let (index, start) = parse_segment(set_aside.map_or(file.name, |(name, _)| name))?;
+            let set_aside = set_aside.map(|(_, attempt)| attempt);
+            Some(Segment { index, start, set_aside, size: file.size, modified: file.modified })
         };
         let mut snapshots: Vec<_> = snapshots.into_iter().filter_map(snapshot).collect();
         let mut segments: Vec<_> = segments.into_iter().filter_map(segment).collect();
         snapshots.sort_by_key(|snapshot| snapshot.index);
-        segments.sort_by_key(|segment| (segment.index, segment.start));
+        // What is under its own name comes first; of several that were set aside, the longest holds the most.
+        segments.sort_by_key(|s| (s.index, s.start, s.set_aside.is_some(), std::cmp::Reverse(s.size)));
+        segments.dedup_by_key(|segment| (segment.index, segment.start));
         GenerationObjects { generation, snapshots, segments }
     }
 
@@ -117,6 +124,12 @@ impl Segment {
     /// Its name in a generation.
     pub fn object(&self, generation: Generation) -> Object {
         Object::Segment { generation, index: self.index, start: self.start }
+    }
+
+    /// The path it is found at, below the replica's.
+    pub fn path(&self, generation: Generation) -> String {
+        let object = self.object(generation);
+        self.set_aside.map_or_else(|| object.path(), |attempt| object.set_aside_path(attempt))
     }
 }
 

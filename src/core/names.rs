@@ -89,10 +89,16 @@ pub fn is_temporary(name: &str) -> bool {
     name.ends_with(TEMPORARY)
 }
 
-/// The final name of an object that was set aside and whose successor may not have come; `None` for other names.
-pub fn parse_set_aside(name: &str) -> Option<&str> {
+/// The final name of an object that was set aside and whose successor may not have come, and by which attempt; `None`
+/// for other names.
+pub fn parse_set_aside(name: &str) -> Option<(&str, u64)> {
     let (object, attempt) = name.strip_suffix(SET_ASIDE)?.rsplit_once('.')?;
-    (attempt.len() == 16).then_some(object)
+    Some((object, parse_attempt(attempt)?))
+}
+
+fn parse_attempt(text: &str) -> Option<u64> {
+    let attempt = u64::from_str_radix(text, 16).ok()?;
+    (format!("{attempt:016x}") == text).then_some(attempt)
 }
 
 /// The name of a shadow WAL's file.

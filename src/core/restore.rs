@@ -47,17 +47,28 @@ pub struct RestorePlan {
     pub notes: Vec<Note>,
 }
 
-impl RestorePlan {
-    /// What to fetch, in order, with its size as listed.
-    pub fn objects(&self) -> impl Iterator<Item = (Object, u64)> {
-        let segments = self.indexes.iter().flat_map(|index| &index.segments);
-        std::iter::once((self.snapshot.object(self.generation), self.snapshot.size))
-            .chain(segments.map(|segment| (segment.object(self.generation), segment.size)))
-    }
+/// An object to fetch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// What it is.
+    pub object: Object,
+    /// Where it is, below the replica's path.
+    pub path: String,
+    /// Bytes as listed.
+    pub size: u64,
+}
 
-    /// The bytes of all objects as listed.
-    pub fn size(&self) -> u64 {
-        self.objects().map(|(_, size)| size).sum()
+impl RestorePlan {
+    /// What to fetch, in order.
+    pub fn wanted(&self) -> impl Iterator<Item = Wanted> {
+        let snapshot = self.snapshot.object(self.generation);
+        let first = Wanted { object: snapshot, path: snapshot.path(), size: self.snapshot.size };
+        let segments = self.indexes.iter().flat_map(|index| &index.segments).map(|segment| Wanted {
+            object: segment.object(self.generation),
+            path: segment.path(self.generation),
+            size: segment.size,
+        });
+        std::iter::once(first).chain(segments)
     }
 }
 

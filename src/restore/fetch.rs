@@ -3,7 +3,8 @@
 use super::error::RestoreError;
 use super::report::{Phase, Progress};
 use crate::core::inventory::{GenerationObjects, Inventory, Listed};
-use crate::core::names::{GENERATIONS, Object, snapshots_folder, wal_folder};
+use crate::core::names::{GENERATIONS, snapshots_folder, wal_folder};
+use crate::core::restore::Wanted;
 use crate::remote::{Entry, FailureKind, Remote, RemoteError, join};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::time::Duration;
@@ -113,48 +114,55 @@ pub(super) fn channel() -> (Sender<Fetched>, Receiver<Fetched>) {
     bounded(READS_AHEAD)
 }
 
+/// Why fetching ends early.
+enum Stopped {
+    NobodyListens,
+    Failed(RestoreError),
+}
+
 /// Sends all objects, part by part, until the first failure or until nobody listens.
-pub(super) fn fetch_all(connection: &mut Connection, objects: &[(Object, u64)], sender: &Sender<Fetched>) {
-    for (at, (object, size)) in objects.iter().enumerate() {
+pub(super) fn fetch_all(connection: &mut Connection, objects: &[Wanted], sender: &Sender<Fetched>) {
+    for (at, wanted) in objects.iter().enumerate() {
         let may_grow = at + 1 == objects.len();
-        if !fetch(connection, *object, *size, may_grow, sender) {
-            return;
+        match fetch(connection, wanted, may_grow, sender) {
+            Ok(()) => {}
+            Err(Stopped::NobodyListens) => return,
+            Err(Stopped::Failed(error)) => {
+                // Nobody has to listen: then they failed before us.
+                let _ = sender.send(Err(error));
+                return;
+            }
         }
     }
 }
 
-/// Sends one object; `false` when that is the end. An object that `may_grow` is read until there is nothing more:
-/// a server can answer in the middle of an append, but not twice.
+/// Sends one object. One that `may_grow` is read until there is nothing more: a server can answer in the middle of
+/// an append, but not twice.
 fn fetch(
     connection: &mut Connection,
-    object: Object,
-    size: u64,
+    wanted: &Wanted,
     may_grow: bool,
     sender: &Sender<Fetched>,
-) -> bool {
-    let path = join(connection.root, &object.path());
+) -> Result<(), Stopped> {
+    let Wanted { object, ref path, size } = *wanted;
+    let path = join(connection.root, path);
     let mut at = 0;
     loop {
-        let wanted = (size.saturating_sub(at) + BEYOND).min(READ);
-        let fetched = read(connection, &path, at, wanted as usize).map_err(|error| match error.kind {
-            FailureKind::NotFound => RestoreError::Vanished { object },
-            _ => error.into(),
-        });
-        let fetched = fetched.map(|bytes| {
-            let last = if may_grow { bytes.is_empty() } else { (bytes.len() as u64) < wanted };
-            Part { bytes, last }
-        });
-        let go_on = fetched.as_ref().is_ok_and(|part| !part.last);
-        let ended = fetched.as_ref().is_ok_and(|part| part.last);
-        at += fetched.as_ref().map_or(0, |part| part.bytes.len() as u64);
-        if sender.send(fetched).is_err() {
-            return false;
-        }
-        if !go_on {
+        let most = (size.saturating_sub(at) + BEYOND).min(READ);
+        let bytes = read(connection, &path, at, most as usize).map_err(|error| {
+            Stopped::Failed(match error.kind {
+                FailureKind::NotFound => RestoreError::Vanished { object },
+                _ => error.into(),
+            })
+        })?;
+        at += bytes.len() as u64;
+        let last = if may_grow { bytes.is_empty() } else { (bytes.len() as u64) < most };
+        sender.send(Ok(Part { bytes, last })).map_err(|_| Stopped::NobodyListens)?;
+        if last {
             if let Some(remote) = &mut connection.remote {
                 remote.close(&path);
             }
-            return ended;
+            return Ok(());
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::core::replay::Frames;
 use crate::core::restore::Check;
 use crate::core::wal::{FrameHeader, FrameHeaderBytes};
 use crate::sqlite;
+use crossbeam_channel::{Sender, bounded};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,6 +18,10 @@ use tempfile::NamedTempFile;
 const HELD_IN_MEMORY: usize = 16 << 20;
 /// Read back from that file at once, about.
 const READ_BACK: usize = 1 << 20;
+/// Written at once, at most, where pages follow each other: larger than any page, and small enough for a CPU's cache.
+const RUN: usize = 256 << 10;
+/// Written before the disk is told to begin with it.
+const FLUSH: u64 = 64 << 20;
 /// What SQLite would take for a part of the database.
 const SUFFIXES: [&str; 4] = ["", "-wal", "-shm", "-journal"];
 
@@ -42,6 +47,31 @@ pub(super) struct Output {
     length: u64,
     page_size: Option<PageSize>,
     held: Held,
+    flusher: Flusher,
+}
+
+/// Has the kernel write to the disk while the rest is still on its way, so that little is left for the last fsync.
+/// Whether that worked, only the last one says: it has a descriptor of its own, and with it errors of its own.
+struct Flusher {
+    wake: Sender<()>,
+    unflushed: u64,
+}
+
+impl Flusher {
+    fn start(file: File) -> Self {
+        let (wake, woken) = bounded(1);
+        std::thread::spawn(move || woken.iter().for_each(|()| drop(file.sync_data())));
+        Flusher { wake, unflushed: 0 }
+    }
+
+    fn wrote(&mut self, length: usize) {
+        self.unflushed += length as u64;
+        if self.unflushed >= FLUSH {
+            self.unflushed = 0;
+            // Still busy with what was before: it will be woken again.
+            let _ = self.wake.try_send(());
+        }
+    }
 }
 
 /// Frames of a transaction whose commit has not come yet, in order: first those on disk, then those in memory.
@@ -64,13 +94,15 @@ impl Output {
             .prefix(&prefix)
             .tempfile_in(folder)
             .map_err(local("create a file in", folder))?;
+        let flusher = Flusher::start(file.reopen().map_err(local("open", file.path()))?);
         let target = target.to_owned();
-        Ok(Output { target, file, length: 0, page_size: None, held: Held::default() })
+        Ok(Output { target, file, length: 0, page_size: None, held: Held::default(), flusher })
     }
 
     /// Appends to the snapshot's content.
     pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
         self.length += bytes.len() as u64;
+        self.flusher.wrote(bytes.len());
         self.file.as_file_mut().write_all(bytes).map_err(local("write to", self.file.path()))
     }
 
@@ -129,17 +161,25 @@ impl Output {
         self.page_size.expect("BUG: the snapshot comes before the WAL")
     }
 
-    /// `frames` is whole frames of a verified WAL.
-    fn write_pages(&self, frames: &[u8]) -> io::Result<()> {
+    /// `frames` is whole frames of a verified WAL. Pages that follow each other are written at once.
+    fn write_pages(&mut self, frames: &[u8]) -> io::Result<()> {
+        self.flusher.wrote(frames.len());
         let page_size = self.page_size();
+        let (mut at, mut run) = (0, Vec::with_capacity(RUN));
         for frame in frames.chunks_exact(page_size.frame_length() as usize) {
             let (head, page) = frame
                 .split_first_chunk::<{ size_of::<FrameHeaderBytes>() }>()
                 .expect("BUG: a frame is longer than its header");
             let number = FrameHeader::parse(head).page.expect("BUG: a verified frame has a page number");
-            self.file.as_file().write_all_at(page, number.file_offset(page_size))?;
+            let offset = number.file_offset(page_size);
+            if offset != at + run.len() as u64 || run.len() + page.len() > RUN {
+                self.file.as_file().write_all_at(&run, at)?;
+                run.clear();
+                at = offset;
+            }
+            run.extend_from_slice(page);
         }
-        Ok(())
+        self.file.as_file().write_all_at(&run, at)
     }
 
     fn write_held(&mut self) -> io::Result<()> {

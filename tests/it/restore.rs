@@ -433,6 +433,22 @@ fn a_newer_generation_without_a_snapshot_is_said_and_left_out() {
 }
 
 #[test]
+fn a_segment_that_was_set_aside_stands_in_until_its_successor_has_its_name() {
+    let history = History::new(4096, &[2, 2], 300);
+    let mut objects = history.objects(Style::Ours, 10);
+    let last = segment(1, 0);
+    let whole = objects.remove(&last.path()).unwrap();
+    let first_commit = &history.wals[1][..history.ends(1)[0] as usize];
+    objects.insert(last.set_aside_path(7), encode(Style::Ours, first_commit, None));
+    objects.insert(last.set_aside_path(u64::MAX), whole.clone());
+    objects.insert(last.temporary_path(8), b"half".to_vec());
+    assert!(restored(objects.clone()) == *history.newest());
+    objects.insert(last.set_aside_path(7), vec![0; 100_000]);
+    objects.insert(last.path(), whole);
+    assert!(restored(objects) == *history.newest());
+}
+
+#[test]
 fn an_encrypted_replica_is_named_as_such() {
     let history = History::new(4096, &[1], 100);
     let mut objects = history.objects(Style::Litestream, 1);

@@ -34,12 +34,14 @@ fn small(style: Style) -> (History, Objects) {
 }
 
 #[test]
-fn no_flipped_bit_of_any_object_gives_wrong_rows() {
+fn no_flipped_byte_of_any_object_gives_wrong_rows() {
     for style in STYLES {
         let (history, objects) = small(style);
+        let last = objects.keys().next_back().unwrap();
         for (path, bytes) in &objects {
             for at in 0..bytes.len() {
-                for bit in [0, 3, 7] {
+                let bits = if path == last { 0..8 } else { at % 8..at % 8 + 1 };
+                for bit in bits {
                     let mut damaged = objects.clone();
                     damaged.get_mut(path).unwrap()[at] ^= 1 << bit;
                     never_wrong(&history, damaged, false, &format!("{style:?} {path} byte {at} bit {bit}"));

@@ -3,7 +3,7 @@
 use crate::support::history::{History, Style, encode, generation, lz4, noise};
 use proptest::prelude::*;
 use wal_agent::core::frame::{Ending, FrameDecoder, FrameError, FrameFault};
-use wal_agent::core::names::{Object, parse_segment, parse_snapshot};
+use wal_agent::core::names::{Object, parse_segment, parse_set_aside, parse_snapshot};
 use wal_agent::core::page::{PageCount, PageSize};
 use wal_agent::core::position::{Generation, Index, MAX_INDEX, Offset, Position};
 use wal_agent::core::replay::{Replay, ReplayFault};
@@ -224,7 +224,7 @@ fn trailers() -> impl Strategy<Value = Trailer> {
 
 proptest! {
     #[test]
-    fn names_come_back(bits: u64, index in indexes(), start: u32) {
+    fn names_come_back(bits: u64, index in indexes(), start: u32, attempt: u64) {
         let generation = Generation::from_random(bits);
         let start = Offset::new(u64::from(start));
         let segment = Object::Segment { generation, index, start }.path();
@@ -234,6 +234,9 @@ proptest! {
         prop_assert_eq!(parse_segment(parts[3]), Some((index, start)));
         prop_assert_eq!(parse_snapshot(snapshot.rsplit('/').next().unwrap()), Some(index));
         prop_assert_eq!(parse_snapshot(parts[3]), None);
+        let set_aside = Object::Segment { generation, index, start }.set_aside_path(attempt);
+        prop_assert_eq!(parse_set_aside(&set_aside), Some((segment.as_str(), attempt)));
+        prop_assert_eq!(parse_segment(set_aside.rsplit('/').next().unwrap()), None);
     }
 
     #[test]
