@@ -18,7 +18,7 @@ fn environment(name: &str) -> Option<String> {
 }
 
 fn parse(text: &str) -> Result<Config, Vec<String>> {
-    config::parse(text, Path::new("/work"), &environment).map_err(|errors| {
+    config::parse(text, Path::new("/srv"), &environment).map_err(|errors| {
         let line = |error: config::ConfigError| match error.at {
             Some(at) => format!("{}:{}: {}", at.line, at.column, error.message),
             None => error.message,
@@ -106,7 +106,7 @@ fn a_litestream_file_with_folders_and_sftp_works_unchanged() {
     assert_eq!(server.key_path, Some(PathBuf::from("/home/ada/.ssh/id_ed25519")));
 
     assert_eq!(notes.path, Path::new("/home/ada/notes.db"));
-    assert_eq!(notes.meta_path, Path::new("/work/meta"));
+    assert_eq!(notes.meta_path, Path::new("/srv/meta"));
     assert_eq!(notes.checkpoint.interval, Some(Duration::from_secs(60)));
     assert_eq!(notes.replicas[0].location, Location::Folder("/mnt/backup/notes".into()));
 }
