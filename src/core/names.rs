@@ -58,11 +58,6 @@ impl Object {
     }
 }
 
-/// The folder of a generation.
-pub fn generation_folder(generation: Generation) -> String {
-    format!("{GENERATIONS}/{generation}")
-}
-
 /// The folder of a generation's snapshots.
 pub fn snapshots_folder(generation: Generation) -> String {
     format!("{GENERATIONS}/{generation}/snapshots")

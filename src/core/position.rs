@@ -119,11 +119,6 @@ impl Offset {
         Offset(WAL_HEADER_LENGTH + u64::from(frames) * page_size.frame_length())
     }
 
-    /// Whole frames before this offset.
-    pub fn frames(self, page_size: PageSize) -> u64 {
-        self.0.saturating_sub(WAL_HEADER_LENGTH) / page_size.frame_length()
-    }
-
     /// Bytes from the beginning of the WAL.
     pub fn get(self) -> u64 {
         self.0
@@ -203,36 +198,5 @@ impl FromStr for Position {
             index: index.parse()?,
             offset: Offset(parse_hex(offset, digits, "an offset")?),
         })
-    }
-}
-
-/// Bytes of one WAL, start included, end excluded. Invariant: not empty.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SegmentRange {
-    index: Index,
-    start: Offset,
-    end: Offset,
-}
-
-impl SegmentRange {
-    /// `None` if there is no byte between `start` and `end`.
-    pub fn new(index: Index, start: Offset, end: Offset) -> Option<Self> {
-        (start < end).then_some(SegmentRange { index, start, end })
-    }
-    /// The WAL these bytes belong to.
-    pub fn index(self) -> Index {
-        self.index
-    }
-    /// The first byte.
-    pub fn start(self) -> Offset {
-        self.start
-    }
-    /// The byte behind the last one.
-    pub fn end(self) -> Offset {
-        self.end
-    }
-    /// How many bytes.
-    pub fn length(self) -> u64 {
-        self.end.since(self.start)
     }
 }

@@ -70,10 +70,6 @@ impl Chain {
     pub fn commit(&self) -> Option<Commit> {
         self.commit
     }
-    /// The cumulative checksum at the end.
-    pub fn checksum(&self) -> Checksum {
-        self.checksum
-    }
 
     /// Takes in the whole frames at the beginning of `bytes`, which follow the end of the chain, and hands each to
     /// `each` with its page. Returns how many bytes it took; a part of a frame at the end is left.

@@ -386,29 +386,6 @@ impl Source {
         self.hot = true;
     }
 
-    /// When to look again though no event will come, or is listened to.
-    fn plan_recheck(&mut self, previous: Option<Recheck>, in_flight: bool, dirty: Dirty, now: Instant) {
-        if in_flight {
-            let is_new = |r: &Recheck| !r.in_flight || (dirty.any() && r.pause > DEAF_PAUSE);
-            let previous = previous.filter(|r| !is_new(r));
-            let next = Recheck::after(previous, IN_FLIGHT_PAUSE, IN_FLIGHT_PATIENCE * 2, now);
-            let pause = if dirty.any() { next.pause.min(DEAF_PAUSE) } else { next.pause };
-            let next = Recheck { at: now + pause, pause, in_flight };
-            self.recheck = Some(next).filter(|r| r.pause <= IN_FLIGHT_PATIENCE);
-            return;
-        }
-        let was_written = dirty.database || previous.is_some_and(|r| !r.in_flight);
-        let previous = previous.filter(|_| !dirty.database);
-        let next = Recheck::after(previous, BACKFILL_PAUSE, BACKFILL_PATIENCE * 2, now);
-        let is_backfilling = was_written && !self.extent.is_backfilled();
-        self.recheck = Some(next).filter(|r| is_backfilling && r.pause <= BACKFILL_PATIENCE);
-    }
-
-    /// Whether events matter now. While a transaction is on its way into the WAL, only the next look does.
-    pub fn is_listening(&self, now: Instant) -> bool {
-        self.recheck.is_none_or(|r| !r.in_flight || r.pause > DEAF_PAUSE || now >= r.at)
-    }
-
     fn plan_move(&mut self, now: Instant) {
         let State::Attached(attached) = &self.state else { return };
         if attached.guard.is_in_place(&attached.capture, self.extent) {
