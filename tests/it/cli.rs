@@ -1,5 +1,7 @@
 //! The command line, as a person or a script sees it.
 
+use crate::support::process::output;
+use crate::support::sshd::{Sshd, home_with_known_hosts};
 use assert_cmd::Command;
 use std::path::Path;
 use std::time::Duration;
@@ -132,4 +134,18 @@ fn the_demo_proves_that_all_commits_come_back() {
     let (code, out, err) = agent(&["demo"]);
     assert_eq!(code, 0, "{out}{err}");
     assert!(out.contains("Proved: all "), "{out}");
+}
+
+#[test]
+fn the_demo_goes_to_a_server_that_wants_a_password() {
+    let server = Sshd::with_password("open sesame");
+    let home = home_with_known_hosts(&format!("{} {}\n", server.known_as(), server.host_key("ed25519")));
+    let (user, storage) = (server.location().user, server.storage());
+    let to = format!("sftp://{user}:open%20sesame@127.0.0.1:{}{}/demo", server.port(), storage.display());
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_agent"));
+    let out =
+        output(command.args(["demo", "--to", &to]).env("HOME", home.path()).env_remove("SSH_AUTH_SOCK"));
+    assert!(out.contains("Proved: all "), "{out}");
+    assert!(!out.contains("sesame"), "{out}");
+    assert!(server.log().contains("Accepted password for"), "{}", server.log());
 }

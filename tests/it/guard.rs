@@ -97,6 +97,26 @@ fn the_applications_checkpoints_succeed_directly_after_a_burst() {
     place.assert_restores();
 }
 
+/// Without giving way, a checkpoint that has read our reader's old mark waits for its whole busy timeout, with the
+/// write lock: here that is beyond every deadline of the tests.
+#[test]
+fn writers_that_checkpoint_in_every_mode_never_wait_for_us_without_an_end() {
+    let place = Place::new();
+    let database = place.database();
+    let mut writers = ["1", "2", "3"].map(|number| {
+        let rows = ["--rows", "1-3", "--size", "1-2000", "--synchronous", "NORMAL", "--mode", "checkpoint"];
+        let others = ["--busy-timeout", "3600000", "--writer", number, "--seed", number];
+        Writer::start(&database, &[&rows[..], &others].concat())
+    });
+    writers.iter_mut().for_each(|writer| writer.wait_for(1));
+    let agent = place.streaming_agent(&[]);
+    writers.iter_mut().for_each(|writer| writer.wait_for(400));
+    writers.into_iter().for_each(|writer| drop(writer.finish()));
+    place.wait_until_replicated(&agent);
+    place.stop(agent);
+    place.assert_restores();
+}
+
 /// How many descriptors a process has of a file.
 fn descriptors(pid: u32, file: &Path) -> usize {
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the process runs");

@@ -37,6 +37,16 @@ impl Sshd {
         server
     }
 
+    /// A server that lets nobody in but by this password. Only its own processes see the password: `/etc/shadow` is
+    /// another file for them, which needs root.
+    pub fn with_password(password: &str) -> Sshd {
+        let folder = temporary_folder();
+        make_key(&host_key(folder.path(), "ed25519"), "ed25519");
+        let hash = output(Command::new("perl").args(["-e", "print crypt($ARGV[0], '$6$salt$')", password]));
+        fs::write(folder.path().join("shadow"), format!("{}:{hash}:::::::\n", user())).expect("ours");
+        Sshd::on_free_port(folder, &["ed25519"])
+    }
+
     /// Another test may take the port between our looking and sshd's binding: then look for another one.
     fn on_free_port(folder: TempDir, kinds: &[&str]) -> Sshd {
         let _ = fs::create_dir_all("/run/sshd"); // sshd run by root wants it
@@ -178,7 +188,14 @@ fn start_with(folder: &Path, port: u16, kinds: &[&str], sftp_server: &str) -> Op
     fs::write(&config, configuration(folder, port, kinds, sftp_server)).expect("the folder is ours");
     fs::write(folder.join("log"), "").expect("the folder is ours");
     let log_file = || File::options().append(true).open(folder.join("log")).expect("written above");
-    let mut command = Command::new(find("sshd", &["/usr/sbin", "/usr/local/sbin", "/usr/bin"]));
+    let sshd = find("sshd", &["/usr/sbin", "/usr/local/sbin", "/usr/bin"]);
+    let mut command = Command::new("unshare");
+    if folder.join("shadow").exists() {
+        command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/shadow && exec \"$@\""]);
+        command.arg(folder.join("shadow")).arg(sshd);
+    } else {
+        command = Command::new(sshd);
+    }
     command.args(["-D", "-e", "-f"]).arg(&config);
     command.stdin(Stdio::null()).stdout(log_file()).stderr(log_file());
     let mut process = Killed(command.spawn().expect("sshd can be run"));
@@ -203,7 +220,7 @@ fn configuration(folder: &Path, port: u16, kinds: &[&str], sftp_server: &str) ->
         format!("AuthorizedKeysFile {}", folder.join("authorized_keys").display()),
         "StrictModes no".to_owned(),
         "UsePAM no".to_owned(),
-        "PasswordAuthentication no".to_owned(),
+        format!("PasswordAuthentication {}", if folder.join("shadow").exists() { "yes" } else { "no" }),
         "PermitRootLogin yes".to_owned(),
         "LogLevel DEBUG1".to_owned(),
         format!("Subsystem sftp {sftp_server}"),

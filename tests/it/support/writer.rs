@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[derive(Parser)]
 struct Arguments {
@@ -61,28 +61,33 @@ enum Mode {
     OneShot,
     /// Before every commit, a transaction that is larger than the cache and rolled back.
     Rollback,
+    /// Between commits, checkpoints in every mode.
+    Checkpoint,
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let mut random = StdRng::seed_from_u64(arguments.seed ^ (arguments.writer as u64) << 32);
-    let mut connection = open(&arguments)?;
+    let mut connection = open_patiently(&arguments)?;
     let sql = "SELECT coalesce(max(batch), 0) FROM rows WHERE writer = ?";
     let mut batch: i64 = connection.query_row(sql, [arguments.writer], |row| row.get(0))?;
     for _ in commits(&arguments) {
         batch += 1;
         if arguments.mode == Mode::OneShot {
             drop(connection);
-            connection = open(&arguments)?;
+            connection = open_patiently(&arguments)?;
         }
         while let Err(error) = commit(&mut connection, &arguments, &mut random, batch) {
-            if !matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
-            {
+            if !is_busy(&error) {
                 return Err(error.into());
             }
             writeln!(io::stdout(), "busy {batch}")?;
         }
         writeln!(io::stdout(), "committed {batch}")?;
+        if arguments.mode == Mode::Checkpoint && random.random_ratio(1, 30) {
+            let mode = CHECKPOINTS[random.random_range(0..CHECKPOINTS.len())];
+            connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))?;
+        }
     }
     Ok(())
 }
@@ -103,6 +108,25 @@ fn commits(arguments: &Arguments) -> Box<dyn Iterator<Item = ()>> {
     });
     Box::new(std::iter::from_fn(move || (!seen.load(Ordering::Relaxed)).then_some(())))
 }
+
+const CHECKPOINTS: [&str; 4] = ["PASSIVE", "FULL", "RESTART", "TRUNCATE"];
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+/// Several writers that begin at once are in each other's way: SQLite does not wait when the journal mode changes.
+fn open_patiently(arguments: &Arguments) -> rusqlite::Result<Connection> {
+    let end = Instant::now() + Duration::from_millis(arguments.busy_timeout);
+    loop {
+        match open(arguments) {
+            Err(error) if is_busy(&error) && Instant::now() < end => thread::sleep(BUSY_PAUSE),
+            result => return result,
+        }
+    }
+}
+
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 fn open(arguments: &Arguments) -> rusqlite::Result<Connection> {
     let connection = Connection::open(&arguments.database)?;
