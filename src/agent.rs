@@ -117,6 +117,8 @@ impl Agent {
         if dirty.any() {
             database.source.mark(dirty);
         }
+        let needs = |room: &ReplicaRoom| room.course.as_ref().is_some_and(Replica::wants_database);
+        database.source.need(database.replicas.iter().any(needs));
         if database.source.next_timeout(now.mono).is_some_and(|due| due <= now.mono) {
             let generation = Generation::from_random(self.random.random());
             if let Some(job) = database.source.turn(now.mono, generation) {
@@ -124,7 +126,7 @@ impl Agent {
             }
             database.remember_shadow();
         }
-        if matches!(database.source.state(), State::Attached(_)) {
+        if matches!(database.source.state(), State::Attached(_) | State::Resting(_)) {
             for (replica, generation, outcome) in std::mem::take(&mut database.held_back) {
                 database.on_replica(replica, generation, outcome, now, 0.0);
             }
@@ -237,6 +239,7 @@ impl Database {
                 interval: config.checkpoint.interval,
             },
             max_write_block: config.max_write_block,
+            let_go_after: config.let_go_after,
         };
         Database {
             source: Source::new(settings, Arc::clone(disk)),
@@ -306,7 +309,7 @@ impl Database {
             State::Absent => None,
             State::Refused(refusal) => Some(format!("{name}: {refusal}")),
             State::Detached | State::Lent => Some(format!("{name}: the agent is busy with it")),
-            State::Attached(_) => {
+            State::Attached(_) | State::Resting(_) => {
                 let Some(end) = self.stop_position(now) else {
                     let why = self.source.problem().unwrap_or("its WAL is being copied");
                     return Some(format!("{name}: {why}"));
@@ -338,7 +341,8 @@ impl Database {
             (State::Absent, _) => SourceState::Absent,
             (State::Refused(refusal), _) => SourceState::Refused(refusal.to_string()),
             (_, Some(problem)) => SourceState::Refused(problem.to_owned()),
-            (State::Detached, _) => SourceState::Detached,
+            (State::Resting(_), _) if !self.source.has_changed() => SourceState::Detached,
+            (State::Detached | State::Resting(_), _) => SourceState::Attaching,
             (State::Attached(_) | State::Lent, _) => SourceState::Attached,
         };
         let (count, last) = self.source.breaks();

@@ -1,8 +1,79 @@
-//! Who holds which lock on a wal-index, by `/proc/locks`: `-shm` itself is never opened, since closing it would drop
-//! SQLite's locks.
+//! Who else has a database open, and keeping all others out for a moment: SQLite's locks on the database file, by the
+//! one descriptor of it. And who holds which lock on its wal-index, by `/proc/locks`: `-shm` itself is never opened,
+//! since closing it would drop SQLite's locks.
 
+use nix::fcntl::{FcntlArg, fcntl};
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Where every connection in WAL mode holds a read lock as long as it is open (os.h, `SHARED_FIRST`).
+const SHARED_FIRST: libc::off_t = 0x4000_0002;
+/// How many bytes (os.h, `SHARED_SIZE`).
+const SHARED_SIZE: libc::off_t = 510;
+
+fn shared_bytes(kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: SHARED_FIRST,
+        l_len: SHARED_SIZE,
+        l_pid: 0,
+    }
+}
+
+/// Whether a connection of another process has the database open. Our own are never seen; nor are those of a process
+/// that was forked with the connection open.
+///
+/// # Errors
+/// The kernel's.
+pub fn is_shared(database: &File) -> io::Result<bool> {
+    let mut lock = shared_bytes(libc::F_WRLCK);
+    fcntl(database, FcntlArg::F_GETLK(&mut lock))?;
+    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+/// Keeps everybody else from reading and opening the database; `false` if somebody has it open. The locks of our own
+/// connections are the same locks, and come back with [`let_in`].
+///
+/// # Errors
+/// The kernel's.
+pub fn lock_out(database: &File) -> io::Result<bool> {
+    match fcntl(database, FcntlArg::F_SETLK(&shared_bytes(libc::F_WRLCK))) {
+        Ok(_) => Ok(true),
+        Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes [`lock_out`] back. Never unlocks: our connections count on their read lock.
+///
+/// # Errors
+/// The kernel's.
+pub fn let_in(database: &File) -> io::Result<()> {
+    fcntl(database, FcntlArg::F_SETLK(&shared_bytes(libc::F_RDLCK)))?;
+    Ok(())
+}
+
+/// The first other process that has a file open, by name and number; locks do not show a child that inherited its
+/// connection. Processes that we may not look into are passed over.
+pub fn process_with(file: &Path) -> Option<String> {
+    let (wanted, name) = (std::fs::metadata(file).ok()?, file.file_name()?);
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let has_it = |pid: u32| {
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        // The name first: looking at whatever else is open there could hang, as with a network file system.
+        let is_named = |path: &PathBuf| std::fs::read_link(path).is_ok_and(|to| to.file_name() == Some(name));
+        let paths = descriptors.map(|entry| entry.path()).filter(is_named);
+        let mut files = paths.filter_map(|path| std::fs::metadata(path).ok());
+        files.any(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()))
+    };
+    let pid = pids.find(|pid| *pid != std::process::id() && has_it(*pid))?;
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some(format!("{} (process {pid})", name.trim()))
+}
 
 /// The byte of SQLite's write lock in `-shm` (wal.c, `WAL_WRITE_LOCK`).
 const WRITE_LOCK: u64 = 120;

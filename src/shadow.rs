@@ -4,7 +4,7 @@
 //! without a lock. The end is a number: what lies behind it in the file means nothing.
 
 use crate::core::names;
-use crate::core::position::{Generation, Index, Offset};
+use crate::core::position::{Generation, Index, Offset, Position};
 use crate::core::scan::{Chain, FrameError};
 use crate::core::shadow::ShadowExtent;
 use crate::core::sync::{Break, ShadowFacts};
@@ -78,16 +78,21 @@ impl ShadowWal {
         let stale = other_generations(&*disk, meta, generation)?;
         disk.create_folder(&folder)?;
         disk.replace(&meta.join(GENERATION_FILE), format!("{generation} {inode}\n").as_bytes())?;
-        let extent =
-            ShadowExtent { generation, complete: BTreeMap::new(), index: Index::ZERO, end: Offset::ZERO };
+        let extent = ShadowExtent::beginning(generation);
         Ok(ShadowWal { disk, folder, extent, present: None, stale, scratch: Vec::new() })
     }
 
-    /// Opens what an earlier run left of the database file `inode`. The file of the last index is verified, frame by frame.
+    /// Opens what an earlier run left of the database file `inode`, which was let go of at `rest`, if it was. The file
+    /// of the last index is verified, frame by frame.
     ///
     /// # Errors
     /// The disk's; `Ok(Err)` says why there is nothing to go on from.
-    pub fn recover(disk: Arc<dyn Disk>, meta: &Path, inode: u64) -> io::Result<Result<Self, Break>> {
+    pub fn recover(
+        disk: Arc<dyn Disk>,
+        meta: &Path,
+        inode: u64,
+        rest: Option<Position>,
+    ) -> io::Result<Result<Self, Break>> {
         let Some(text) = disk.read(&meta.join(GENERATION_FILE))? else { return Ok(Err(Break::FirstRun)) };
         let text = String::from_utf8_lossy(&text);
         let mut words = text.split_whitespace();
@@ -104,12 +109,19 @@ impl ShadowWal {
                 files.insert(index, disk.open(&folder.join(name), false)?);
             }
         }
-        let Some((index, file)) = files.pop_last() else { return Ok(Err(Break::ShadowMissing)) };
+        let stale = other_generations(&*disk, meta, generation)?;
+        let Some((index, file)) = files.pop_last() else {
+            let beginning = ShadowExtent::beginning(generation);
+            // Without a rest, a WAL may have come and gone before anything of it was copied.
+            let is_beginning = rest == Some(beginning.position());
+            let shadow =
+                ShadowWal { disk, folder, extent: beginning, present: None, stale, scratch: Vec::new() };
+            return Ok(if is_beginning { Ok(shadow) } else { Err(Break::ShadowMissing) });
+        };
         let complete = files
             .iter()
             .map(|(index, file)| Ok((*index, Offset::new(file.length()?))))
             .collect::<io::Result<_>>()?;
-        let stale = other_generations(&*disk, meta, generation)?;
         let mut shadow = ShadowWal {
             disk,
             folder,

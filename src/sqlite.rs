@@ -171,6 +171,17 @@ impl Handle {
         }
     }
 
+    /// Closes the last connection to a database, as any application does: SQLite removes `-wal` and `-shm`, unless
+    /// another process has the database open. Everything must be in the database file.
+    ///
+    /// # Errors
+    /// SQLite's; `-wal` and `-shm` stay then.
+    pub fn close_last(self) -> Result<(), SqliteError> {
+        self.0.file_control(Some(MAIN_DB), FileControl::PersistWal(&mut 0))?;
+        self.0.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+        self.0.close().map_err(|(_, error)| error.into())
+    }
+
     /// Stops what this handle is doing, from another thread.
     pub fn interrupt_handle(&self) -> rusqlite::InterruptHandle {
         self.0.get_interrupt_handle()

@@ -1,7 +1,7 @@
 //! What happens in the databases' folders, by inotify. Its thread only marks a database and wakes the loop.
 
 use crate::core::sync::Dirty;
-use notify::event::{EventKind, ModifyKind};
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 const WAL: u8 = 1;
 const DATABASE: u8 = 2;
 const FOLDER: u8 = 4;
-const ALL: u8 = WAL | DATABASE | FOLDER;
+const CLOSED: u8 = 8;
+const ALL: u8 = WAL | DATABASE | FOLDER | CLOSED;
 
 /// The files that databases live in, and what was seen of them.
 struct Marks {
@@ -41,16 +42,19 @@ impl Marks {
         if event.need_rescan() {
             return self.mark_all();
         }
-        let moves = match event.kind {
-            EventKind::Modify(ModifyKind::Data(_)) => false,
-            EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => true,
-            // Opening and closing, our own among them, and changes of mode or times mean nothing.
+        let (adds, keeps) = match event.kind {
+            EventKind::Modify(ModifyKind::Data(_)) => (0, ALL),
+            EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => {
+                (FOLDER, ALL)
+            }
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => (CLOSED, 0),
+            // Opening, our own among it, and changes of mode or times mean nothing.
             _ => return,
         };
         for path in &event.paths {
             match self.files.get(path) {
-                Some(&(database, bits)) => self.mark(database, if moves { bits | FOLDER } else { bits }),
-                None if moves => self.on_folder(path),
+                Some(&(database, bits)) => self.mark(database, bits & keeps | adds),
+                None if adds == FOLDER => self.on_folder(path),
                 None => {}
             }
         }
@@ -96,6 +100,7 @@ impl Watch {
             };
             files.insert(path.clone(), (database, DATABASE));
             files.insert(beside("-wal"), (database, WAL));
+            files.insert(beside("-shm"), (database, WAL));
             files.insert(beside("-journal"), (database, FOLDER));
         }
         let seen = databases.iter().map(|_| AtomicU8::new(ALL)).collect();
@@ -144,6 +149,7 @@ impl Watch {
     /// What was seen of a database since this was last called.
     pub fn take(&self, database: usize) -> Dirty {
         let bits = self.marks.seen[database].swap(0, Ordering::SeqCst);
-        Dirty { wal: bits & WAL != 0, database: bits & DATABASE != 0, folder: bits & FOLDER != 0 }
+        let has = |bit| bits & bit != 0;
+        Dirty { wal: has(WAL), database: has(DATABASE), folder: has(FOLDER), closed: has(CLOSED) }
     }
 }

@@ -7,7 +7,7 @@ use crate::carry::{CarryError, Order, carry};
 use crate::core::position::Generation;
 use crate::core::replica::{Job, Outcome};
 use crate::remote::{self, Location, Remote, RemoteError};
-use crate::source::{CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, urgent_round};
+use crate::source::{CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, let_go, urgent_round};
 use crate::sqlite::{Handle, WalExtent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::HashMap;
@@ -201,7 +201,8 @@ impl Login {
 
 fn do_local(job: LocalJob) -> LocalOutcome {
     match job {
-        LocalJob::Attach(request) => LocalOutcome::Attach(attach(&request)),
+        LocalJob::Attach(request) => LocalOutcome::Attach(attach(request)),
+        LocalJob::LetGo(request) => LocalOutcome::LetGo(let_go(request)),
         LocalJob::Sync(sync) => {
             let result = sync.file.sync();
             LocalOutcome::Synced(sync, result)

@@ -39,13 +39,14 @@ fn effective(out: &mut String, config: &Config) -> fmt::Result {
 }
 
 fn database(out: &mut String, database: &DatabaseConfig) -> fmt::Result {
-    let DatabaseConfig { path, meta_path, checkpoint, max_write_block, replicas } = database;
+    let DatabaseConfig { path, meta_path, checkpoint, max_write_block, let_go_after, replicas } = database;
     writeln!(out, "\ndatabase                     {}", path.display())?;
     writeln!(out, "  meta-path                  {}", meta_path.display())?;
     writeln!(out, "  min-checkpoint-page-count  {}", checkpoint.min_pages)?;
     writeln!(out, "  max-checkpoint-page-count  {}", or("0: never force", positive(checkpoint.max_pages)))?;
     writeln!(out, "  checkpoint-interval        {}", or("0: never", checkpoint.interval.map(Span)))?;
     writeln!(out, "  max-write-block            {}", Span(*max_write_block))?;
+    writeln!(out, "  let-go-after               {}", or("never", let_go_after.map(Span)))?;
     replicas.iter().try_for_each(|each| replica(out, each))
 }
 

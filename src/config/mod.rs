@@ -1,6 +1,6 @@
 //! The configuration: YAML in, a [`Config`] out, in which only valid values exist; else all errors at once.
 //!
-//! Keys and their meaning are Litestream 0.3's, and ours: `socket`, `max-write-block`, `durability`, `host-key`.
+//! Keys and their meaning are Litestream 0.3's, and ours: `socket`, `max-write-block`, `let-go-after`, `durability`, `host-key`.
 
 mod duration;
 mod expand;
@@ -20,6 +20,10 @@ pub const DEFAULT_FILE: &str = "/etc/wal-agent.yml";
 pub const DEFAULT_SOCKET: &str = "/run/wal-agent/agent.sock";
 /// How long an urgent checkpoint round may keep writers waiting, unless said otherwise.
 pub const DEFAULT_MAX_WRITE_BLOCK: Duration = Duration::from_millis(20);
+/// How long nobody else must have had a database open before the agent lets go of it, unless said otherwise.
+pub const DEFAULT_LET_GO_AFTER: Duration = Duration::from_secs(1);
+/// Letting go locks the database for a moment: not in each pause between an application's connections.
+const LEAST_LET_GO_AFTER: Duration = Duration::from_millis(100);
 
 /// What the agent is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +49,8 @@ pub struct DatabaseConfig {
     pub checkpoint: CheckpointSettings,
     /// How long an urgent checkpoint round may keep writers waiting; more than 0.
     pub max_write_block: Duration,
+    /// How long nobody else must have had it open before the agent lets go of it; `None` for never.
+    pub let_go_after: Option<Duration>,
     /// At least one; no two at one place, no two of one name.
     pub replicas: Vec<ReplicaConfig>,
 }
@@ -216,6 +222,7 @@ impl DatabaseConfig {
             path,
             checkpoint: CheckpointSettings::default(),
             max_write_block: DEFAULT_MAX_WRITE_BLOCK,
+            let_go_after: Some(DEFAULT_LET_GO_AFTER),
             replicas,
         }
     }

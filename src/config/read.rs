@@ -3,7 +3,8 @@
 use super::section::{Findings, Keys, Section, Text};
 use super::tree::Node;
 use super::{
-    CheckpointSettings, Config, DEFAULT_MAX_WRITE_BLOCK, DEFAULT_SOCKET, DatabaseConfig, Place, replica,
+    CheckpointSettings, Config, DEFAULT_LET_GO_AFTER, DEFAULT_MAX_WRITE_BLOCK, DEFAULT_SOCKET,
+    DatabaseConfig, LEAST_LET_GO_AFTER, Place, replica,
 };
 use log::LevelFilter;
 use std::path::{Component, Path, PathBuf};
@@ -30,6 +31,7 @@ const DATABASE: Keys = Keys {
         "min-checkpoint-page-count",
         "max-checkpoint-page-count",
         "max-write-block",
+        "let-go-after",
         "replicas",
     ],
     unsupported: &[("replica", "write replicas, a list")],
@@ -130,8 +132,24 @@ fn database(
             "max-write-block must be more than 0; with max-checkpoint-page-count: 0, writers never wait";
         findings.error(section.at_key("max-write-block"), instead);
     }
+    let let_go_after = let_go_after(&section, findings);
     let replicas = replica::replicas(&section, folders, seen, findings);
-    Some(DatabaseConfig { path: path?, meta_path: meta_path?.1, checkpoint, max_write_block, replicas })
+    let (path, meta_path) = (path?, meta_path?.1);
+    Some(DatabaseConfig { path, meta_path, checkpoint, max_write_block, let_go_after, replicas })
+}
+
+fn let_go_after(section: &Section<'_>, findings: &mut Findings) -> Option<Duration> {
+    // A wrong duration is reported below.
+    if section.text("let-go-after", &mut Findings::default()).is_some_and(|text| text.text == "never") {
+        return None;
+    }
+    let quiet = section.duration("let-go-after", findings).unwrap_or(DEFAULT_LET_GO_AFTER);
+    if quiet < LEAST_LET_GO_AFTER {
+        let wrong = "let-go-after must be at least 100ms, or never: a program that opens the database in that moment \
+                     finds it locked";
+        findings.error(section.at_key("let-go-after"), wrong);
+    }
+    Some(quiet)
 }
 
 fn database_path(

@@ -21,6 +21,7 @@ pub fn agent(status: &AgentStatus) -> Value {
 fn database(database: &DatabaseStatus) -> Value {
     let (state, reason) = match &database.state {
         SourceState::Absent => ("absent", None),
+        SourceState::Attaching => ("attaching", None),
         SourceState::Detached => ("detached", None),
         SourceState::Attached => ("attached", None),
         SourceState::Refused(reason) => ("refused", Some(reason)),

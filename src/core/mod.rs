@@ -3,6 +3,7 @@
 
 pub mod checkpoint;
 pub mod checksum;
+pub mod evidence;
 pub mod frame;
 pub mod inventory;
 pub mod job;

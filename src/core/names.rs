@@ -7,6 +7,9 @@ use super::position::{Generation, Index, Offset};
 /// The folder of all generations, below a replica's path and below the meta folder.
 pub const GENERATIONS: &str = "generations";
 
+/// The `-wal` of a database that another was put in the place of, in the meta folder.
+pub const REPLACED_WAL: &str = "replaced-wal";
+
 /// What an object is called until it is whole. Litestream's patterns do not match it.
 const TEMPORARY: &str = ".tmp";
 /// What the object is called that another is about to replace.

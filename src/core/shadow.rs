@@ -17,6 +17,11 @@ pub struct ShadowExtent {
 }
 
 impl ShadowExtent {
+    /// A generation in which nothing has been copied yet.
+    pub fn beginning(generation: Generation) -> Self {
+        ShadowExtent { generation, complete: BTreeMap::new(), index: Index::ZERO, end: Offset::ZERO }
+    }
+
     /// The next byte that will be committed.
     pub fn position(&self) -> Position {
         Position::new(self.generation, self.index, self.end)

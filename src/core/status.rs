@@ -59,7 +59,9 @@ pub struct DatabaseStatus {
 pub enum SourceState {
     /// There is no such file yet; it is waited for.
     Absent,
-    /// The agent holds nothing of it, not yet or not any more; it attaches by itself.
+    /// It has changed, or was not looked at yet; the agent attaches in a moment.
+    Attaching,
+    /// Nobody has it open, not even the agent, and its file is what was copied.
     Detached,
     /// Every commit is followed.
     Attached,
@@ -195,14 +197,16 @@ impl DatabaseStatus {
     ///
     /// 1. *failing* if the database is refused, or any replica is failing;
     /// 2. *healthy* if the database is absent: there is nothing to send yet;
-    /// 3. *lagging* if any replica is connecting or gets its snapshot, or has been behind for more than
+    /// 3. *lagging* if the agent is about to attach, or any replica is connecting or gets its snapshot, or has been behind for more than
     ///    [`LAG_TOLERANCE`];
     /// 4. *healthy* otherwise.
     pub fn health(&self) -> Health {
         let any = |is: fn(&ReplicaStatus) -> bool| self.replicas.iter().any(is);
         if matches!(self.state, SourceState::Refused(_)) || any(ReplicaStatus::is_failing) {
             Health::Failing
-        } else if self.state != SourceState::Absent && any(ReplicaStatus::is_lagging) {
+        } else if self.state == SourceState::Attaching
+            || (self.state != SourceState::Absent && any(ReplicaStatus::is_lagging))
+        {
             Health::Lagging
         } else {
             Health::Healthy
@@ -274,7 +278,10 @@ impl fmt::Display for SourceState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SourceState::Absent => f.write_str("absent: waiting for the file"),
-            SourceState::Detached => f.write_str("detached: not held; the agent attaches by itself"),
+            SourceState::Attaching => f.write_str("attaching"),
+            SourceState::Detached => {
+                f.write_str("detached: nobody else has it open; the agent comes back with whoever opens it")
+            }
             SourceState::Attached => f.write_str("attached"),
             SourceState::Refused(reason) => write!(f, "refused: {reason}"),
         }

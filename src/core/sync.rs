@@ -13,15 +13,17 @@ pub struct Dirty {
     pub database: bool,
     /// One of the files was made, deleted or renamed.
     pub folder: bool,
+    /// Somebody who could write has closed one of them.
+    pub closed: bool,
 }
 
 impl Dirty {
     /// Look at everything.
-    pub const ALL: Dirty = Dirty { wal: true, database: true, folder: true };
+    pub const ALL: Dirty = Dirty { wal: true, database: true, folder: true, closed: true };
 
     /// Whether there is anything to look at.
     pub fn any(self) -> bool {
-        self.wal || self.database || self.folder
+        self.wal || self.database || self.folder || self.closed
     }
 }
 
@@ -48,6 +50,10 @@ pub enum Break {
     IndexExhausted,
     /// Another file is at the database's path.
     DatabaseReplaced,
+    /// The database file was written by something other than SQLite while we held it, and nobody else.
+    DatabaseOverwritten,
+    /// The database was written while nobody held it, and the WAL that could tell what is gone.
+    DatabaseChanged,
     /// The WAL was deleted or replaced under the agent.
     WalReplaced,
     /// A replica holds more than the shadow WAL, or does not continue in it.
@@ -69,6 +75,8 @@ impl fmt::Display for Break {
             Break::HeaderInvalid => "the WAL has no valid header",
             Break::IndexExhausted => "the generation has used up its indexes",
             Break::DatabaseReplaced => "another file was put in the database's place",
+            Break::DatabaseOverwritten => "something other than SQLite has written over the database",
+            Break::DatabaseChanged => "the database was changed while the agent did not hold it",
             Break::WalReplaced => "the WAL was deleted or replaced while it was being read",
             Break::ReplicaDiverged => "a replica does not continue in the shadow WAL",
             Break::ShadowSyncFailed => "the shadow WAL could not be written durably",

@@ -2,9 +2,14 @@
 
 use super::capture::Capture;
 use super::guard::Guard;
-use crate::core::position::{Generation, Index};
+use super::let_go::Resting;
+use super::proof;
+use crate::core::evidence::{Evidence, Stamp};
+use crate::core::names;
+use crate::core::position::Generation;
 use crate::core::sync::Break;
 use crate::disk::Disk;
+use crate::locks;
 use crate::shadow::ShadowWal;
 use crate::sqlite::{Handle, SqliteError};
 use log::{error, warn};
@@ -110,7 +115,7 @@ pub struct Attached {
     /// The one descriptor of the database file. Snapshots are read through it.
     pub descriptor: Arc<File>,
     /// Keeps other agents out.
-    _lock: File,
+    lock: File,
 }
 
 impl Attached {
@@ -125,28 +130,40 @@ impl Attached {
         generation: Generation,
     ) -> io::Result<()> {
         let inode = FileIdentity::of_file(&self.descriptor)?.inode();
-        self.capture.shadow = ShadowWal::begin(Arc::clone(disk), meta, generation, inode)?;
-        self.capture.guarded = false;
+        self.capture.begin(ShadowWal::begin(Arc::clone(disk), meta, generation, inode)?);
         Ok(())
     }
 
-    /// Closes everything, without a checkpoint, when another file is at the database's path or none is. The `-wal`
-    /// belongs to the file that is gone: beside the new one, its frames would be read as the new one's. So it is
-    /// removed, unless somebody has opened the new file already; what they see then may be mixed, and is said.
-    pub fn let_go_of_replaced(self, database: &Path, wal: &Path) {
+    /// Closes everything as the last one who has the database open, so that SQLite removes `-wal` and `-shm`. Others
+    /// must be locked out, and everything must be in the database file.
+    pub fn close(self) -> (ShadowWal, File, Result<(), SqliteError>) {
+        let Attached { guard, write_lock, checkpointer, capture, descriptor, lock } = self;
+        drop((guard, write_lock));
+        let closed = checkpointer.map_or(Ok(()), Handle::close_last);
+        drop(descriptor);
+        (capture.shadow, lock, closed)
+    }
+
+    /// Closes everything, without a checkpoint, when another file, or another content, is at the database's path or
+    /// none is. The `-wal` belongs to what is gone: beside the new one, its frames would be read as the new one's. So
+    /// it is moved away into `meta`, unless somebody has opened the new one already; what they see then may be mixed,
+    /// and is said.
+    pub fn let_go_of_replaced(self, database: &Path, wal: &Path, meta: &Path) {
         let is_ours = self.capture.live_identity().is_some_and(|id| FileIdentity::of_path(wal) == Some(id));
-        if is_ours && !self.is_at_path(database) {
-            // Nobody can open the new file while all of it is locked.
-            let locked = match OpenOptions::new().read(true).write(true).open(database) {
-                Ok(file) => {
-                    rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-                        .is_ok()
-                        .then_some(Some(file))
-                }
-                Err(e) => (e.kind() == io::ErrorKind::NotFound).then_some(None),
+        if is_ours {
+            // Nobody can open the new file while its lock bytes are ours.
+            let lock_out = |file: &File| locks::lock_out(file).unwrap_or(false);
+            let locked = match self.is_at_path(database) {
+                true => lock_out(&self.descriptor).then_some(None),
+                false => match File::options().read(true).write(true).open(database) {
+                    Ok(file) => lock_out(&file).then_some(Some(file)),
+                    Err(e) => (e.kind() == io::ErrorKind::NotFound).then_some(None),
+                },
             };
             // The lock stays until our connections are closed: a program that came in before would join our `-shm`.
-            match locked.as_ref().map(|_| std::fs::remove_file(wal)) {
+            let away = meta.join(names::REPLACED_WAL);
+            let move_away = || std::fs::rename(wal, away).or_else(|_| std::fs::remove_file(wal));
+            match locked.as_ref().map(|_| move_away()) {
                 Some(Ok(())) => {}
                 Some(Err(e)) => warn!("cannot remove {}, which belongs to the old file: {e}", wal.display()),
                 None => error!(
@@ -166,7 +183,6 @@ impl Attached {
 }
 
 /// What a worker needs to attach.
-#[derive(Clone)]
 pub struct AttachRequest {
     /// The database file.
     pub database: PathBuf,
@@ -180,12 +196,18 @@ pub struct AttachRequest {
     pub next_generation: Generation,
     /// Why the last one cannot, if that is known.
     pub forced_break: Option<Break>,
+    /// What is known of it since we let go.
+    pub resting: Option<Box<Resting>>,
+    /// Whether it must be held even if nobody else has it open and nothing has changed.
+    pub is_needed: bool,
 }
 
 /// What came of attaching.
 pub enum AttachOutcome {
     /// There is no database at the path, or an empty file.
     Absent,
+    /// Nobody has it open, and it is what was copied: it is left alone.
+    Resting(Box<Resting>),
     /// Attached.
     Attached {
         /// What is held.
@@ -200,7 +222,7 @@ pub enum AttachOutcome {
 }
 
 /// Attaches: opens the file once, then SQLite's connections, then begins to hold the WAL.
-pub fn attach(request: &AttachRequest) -> AttachOutcome {
+pub fn attach(request: AttachRequest) -> AttachOutcome {
     if request.database.is_symlink() {
         // SQLite keeps its WAL beside the file that the link leads to.
         let reason = "it is a symbolic link; name the file itself, or restart the agent".to_owned();
@@ -216,8 +238,9 @@ pub fn attach(request: &AttachRequest) -> AttachOutcome {
     try_attach(request).unwrap_or_else(AttachOutcome::Refused)
 }
 
-fn try_attach(request: &AttachRequest) -> Result<AttachOutcome, Refusal> {
-    let lock = lock_meta(request)?;
+fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
+    let resting = request.resting.take();
+    let request = &request;
     let path = &request.database;
     let descriptor = OpenOptions::new()
         .read(true)
@@ -225,48 +248,133 @@ fn try_attach(request: &AttachRequest) -> Result<AttachOutcome, Refusal> {
         .custom_flags(libc::O_CLOEXEC)
         .open(path)
         .map_err(|e| Refusal::NoAccess(e.to_string()))?;
+    let no_access = |e: io::Error| Refusal::NoAccess(e.to_string());
+    let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
+    let past = Past::of(request, resting, stamp.inode)?;
+    if !request.is_needed && !request.wal.exists() && past.holds(stamp) {
+        return Ok(AttachOutcome::Resting(Box::new(past.into_resting()?)));
+    }
+    // The reader first: a program that only writes one row may be gone again in a millisecond, and with it the WAL.
     let query = Handle::open(path)?;
     let was_switched = ensure_wal_mode(&query)?;
-    let (reader, spare) = (Handle::open(path)?, Handle::open(path)?);
-    let write_lock = Handle::open(path)?;
-    let checkpointer = Handle::open(path)?;
-    // Handles ask for the mode so that each has read page 1, and with it the page size, before it is asked more.
-    for handle in [&reader, &spare, &write_lock, &checkpointer] {
-        handle.journal_mode()?;
-    }
-    let guard = Guard::begin(reader, spare, query, Index::ZERO)?;
-    let meta_error = |e: io::Error| Refusal::Meta(format!("{}: {e}", request.meta.display()));
-    let inode = FileIdentity::of_file(&descriptor).map_err(|e| Refusal::NoAccess(e.to_string()))?.inode();
-    let (shadow, reason) = match recover(request, inode).map_err(meta_error)? {
-        Ok(shadow) => (shadow, None),
-        Err(reason) => {
-            let disk = Arc::clone(&request.disk);
-            let shadow = ShadowWal::begin(disk, &request.meta, request.next_generation, inode);
-            (shadow.map_err(meta_error)?, Some(reason))
-        }
-    };
+    let reader = open_ready(path)?;
+    let mark = Guard::take_mark(&reader, &query)?;
+    // Only what is looked at after our reader began can be trusted: from here on, no WAL ends without us.
+    let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
+    let (shadow, lock, beginning) = past.go_on(request, stamp)?;
+    let guard = Guard::new(reader, open_ready(path)?, query, mark, shadow.extent().index);
+    let mut capture = Capture::new(request.wal.clone(), shadow);
+    capture.continues = beginning == Beginning::Proven;
     let attached = Attached {
         guard,
-        write_lock,
-        checkpointer: Some(checkpointer),
-        capture: Capture::new(request.wal.clone(), shadow),
+        write_lock: open_ready(path)?,
+        checkpointer: Some(open_ready(path)?),
+        capture,
         descriptor: Arc::new(descriptor),
-        _lock: lock,
+        lock,
+    };
+    let reason = match beginning {
+        Beginning::Proven | Beginning::ToBeSeen => None,
+        Beginning::New(reason) => Some(reason),
     };
     Ok(AttachOutcome::Attached { attached: Box::new(attached), reason, was_switched })
 }
 
-/// The shadow of the last run, if it is of this file.
-fn recover(request: &AttachRequest, inode: u64) -> io::Result<Result<ShadowWal, Break>> {
-    match &request.forced_break {
-        Some(reason) => Ok(Err(reason.clone())),
-        None => ShadowWal::recover(Arc::clone(&request.disk), &request.meta, inode),
+/// A handle asks for the mode so that it has read page 1, and with it the page size, before it is asked more.
+fn open_ready(path: &Path) -> Result<Handle, Refusal> {
+    let handle = Handle::open(path)?;
+    handle.journal_mode()?;
+    Ok(handle)
+}
+
+/// What was before we attached.
+struct Past {
+    lock: File,
+    shadow: Result<ShadowWal, Break>,
+    evidence: Option<Evidence>,
+}
+
+/// How what is attached to follows on what was copied.
+#[derive(PartialEq, Eq)]
+enum Beginning {
+    /// Nothing was missed: whatever WAL there is, is the next one.
+    Proven,
+    /// The first look compares the WAL with its copy.
+    ToBeSeen,
+    /// It does not; a new generation has begun.
+    New(Break),
+}
+
+impl Past {
+    fn of(request: &AttachRequest, resting: Option<Box<Resting>>, inode: u64) -> Result<Past, Refusal> {
+        if let Some(resting) = resting {
+            let Resting { shadow, evidence, lock } = *resting;
+            let is_same = evidence.stamp.inode == inode;
+            let shadow = if is_same { Ok(shadow) } else { Err(Break::DatabaseReplaced) };
+            return Ok(Past { lock, shadow, evidence: Some(evidence) });
+        }
+        let lock = lock_meta(request)?;
+        let evidence = proof::kept(&*request.disk, &request.meta);
+        let shadow = match &request.forced_break {
+            Some(reason) => Err(reason.clone()),
+            None => {
+                let rest = evidence.as_ref().map(|evidence| evidence.position);
+                let shadow = ShadowWal::recover(Arc::clone(&request.disk), &request.meta, inode, rest);
+                shadow.map_err(|e| meta_error(request, e))?
+            }
+        };
+        Ok(Past { lock, shadow, evidence })
     }
+
+    /// Whether the file holds exactly what was copied.
+    fn holds(&self, stamp: Stamp) -> bool {
+        let (Ok(shadow), Some(evidence), Some(boot)) = (&self.shadow, &self.evidence, proof::boot()) else {
+            return false;
+        };
+        evidence.holds(shadow.extent().position(), stamp, &boot)
+    }
+
+    fn into_resting(self) -> Result<Resting, Refusal> {
+        match (self.shadow, self.evidence) {
+            (Ok(shadow), Some(evidence)) => Ok(Resting { shadow, evidence, lock: self.lock }),
+            _ => unreachable!("BUG: only what holds rests"),
+        }
+    }
+
+    /// With a reader of ours begun, and `stamp` taken after that.
+    fn go_on(self, request: &AttachRequest, stamp: Stamp) -> Result<(ShadowWal, File, Beginning), Refusal> {
+        let holds = self.holds(stamp);
+        let rested_at = self.evidence.as_ref().map(|evidence| evidence.position);
+        proof::forget(&*request.disk, &request.meta).map_err(|e| meta_error(request, e))?;
+        let reason = match self.shadow {
+            Err(reason) => reason,
+            Ok(shadow) => {
+                let copied = shadow.facts().map(|facts| facts.header);
+                let is_copied = copied.is_some() && proof::wal_header(&request.wal) == copied;
+                let is_new = proof::is_new_wal(&request.wal);
+                let is_at_path = proof::stamp_at(&request.database).is_some_and(|s| s.inode == stamp.inode);
+                if !is_copied && holds && is_new && is_at_path {
+                    return Ok((shadow, self.lock, Beginning::Proven));
+                }
+                if is_copied || rested_at != Some(shadow.extent().position()) {
+                    return Ok((shadow, self.lock, Beginning::ToBeSeen));
+                }
+                Break::DatabaseChanged
+            }
+        };
+        let disk = Arc::clone(&request.disk);
+        let shadow = ShadowWal::begin(disk, &request.meta, request.next_generation, stamp.inode);
+        Ok((shadow.map_err(|e| meta_error(request, e))?, self.lock, Beginning::New(reason)))
+    }
+}
+
+fn meta_error(request: &AttachRequest, error: io::Error) -> Refusal {
+    Refusal::Meta(format!("{}: {error}", request.meta.display()))
 }
 
 /// Two agents on one database would tear each other's shadow apart.
 fn lock_meta(request: &AttachRequest) -> Result<File, Refusal> {
-    let error = |e: io::Error| Refusal::Meta(format!("{}: {e}", request.meta.display()));
+    let error = |e: io::Error| meta_error(request, e);
     request.disk.create_folder(&request.meta).map_err(error)?;
     let path = request.meta.join("lock");
     let file =

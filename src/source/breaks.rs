@@ -2,11 +2,10 @@
 
 use super::attach::Refusal;
 use super::recheck::Recheck;
+use super::resting::SETTLE_PAUSE;
 use super::{BREAK_PAUSE, LONGEST_BREAK_PAUSE, Source, State, Task};
-use crate::core::checkpoint::CheckpointState;
 use crate::core::position::Generation;
 use crate::core::sync::{Break, Dirty};
-use crate::sqlite::WalExtent;
 use log::{info, warn};
 use std::time::Instant;
 
@@ -15,9 +14,11 @@ impl Source {
         match reason {
             // Another generation would find the same WAL. And while we hold the wal-index, SQLite believes it, so that
             // nobody could recover.
-            Break::DatabaseReplaced | Break::WalReplaced | Break::HeaderInvalid | Break::ChainBroken => {
-                self.leaving = Some(reason)
-            }
+            Break::DatabaseReplaced
+            | Break::DatabaseOverwritten
+            | Break::WalReplaced
+            | Break::HeaderInvalid
+            | Break::ChainBroken => self.leaving = Some(reason),
             reason => self.request_generation(reason),
         }
     }
@@ -66,27 +67,26 @@ impl Source {
     /// Lets go of what is not the database, or not its WAL, any more, without a checkpoint, once nothing of it is lent.
     pub(super) fn detach(&mut self, now: Instant) {
         (self.recheck, self.move_at, self.hot) = (None, None, false);
-        (self.yield_at, self.aside) = (None, None);
+        (self.yield_at, self.aside, self.let_go_at) = (None, None, None);
         if self.job_in_flight {
             return;
         }
         let Some(reason) = self.leaving.take() else { return };
-        let name = self.settings.database.display();
         let attached = std::mem::replace(&mut self.state, State::Detached);
-        (self.urgent_next, self.needs_sync) = (false, false);
+        self.hold_nothing();
         (self.requested_break, self.break_at) = (None, None);
-        self.checkpoint = CheckpointState::new();
-        self.extent = WalExtent { frames: 0, backfilled: 0 };
         self.problems.clear();
         if let Break::HeaderInvalid | Break::ChainBroken = reason {
             // What was copied stays, and goes on if SQLite recovers the WAL to the same.
             drop(attached);
             return self.refuse(Refusal::WalDamaged(reason), now);
         }
+        let name = self.settings.database.display();
         warn!("{name}: {reason}; letting go of the old file, the new one begins a new generation");
         if let State::Attached(attached) = attached {
-            attached.let_go_of_replaced(&self.settings.database, &self.wal);
+            attached.let_go_of_replaced(&self.settings.database, &self.wal, &self.settings.meta);
         }
+        self.settle_at = Some(now + SETTLE_PAUSE);
         (self.forced_break, self.dirty, self.retry) = (Some(reason), Dirty::ALL, None);
     }
 }

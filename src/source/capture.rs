@@ -61,12 +61,19 @@ pub struct Capture {
     pub shadow: ShadowWal,
     /// Whether our readers held the WAL without a gap since the shadow's end was copied.
     pub guarded: bool,
+    /// Whether it is proven that nothing was committed between the shadow's end and our readers' beginning.
+    pub continues: bool,
 }
 
 impl Capture {
     /// A capture that has not looked yet, and so is not guarded.
     pub fn new(wal_path: PathBuf, shadow: ShadowWal) -> Self {
-        Capture { wal_path, live: None, shadow, guarded: false }
+        Capture { wal_path, live: None, shadow, guarded: false, continues: false }
+    }
+
+    /// Begins a generation: the first look at it compares with nothing.
+    pub fn begin(&mut self, shadow: ShadowWal) {
+        (self.shadow, self.guarded, self.continues) = (shadow, false, false);
     }
 
     /// Looks at the WAL, and copies what is newly committed, up to a bounded number of bytes.
@@ -91,16 +98,17 @@ impl Capture {
                 continue;
             }
             let live = before.and_then(|bytes| WalHeader::parse(&bytes).ok());
+            let guarded = self.guarded || self.continues;
             let facts = WalFacts {
                 shadow: self.shadow.facts(),
                 live,
                 frames: extent.frames,
-                guarded: self.guarded,
-                tail_matches: self.guarded || self.tail_matches()?,
+                guarded,
+                tail_matches: guarded || self.tail_matches()?,
             };
             let to = match decide(&facts) {
                 SyncDecision::Wait => {
-                    self.guarded = true;
+                    (self.guarded, self.continues) = (true, false);
                     let in_flight = self.has_frame_behind(live, extent.frames)?;
                     return Ok(Look::UpToDate { extent, in_flight });
                 }

@@ -5,6 +5,7 @@
 
 use super::capture::{Capture, Look, LookError};
 use crate::core::checkpoint::{Extent, Mark, is_in_place};
+use crate::core::position::Index;
 use crate::sqlite::{Handle, SqliteError, WalExtent};
 
 /// How far a move of the reader came.
@@ -32,20 +33,20 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Begins to hold the WAL.
+    /// Begins to hold the WAL with `reader`; returns what the wal-index said just before.
     ///
     /// # Errors
     /// SQLite's; busy while somebody recovers the WAL.
-    pub fn begin(
-        reader: Handle,
-        spare: Handle,
-        query: Handle,
-        index: crate::core::position::Index,
-    ) -> Result<Self, SqliteError> {
+    pub fn take_mark(reader: &Handle, query: &Handle) -> Result<WalExtent, SqliteError> {
         let extent = query.wal_extent()?;
         reader.begin_read()?;
+        Ok(extent)
+    }
+
+    /// The guard of a `reader` that has begun at `extent`, see [`Guard::take_mark`].
+    pub fn new(reader: Handle, spare: Handle, query: Handle, extent: WalExtent, index: Index) -> Self {
         let mark = Mark { index, frames: extent.frames, on_lock_zero: extent.is_backfilled() };
-        Ok(Guard { reader, spare, query, mark, pending: None })
+        Guard { reader, spare, query, mark, pending: None }
     }
 
     /// Whether the reader lets the application's checkpoints finish.
@@ -78,8 +79,7 @@ impl Guard {
     /// # Errors
     /// SQLite's; then nothing holds the WAL yet.
     pub fn come_back(&mut self, capture: &Capture) -> Result<(), SqliteError> {
-        let extent = self.query.wal_extent()?;
-        self.reader.begin_read()?;
+        let extent = Guard::take_mark(&self.reader, &self.query)?;
         let index = capture.shadow.extent().index;
         self.mark = Mark { index, frames: extent.frames, on_lock_zero: extent.is_backfilled() };
         Ok(())

@@ -1,6 +1,7 @@
 //! What a worker is asked to do for a database, and what it brings back.
 
 use super::attach::{AttachOutcome, AttachRequest, Attached, FileIdentity};
+use super::let_go::{LetGoOutcome, LetGoRequest};
 use super::round::UrgentReport;
 use crate::disk::Disk;
 use crate::shadow::ShadowSync;
@@ -36,6 +37,8 @@ pub enum LocalJob {
         /// How long the write lock may be held.
         budget: Duration,
     },
+    /// Let go of a database that nobody else has open.
+    LetGo(LetGoRequest),
     /// Remove the shadows of earlier generations. They are named: a generation that begins meanwhile is not among them.
     Remove {
         /// Folders.
@@ -62,6 +65,8 @@ pub enum LocalOutcome {
     },
     /// Of `Urgent`.
     Urgent(Box<Attached>, UrgentReport),
+    /// Of `LetGo`.
+    LetGo(LetGoOutcome),
     /// Of `Remove`.
     Removed(io::Result<()>),
 }

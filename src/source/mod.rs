@@ -8,17 +8,22 @@ mod breaks;
 mod capture;
 mod guard;
 mod job;
+mod let_go;
 mod outcome;
+mod proof;
 mod recheck;
+mod resting;
 mod round;
 mod yielding;
 
 pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, Refusal, attach};
 pub use capture::{Look, LookError};
 pub use job::{CheckpointFailure, LocalJob, LocalOutcome};
+pub use let_go::{LetGoOutcome, LetGoRequest, Resting, Stay, let_go};
 pub use round::{UrgentReport, urgent_round};
 
 use crate::core::checkpoint::{CheckpointPolicy, CheckpointState, Extent, Round};
+use crate::core::evidence::Sighting;
 use crate::core::position::{Generation, Index};
 use crate::core::shadow::ShadowExtent;
 use crate::core::status::WriteLockHolds;
@@ -70,14 +75,18 @@ pub struct SourceSettings {
     pub checkpoint: CheckpointPolicy,
     /// The longest that writers may wait for us.
     pub max_write_block: Duration,
+    /// How long nobody else must have had it open before we let go of it; `None` for never.
+    pub let_go_after: Option<Duration>,
 }
 
 /// Where a source stands. Each change is logged once.
 pub enum State {
     /// There is no database; it is waited for.
     Absent,
-    /// There may be one; we hold nothing of it.
+    /// There may be one; we hold nothing of it, and attach.
     Detached,
+    /// Nobody has it open, not even we. Its file is what was copied, or will be seen to have changed.
+    Resting(Box<Resting>),
     /// We hold it.
     Attached(Box<Attached>),
     /// A worker has what we hold, for an urgent round.
@@ -127,6 +136,16 @@ pub struct Source {
     break_at: Option<Recheck>,
     /// Lets go of the database once nothing is lent any more.
     leaving: Option<Break>,
+    /// The file and who was there, when that was last looked at.
+    sighting: Option<Sighting>,
+    /// Nobody else is there: when we let go.
+    let_go_at: Option<Instant>,
+    let_go_again: Option<Recheck>,
+    /// Why we did not let go the last time.
+    stay: Option<Stay>,
+    /// When a file that has changed while nobody held it is opened.
+    settle_at: Option<Instant>,
+    is_needed: bool,
     descriptor: Weak<File>,
     breaks: u32,
     last_break: Option<Break>,
@@ -165,6 +184,12 @@ impl Source {
             requested_break: None,
             break_at: None,
             leaving: None,
+            sighting: None,
+            let_go_at: None,
+            let_go_again: None,
+            stay: None,
+            settle_at: None,
+            is_needed: false,
             descriptor: Weak::new(),
             breaks: 0,
             last_break: None,
@@ -185,6 +210,7 @@ impl Source {
     pub fn shadow(&self) -> Option<&ShadowWal> {
         match &self.state {
             State::Attached(attached) => Some(&attached.capture.shadow),
+            State::Resting(resting) => Some(&resting.shadow),
             _ => None,
         }
     }
@@ -226,13 +252,17 @@ impl Source {
         self.dirty.wal |= dirty.wal;
         self.dirty.database |= dirty.database;
         self.dirty.folder |= dirty.folder;
+        self.dirty.closed |= dirty.closed;
     }
 
     /// Removes shadow files that no replica needs any more.
     pub fn forget_before(&mut self, index: Index) {
-        if let State::Attached(attached) = &mut self.state
-            && let Err(e) = attached.capture.shadow.forget_before(index)
-        {
+        let shadow = match &mut self.state {
+            State::Attached(attached) => &mut attached.capture.shadow,
+            State::Resting(resting) => &mut resting.shadow,
+            _ => return,
+        };
+        if let Err(e) = shadow.forget_before(index) {
             warn!("{}: cannot remove an old shadow WAL: {e}; it stays", self.settings.database.display());
         }
     }
@@ -241,8 +271,12 @@ impl Source {
     pub fn next_timeout(&self, now: Instant) -> Option<Instant> {
         match &self.state {
             State::Lent => None,
-            State::Absent | State::Detached | State::Refused(_) if self.job_in_flight => None,
+            State::Absent | State::Detached | State::Resting(_) | State::Refused(_) if self.job_in_flight => {
+                None
+            }
             State::Absent => self.dirty.any().then_some(now),
+            State::Resting(_) => self.resting_timeout(now),
+            State::Detached if self.settle_at.is_some() => self.resting_timeout(now),
             State::Detached | State::Refused(_) => Some(self.retry.map_or(now, |retry| retry.at)),
             State::Attached(_) => self.attached_timeout(now),
         }
@@ -268,7 +302,8 @@ impl Source {
         let checkpoint = checkpoint.map(|due| at(self.move_at).map_or(due, |moves| due.max(moves)));
         let checkpoint = checkpoint.filter(|_| self.may_checkpoint());
         let aside = self.aside.map(|aside| aside.next);
-        let times = [at(self.recheck), at(self.move_at), at(self.yield_at), aside, checkpoint];
+        let let_go = self.let_go_at.filter(|_| !self.job_in_flight);
+        let times = [at(self.recheck), at(self.move_at), at(self.yield_at), aside, checkpoint, let_go];
         times.into_iter().flatten().min()
     }
 
@@ -282,7 +317,9 @@ impl Source {
         let job = match &self.state {
             State::Attached(_) => self.attached_turn(now, generation),
             State::Lent => None,
-            State::Absent | State::Detached | State::Refused(_) => self.attach_turn(now, generation),
+            State::Absent | State::Detached | State::Resting(_) | State::Refused(_) => {
+                self.attach_turn(now, generation)
+            }
         };
         self.job_in_flight |= job.is_some();
         job
@@ -291,6 +328,9 @@ impl Source {
     fn attach_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
         let is_due = match self.state {
             State::Absent => self.dirty.any(),
+            _ if self.job_in_flight => false,
+            State::Resting(_) => self.is_wanted(now),
+            State::Detached if self.settle_at.is_some() => self.is_wanted(now),
             _ => self.retry.is_none_or(|retry| now >= retry.at),
         };
         if self.job_in_flight || !is_due {
@@ -300,11 +340,18 @@ impl Source {
             }
             return None;
         }
-        self.dirty = Dirty::default();
+        (self.dirty, self.settle_at) = (Dirty::default(), None);
         if self.is_still_read() {
             self.refuse(Refusal::StillReading, now);
             return None;
         }
+        let resting = match std::mem::replace(&mut self.state, State::Detached) {
+            State::Resting(resting) => Some(resting),
+            other => {
+                self.state = other;
+                None
+            }
+        };
         Some(LocalJob::Attach(AttachRequest {
             database: self.settings.database.clone(),
             wal: self.wal.clone(),
@@ -312,6 +359,8 @@ impl Source {
             disk: Arc::clone(&self.disk),
             next_generation: generation,
             forced_break: self.forced_break.clone(),
+            resting,
+            is_needed: self.is_needed || self.requested_break.is_some(),
         }))
     }
 
@@ -325,6 +374,9 @@ impl Source {
     fn attached_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
         if std::mem::take(&mut self.dirty.folder) && !self.is_at_path() {
             self.leaving = Some(Break::DatabaseReplaced);
+        }
+        if self.leaving.is_none() {
+            self.look_around(now);
         }
         if self.leaving.is_some() {
             self.detach(now);
@@ -347,7 +399,7 @@ impl Source {
             self.yield_to_checkpoint(now);
         }
         let waits = self.job_in_flight || self.leaving.is_some() || self.aside.is_some();
-        if waits { None } else { self.job(now) }
+        if waits { None } else { self.job(now).or_else(|| self.let_go_job(now)) }
     }
 
     fn is_at_path(&self) -> bool {

@@ -5,7 +5,7 @@ use super::job::{CheckpointFailure, LocalOutcome};
 use super::recheck::Recheck;
 use super::round::UrgentReport;
 use super::{LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
-use crate::core::sync::Break;
+use crate::core::sync::{Break, Dirty};
 use crate::shadow::ShadowSync;
 use crate::sqlite::{SqliteError, WalExtent};
 use log::{error, info, warn};
@@ -29,6 +29,7 @@ impl Source {
                 if let State::Attached(attached) = &mut self.state {
                     attached.checkpointer = Some(checkpointer);
                 }
+                self.sighting = None; // the file was written, by us
                 let is_durable = synced.is_none_or(|(sync, result)| self.on_synced(&sync, result));
                 match result {
                     Some(result) if is_durable => self.on_checkpoint(result, now),
@@ -37,8 +38,10 @@ impl Source {
             }
             LocalOutcome::Urgent(attached, report) => {
                 self.state = State::Attached(attached);
+                self.sighting = None;
                 self.on_urgent(report, now);
             }
+            LocalOutcome::LetGo(outcome) => self.on_let_go(outcome, now),
             LocalOutcome::Removed(result) => {
                 if let Err(e) = result {
                     let meta = self.settings.meta.display();
@@ -75,6 +78,13 @@ impl Source {
                 self.retry = None;
             }
             AttachOutcome::Refused(refusal) => self.refuse(refusal, now),
+            AttachOutcome::Resting(resting) => {
+                let generation = resting.shadow.extent().generation;
+                info!("{name}: nobody has it open, and nothing has changed in generation {generation}");
+                self.state = State::Resting(resting);
+                self.hold_nothing();
+                self.dirty = Dirty::ALL;
+            }
             AttachOutcome::Attached { attached, reason, was_switched } => {
                 if was_switched {
                     info!("{name}: was not in WAL mode; it is now, and stays so");

@@ -33,7 +33,7 @@ pub struct UrgentReport {
 }
 
 /// Why a round stops before its end.
-enum Stop {
+pub(super) enum Stop {
     /// Somebody was in the way, or the budget is used up. Nothing is lost; the round is tried again.
     Later,
     Broken(Break),
@@ -93,7 +93,7 @@ fn locked_part(attached: &mut Attached, database: &Path, until: Instant) -> Resu
 }
 
 /// A passive checkpoint, interrupted at `until`. Returns how many frames are left.
-fn checkpoint(attached: &Attached, database: &Path, until: Option<Instant>) -> Result<u32, Stop> {
+pub(super) fn checkpoint(attached: &Attached, database: &Path, until: Option<Instant>) -> Result<u32, Stop> {
     if !attached.is_at_path(database) {
         return Err(Stop::Broken(Break::DatabaseReplaced));
     }
@@ -122,7 +122,7 @@ fn checkpoint(attached: &Attached, database: &Path, until: Option<Instant>) -> R
 }
 
 /// Copies what is committed, makes it durable, and moves the reader behind it.
-fn move_reader(attached: &mut Attached, until: Option<Instant>) -> Result<(), Stop> {
+pub(super) fn move_reader(attached: &mut Attached, until: Option<Instant>) -> Result<(), Stop> {
     for _ in 0..MOST_MOVES {
         if until.is_some_and(|until| Instant::now() >= until) {
             return Err(Stop::Later);

@@ -60,6 +60,7 @@ database                     /a.db
   max-checkpoint-page-count  0: never force
   checkpoint-interval        60.0 s
   max-write-block            20.0 ms
+  let-go-after               1.0 s
   replica sftp               sftp://u@h/p
     sync-interval            10.0 s
     durability               fsync

@@ -114,13 +114,14 @@ fn a_litestream_file_with_folders_and_sftp_works_unchanged() {
 #[test]
 fn our_own_keys_are_read() {
     let config = valid(
-        "socket: /tmp/agent.sock\ndbs:\n- path: /a.db\n  max-write-block: 5ms\n  max-checkpoint-page-count: 0\n  \
+        "socket: /tmp/agent.sock\ndbs:\n- path: /a.db\n  max-write-block: 5ms\n  let-go-after: never\n  max-checkpoint-page-count: 0\n  \
          replicas:\n  - {type: sftp, host: h, user: u, durability: write, host-key: ssh-ed25519 AAAA}\n  \
          - type: sftp\n    host: i\n    user: u\n    host-key:\n    - ssh-ed25519 AAAA\n    - SHA256:x\n",
     );
     assert_eq!(config.socket, Path::new("/tmp/agent.sock"));
     let database = &config.databases[0];
     assert_eq!(database.max_write_block, Duration::from_millis(5));
+    assert_eq!(database.let_go_after, None);
     assert_eq!(database.checkpoint.max_pages, 0);
     assert_eq!(database.replicas[0].durability, Durability::Write);
     let names: Vec<_> = database.replicas.iter().map(|replica| replica.name.as_str()).collect();

@@ -22,6 +22,7 @@ mod replica;
 mod replica_faults;
 mod replicas;
 mod restart;
+mod resting;
 mod restore;
 mod restore_damage;
 mod segment;

@@ -51,7 +51,7 @@ fn failing() -> ReplicaState {
 fn health_follows_the_rules() {
     use Health::{Failing, Healthy, Lagging};
     use ReplicaState::{Connecting, SendingSnapshot, Streaming};
-    use SourceState::{Absent, Attached, Detached};
+    use SourceState::{Absent, Attached, Attaching, Detached};
     let refused = || SourceState::Refused("journal_mode is DELETE".into());
     let snapshot = || SendingSnapshot { done: 1, total: 2 };
     let cases = [
@@ -63,6 +63,8 @@ fn health_follows_the_rules() {
         (Attached, Connecting, 0, NOW, Lagging),
         (Attached, snapshot(), 0, NOW, Lagging),
         (Attached, failing(), 0, NOW, Failing),
+        (Attaching, Streaming, 0, NOW, Lagging),
+        (Attaching, failing(), 0, NOW, Failing),
         (Detached, Streaming, 0, NOW, Healthy),
         (Detached, Streaming, 1, LONG, Lagging),
         (Detached, Connecting, 0, NOW, Lagging),

@@ -161,7 +161,8 @@ pub fn first(status: &Value) -> &Value {
 pub fn is_streaming(status: &Value) -> bool {
     let database = first(status);
     let replica = &database["replicas"][0];
-    database["state"] == "attached" && replica["state"] == "streaming" && replica["lag_bytes"] == 0
+    let is_followed = database["state"] == "attached" || database["state"] == "detached";
+    is_followed && replica["state"] == "streaming" && replica["lag_bytes"] == 0
 }
 
 /// How many commits a database that one plain `writer` wrote holds: they are the first ones, and whole.

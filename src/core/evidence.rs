@@ -1,0 +1,172 @@
+//! What proves that a database which nobody held is still what was copied: its file's times, size and inode, noted
+//! while everything was in it and all others were kept out.
+
+use super::position::{Generation, Index, Offset, Position};
+use std::time::Duration;
+
+/// A file system that keeps nanoseconds gives a later write another time if this has passed (its clock ticks every
+/// 10 ms at the slowest).
+const FINE_AGE: Duration = Duration::from_millis(20);
+/// The same, for a file system that keeps seconds (or two of them, as FAT).
+const COARSE_AGE: Duration = Duration::from_secs(3);
+
+/// A file as `fstat` describes it. Times are since 1970; anything that writes to the file changes `modified`, and
+/// whatever sets that back changes `changed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// The file's number on its file system.
+    pub inode: u64,
+    /// Bytes.
+    pub size: u64,
+    /// mtime.
+    pub modified: Duration,
+    /// ctime.
+    pub changed: Duration,
+}
+
+impl Stamp {
+    /// How long until a later write is sure to show; zero if it is by now.
+    pub fn ripens_in(&self, now: Duration) -> Duration {
+        let is_coarse = self.modified.subsec_nanos() == 0 || self.changed.subsec_nanos() == 0;
+        let age = if is_coarse { COARSE_AGE } else { FINE_AGE };
+        (self.modified.max(self.changed) + age).saturating_sub(now)
+    }
+}
+
+/// The proof, as it was when the database was let go of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evidence {
+    /// Everything before this was in the database file.
+    pub position: Position,
+    /// The database file.
+    pub stamp: Stamp,
+    /// The boot it was noted in: a power cut can take back what times promise.
+    pub boot: String,
+}
+
+impl Evidence {
+    /// Whether the file is still what it was at [`Evidence::position`].
+    pub fn holds(&self, position: Position, stamp: Stamp, boot: &str) -> bool {
+        self.position == position && self.stamp == stamp && self.boot == boot
+    }
+
+    /// As a line of text.
+    pub fn to_line(&self) -> String {
+        let Evidence { position, stamp, boot } = self;
+        let time = |t: Duration| format!("{}.{:09}", t.as_secs(), t.subsec_nanos());
+        let (generation, index, offset) = (position.generation, position.index, position.offset.get());
+        let (modified, changed) = (time(stamp.modified), time(stamp.changed));
+        format!("{generation} {index} {offset} {} {} {modified} {changed} {boot}\n", stamp.inode, stamp.size)
+    }
+
+    /// From such a line; `None` for any other.
+    pub fn parse(line: &str) -> Option<Self> {
+        let mut words = line.strip_suffix('\n')?.split(' ');
+        let mut next = || words.next();
+        let generation: Generation = next()?.parse().ok()?;
+        let index: Index = next()?.parse().ok()?;
+        let offset = Offset::new(next()?.parse().ok()?);
+        let (inode, size) = (next()?.parse().ok()?, next()?.parse().ok()?);
+        let (modified, changed) = (parse_time(next()?)?, parse_time(next()?)?);
+        let boot = next()?.to_owned();
+        let position = Position { generation, index, offset };
+        let is_all = words.next().is_none() && !boot.is_empty();
+        is_all.then_some(Evidence { position, stamp: Stamp { inode, size, modified, changed }, boot })
+    }
+}
+
+fn parse_time(text: &str) -> Option<Duration> {
+    let (seconds, nanos) = text.split_once('.')?;
+    let nanos: u32 = (nanos.len() == 9).then(|| nanos.parse().ok()).flatten()?;
+    Some(Duration::new(seconds.parse().ok()?, nanos))
+}
+
+/// What was seen of a database file at one moment while we hold it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sighting {
+    /// The file.
+    pub stamp: Stamp,
+    /// The WAL, and how much of it was in the file.
+    pub backfilled: (Index, u32),
+    /// Nobody but us had the database open.
+    pub alone: bool,
+}
+
+impl Sighting {
+    /// Whether something other than SQLite has written the file since: nobody was there who could have checkpointed,
+    /// and no checkpoint has ended. (`cp` over a database keeps its inode.)
+    ///
+    /// Only between two sightings of nobody: a program that was killed in its checkpoint leaves a file that was
+    /// written, too.
+    pub fn is_foreign(&self, later: &Sighting) -> bool {
+        self.alone && later.alone && self.stamp != later.stamp && self.backfilled == later.backfilled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(modified: Duration) -> Stamp {
+        Stamp { inode: 7, size: 4096, modified, changed: modified }
+    }
+
+    fn evidence() -> Evidence {
+        let position = Position {
+            generation: Generation::from_random(1),
+            index: Index::ZERO,
+            offset: Offset::new(4152),
+        };
+        Evidence { position, stamp: stamp(Duration::new(1000, 5)), boot: "a-b-c".to_owned() }
+    }
+
+    #[test]
+    fn a_line_comes_back_and_no_other_line_does() {
+        let line = evidence().to_line();
+        assert_eq!(Evidence::parse(&line), Some(evidence()));
+        for end in 0..line.len() {
+            assert_eq!(Evidence::parse(&line[..end]), None, "{}", &line[..end]);
+        }
+        assert_eq!(Evidence::parse(&line.replace('\n', " more\n")), None);
+    }
+
+    #[test]
+    fn evidence_holds_only_if_nothing_differs() {
+        let evidence = evidence();
+        let (position, same, boot) = (evidence.position, evidence.stamp, "a-b-c");
+        assert!(evidence.holds(position, same, boot));
+        assert!(!evidence.holds(position, same, "another boot"));
+        assert!(!evidence.holds(Position { offset: Offset::ZERO, ..position }, same, boot));
+        let later = Duration::new(1000, 6);
+        for other in [
+            Stamp { inode: 8, ..same },
+            Stamp { size: 8192, ..same },
+            Stamp { modified: later, ..same },
+            Stamp { changed: later, ..same },
+        ] {
+            assert!(!evidence.holds(position, other, boot), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn times_count_once_a_later_write_must_show() {
+        let at = |seconds, millis: u32| Duration::new(seconds, millis * 1_000_000);
+        assert_eq!(stamp(at(10, 1)).ripens_in(at(10, 1)), FINE_AGE);
+        assert_eq!(stamp(at(10, 1)).ripens_in(at(10, 21)), Duration::ZERO);
+        assert_eq!(stamp(at(10, 0)).ripens_in(at(10, 500)), Duration::from_millis(2500), "whole seconds");
+        assert_eq!(stamp(at(10, 0)).ripens_in(at(13, 0)), Duration::ZERO);
+        assert_eq!(stamp(at(20, 1)).ripens_in(at(10, 1)), at(10, 20), "the clock was set back");
+    }
+
+    #[test]
+    fn only_a_write_without_a_checkpoint_while_nobody_was_there_is_foreign() {
+        let before =
+            Sighting { stamp: stamp(Duration::new(1, 1)), backfilled: (Index::ZERO, 3), alone: true };
+        let written = Sighting { stamp: stamp(Duration::new(2, 1)), ..before };
+        assert!(before.is_foreign(&written));
+        assert!(!before.is_foreign(&before));
+        assert!(!before.is_foreign(&Sighting { alone: false, ..written }));
+        assert!(!Sighting { alone: false, ..before }.is_foreign(&written));
+        assert!(!before.is_foreign(&Sighting { backfilled: (Index::ZERO, 4), ..written }));
+    }
+}

@@ -1,0 +1,94 @@
+//! The evidence that a database at rest is still what was copied: gathered from its file, kept in the meta folder.
+
+use crate::core::evidence::{Evidence, Stamp};
+use crate::core::position::WAL_HEADER_LENGTH;
+use crate::core::wal::{WalHeader, WalHeaderBytes};
+use crate::disk::Disk;
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const EVIDENCE_FILE: &str = "evidence";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+fn stamp(metadata: &Metadata) -> Stamp {
+    // Before 1970 is as good as 1970: such a file is old either way.
+    let since_1970 = |seconds: i64, nanos: i64| {
+        Duration::new(seconds.try_into().unwrap_or_default(), nanos.try_into().unwrap_or_default())
+    };
+    Stamp {
+        inode: metadata.ino(),
+        size: metadata.len(),
+        modified: since_1970(metadata.mtime(), metadata.mtime_nsec()),
+        changed: since_1970(metadata.ctime(), metadata.ctime_nsec()),
+    }
+}
+
+/// Of an open file.
+///
+/// # Errors
+/// The kernel's.
+pub fn stamp_of(file: &File) -> io::Result<Stamp> {
+    file.metadata().map(|metadata| stamp(&metadata))
+}
+
+/// Of the file at a path, if there is one.
+pub fn stamp_at(path: &Path) -> Option<Stamp> {
+    std::fs::metadata(path).ok().map(|metadata| stamp(&metadata))
+}
+
+/// The wall clock, as file systems write it into their times.
+pub fn file_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Which boot this is; `None` where the kernel does not tell, and then nothing is proven.
+pub fn boot() -> Option<String> {
+    let text = std::fs::read_to_string(BOOT_ID).ok()?;
+    Some(text.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
+/// The header of the WAL at a path, if there is a valid one.
+pub fn wal_header(path: &Path) -> Option<WalHeader> {
+    read_header(path).ok().and_then(|bytes| WalHeader::parse(&bytes).ok())
+}
+
+/// Whether the WAL at a path is the first one since its file was made: SQLite counts restarts in its header (file
+/// format 4.1, checkpoint sequence number), and begins with 0.
+pub fn is_new_wal(path: &Path) -> bool {
+    match read_header(path) {
+        Ok(bytes) => WalHeader::parse(&bytes).is_ok_and(|header| header.sequence() == 0),
+        Err(error) => matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound),
+    }
+}
+
+fn read_header(path: &Path) -> io::Result<WalHeaderBytes> {
+    let mut bytes = [0; WAL_HEADER_LENGTH as usize];
+    File::open(path)?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Keeps the evidence for the next run.
+///
+/// # Errors
+/// The disk's.
+pub fn keep(disk: &dyn Disk, meta: &Path, evidence: &Evidence) -> io::Result<()> {
+    disk.replace(&meta.join(EVIDENCE_FILE), evidence.to_line().as_bytes())
+}
+
+/// What an earlier run kept, if it can be read.
+pub fn kept(disk: &dyn Disk, meta: &Path) -> Option<Evidence> {
+    let text = disk.read(&meta.join(EVIDENCE_FILE)).ok().flatten()?;
+    Evidence::parse(&String::from_utf8(text).ok()?)
+}
+
+/// Forgets it. Must happen before a newer frame is copied. (After a power cut it may be there again, and proves nothing
+/// in another boot.)
+///
+/// # Errors
+/// The disk's; then the database must not be attached to.
+pub fn forget(disk: &dyn Disk, meta: &Path) -> io::Result<()> {
+    disk.remove(&meta.join(EVIDENCE_FILE))
+}

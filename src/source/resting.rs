@@ -1,0 +1,188 @@
+//! Whether anybody else has the database open: letting go of it when nobody has, and coming back when somebody does.
+
+use super::attach::Attached;
+use super::job::LocalJob;
+use super::let_go::{LetGoOutcome, LetGoRequest, Stay};
+use super::proof;
+use super::recheck::Recheck;
+use super::{Source, State, Task};
+use crate::core::checkpoint::CheckpointState;
+use crate::core::evidence::Sighting;
+use crate::core::sync::{Break, Dirty};
+use crate::locks;
+use crate::sqlite::WalExtent;
+use log::{info, warn};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A file that was put in the database's place, or over it, is opened by us when nothing has happened to it for so
+/// long: it might still be on its way. When its application opens it, so do we, at once.
+pub(super) const SETTLE_PAUSE: Duration = Duration::from_secs(3);
+/// Letting go did not work: the first pause before it is tried again without an event, doubled up to the longest.
+const AGAIN_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_AGAIN_PAUSE: Duration = Duration::from_secs(60);
+
+impl Source {
+    /// Whether a replica needs the database file; then it is held even if nobody else has it open.
+    pub fn need(&mut self, is_needed: bool) {
+        self.is_needed = is_needed;
+    }
+
+    /// Notices who is there, and a file that was written by nobody who is. Only where that can have changed: a busy
+    /// application's every commit need not be asked about.
+    pub(super) fn look_around(&mut self, now: Instant) {
+        let dirty = self.dirty;
+        let has_file_event = dirty.database || dirty.closed || dirty.folder;
+        let is_alone = self.sighting.is_none_or(|sighting| sighting.alone);
+        if self.sighting.is_some() && !has_file_event && !(is_alone && dirty.any()) {
+            return;
+        }
+        let before = self.sighting.take();
+        let State::Attached(attached) = &self.state else { return };
+        // While our own checkpoint writes, the file's times say nothing.
+        let Some(sighting) = attached.checkpointer.as_ref().and_then(|_| sight(attached)) else { return };
+        if before.is_some_and(|before| before.is_foreign(&sighting)) {
+            self.leaving = Some(Break::DatabaseOverwritten);
+            return;
+        }
+        if dirty.closed {
+            self.let_go_again = None;
+        }
+        if !sighting.alone {
+            self.let_go_at = None;
+        } else if dirty.any() || self.let_go_at.is_none() {
+            let pause = self.let_go_again.map_or(Duration::ZERO, |again| again.pause);
+            self.let_go_at = self.settings.let_go_after.map(|quiet| now + quiet.max(pause));
+        }
+        self.sighting = Some(sighting);
+    }
+
+    /// Lends everything to a worker that lets go, if it is time.
+    pub(super) fn let_go_job(&mut self, now: Instant) -> Option<LocalJob> {
+        if self.let_go_at.is_none_or(|at| now < at) {
+            return None;
+        }
+        let (State::Attached(attached), Some(sighting)) = (&self.state, self.sighting) else { return None };
+        let is_read = Arc::strong_count(&attached.descriptor) > 1;
+        let again = Recheck::after(self.let_go_again, AGAIN_PAUSE, LONGEST_AGAIN_PAUSE, now);
+        self.let_go_again = Some(again);
+        if self.is_needed || is_read || self.requested_break.is_some() || !attached.capture.guarded {
+            self.let_go_at = Some(again.at);
+            return None;
+        }
+        self.let_go_at = None;
+        match std::mem::replace(&mut self.state, State::Lent) {
+            State::Attached(attached) => Some(LocalJob::LetGo(LetGoRequest {
+                attached,
+                database: self.settings.database.clone(),
+                wal: self.wal.clone(),
+                meta: self.settings.meta.clone(),
+                disk: Arc::clone(&self.disk),
+                stamp: sighting.stamp,
+            })),
+            other => {
+                self.state = other;
+                None
+            }
+        }
+    }
+
+    pub(super) fn on_let_go(&mut self, outcome: LetGoOutcome, now: Instant) {
+        let name = self.settings.database.display();
+        self.sighting = None;
+        match outcome {
+            LetGoOutcome::Resting(resting) => {
+                info!("{name}: nobody has it open: let go of, with everything in its file");
+                self.state = State::Resting(resting);
+                self.hold_nothing();
+                (self.let_go_again, self.stay) = (None, None);
+                // Whoever came in meanwhile was not looked for.
+                self.dirty = Dirty::ALL;
+            }
+            LetGoOutcome::Kept(attached, stay) => {
+                self.state = State::Attached(attached);
+                self.on_stay(stay, now);
+            }
+            LetGoOutcome::Lost(problem) => {
+                warn!("{name}: {problem}; attaching again");
+                self.state = State::Detached;
+                self.hold_nothing();
+                (self.dirty, self.retry) = (Dirty::ALL, None);
+            }
+        }
+    }
+
+    fn on_stay(&mut self, stay: Stay, now: Instant) {
+        let name = self.settings.database.display();
+        match &stay {
+            Stay::Used | Stay::Later => {}
+            Stay::Young(pause) => self.let_go_at = Some(now + *pause),
+            Stay::OpenIn(process) if self.stay.as_ref() != Some(&stay) => {
+                info!("{name}: stays attached: {process} has its WAL open, though without a lock");
+            }
+            Stay::OpenIn(_) => {}
+            Stay::Broken(reason) => self.on_break(reason.clone()),
+            Stay::Failed(problem) if self.stay.as_ref() != Some(&stay) => {
+                warn!("{name}: cannot let go of it: {problem}; it is tried again by itself");
+            }
+            Stay::Failed(_) => {}
+        }
+        self.stay = Some(stay);
+    }
+
+    /// Forgets what only matters while a database is held.
+    pub(super) fn hold_nothing(&mut self) {
+        (self.recheck, self.move_at, self.hot) = (None, None, false);
+        (self.yield_at, self.aside, self.yielded_at) = (None, None, None);
+        (self.urgent_next, self.needs_sync) = (false, false);
+        (self.sighting, self.let_go_at, self.settle_at) = (None, None, None);
+        self.checkpoint = CheckpointState::new();
+        self.extent = WalExtent { frames: 0, backfilled: 0 };
+        self.problems.remove(&Task::Look);
+        self.problems.remove(&Task::MoveReader);
+        self.problems.remove(&Task::Checkpoint);
+    }
+
+    /// Whether a database that is not held has changed, and is only not opened yet.
+    pub fn has_changed(&self) -> bool {
+        self.settle_at.is_some()
+    }
+
+    /// When a database that is not held is looked at though nothing happens to it.
+    pub(super) fn resting_timeout(&self, now: Instant) -> Option<Instant> {
+        let is_due = self.is_needed || self.requested_break.is_some() || self.dirty.any();
+        if is_due { Some(now) } else { self.settle_at }
+    }
+
+    /// Whether a database that is not held is to be attached to now: somebody has opened it, a replica needs it, or it
+    /// has changed and come to rest.
+    pub(super) fn is_wanted(&mut self, now: Instant) -> bool {
+        let dirty = std::mem::take(&mut self.dirty);
+        let is_open = self.wal.exists() && self.wal_index.exists();
+        if is_open || self.is_needed || self.requested_break.is_some() {
+            return true;
+        }
+        if let State::Resting(resting) = &self.state {
+            match proof::stamp_at(&self.settings.database) {
+                None => return true, // attaching finds out whether it is gone
+                Some(stamp) if stamp == resting.evidence.stamp && !self.wal.exists() => {
+                    (self.settle_at, self.up_to_date_at) = (None, Some(now));
+                    return false;
+                }
+                Some(_) => {}
+            }
+        }
+        if dirty.any() || self.settle_at.is_none() {
+            self.settle_at = Some(now + SETTLE_PAUSE);
+        }
+        self.settle_at.is_some_and(|at| now >= at)
+    }
+}
+
+/// What is seen of the file and of others just now; `None` if it cannot be told.
+fn sight(attached: &Attached) -> Option<Sighting> {
+    let alone = !locks::is_shared(&attached.descriptor).ok()?;
+    let index = attached.capture.shadow.extent().index;
+    let backfilled = (index, attached.guard.query.wal_extent().ok()?.backfilled);
+    Some(Sighting { stamp: proof::stamp_of(&attached.descriptor).ok()?, backfilled, alone })
+}

@@ -1,0 +1,151 @@
+//! As if we were not there: a database that nobody else has open is let go of, and followed again when somebody does.
+
+use crate::support::agent::Agent;
+use crate::support::place::{Place, first, is_streaming};
+use crate::support::sqlite::Shell;
+use crate::support::wait::wait_until;
+use serde_json::Value;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const INSERT: &str = "INSERT INTO t (data) VALUES (randomblob(3000))";
+
+fn application(place: &Place) -> Shell {
+    let mut application = Shell::open(&place.database());
+    application
+        .run("PRAGMA journal_mode=wal; CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, data BLOB)");
+    application
+}
+
+fn wal_index(place: &Place) -> PathBuf {
+    place.path("app.db-shm")
+}
+
+/// Waits until nothing is held, and everything is in the file and on the replica.
+#[track_caller]
+fn wait_until_resting(place: &Place, agent: &Agent) {
+    let is_resting = |status: &Value| {
+        first(status)["state"] == "detached" && is_streaming(status) && !place.wal().exists()
+    };
+    agent.wait_for_status("lets go", is_resting);
+    assert!(!wal_index(place).exists(), "-shm is still there");
+}
+
+fn position(agent: &Agent) -> (String, u64) {
+    let status = agent.status().expect("the agent runs");
+    let database = first(&status);
+    let generation = database["generation"].as_str().expect("a generation").to_owned();
+    (generation, database["breaks"]["count"].as_u64().expect("a number"))
+}
+
+#[test]
+fn when_the_last_connection_is_closed_the_file_alone_is_the_database() {
+    let place = Place::new();
+    let mut first_run = application(&place);
+    let agent = place.streaming_agent(&[]);
+    first_run.run(INSERT);
+    first_run.close();
+    wait_until_resting(&place, &agent);
+    let open_files = fs::read_dir(format!("/proc/{}/fd", agent.pid())).expect("the agent runs");
+    let links = open_files.filter_map(|entry| fs::read_link(entry.expect("readable").path()).ok());
+    assert!(!links.into_iter().any(|file| file == place.database()), "the agent has it open");
+    fs::copy(place.database(), place.path("copy.db")).expect("the folder is ours");
+    let mut copy = Shell::open(&place.path("copy.db"));
+    assert_eq!(copy.value("SELECT count(*) FROM t"), "1");
+    place.assert_restores();
+    place.stop(agent);
+}
+
+#[test]
+fn the_generation_goes_on_each_time_the_application_comes_back() {
+    let place = Place::new();
+    application(&place).close();
+    let agent = place.streaming_agent(&["let-go-after: 100ms"]);
+    wait_until_resting(&place, &agent);
+    let before = position(&agent);
+    for run in 1..=10 {
+        let mut application = application(&place);
+        agent.wait_for_status("attaches", |status| first(status)["state"] == "attached");
+        (0..run).for_each(|_| drop(application.run(INSERT)));
+        application.close();
+        wait_until_resting(&place, &agent);
+    }
+    assert_eq!(position(&agent), before, "another generation has begun");
+    assert_eq!(place.objects("snapshots").len(), 1);
+    place.assert_restores();
+    place.stop(agent);
+}
+
+#[test]
+fn what_was_let_go_of_goes_on_after_the_agent_was_restarted() {
+    let place = Place::new();
+    application(&place).close();
+    let agent = place.streaming_agent(&["let-go-after: 100ms"]);
+    wait_until_resting(&place, &agent);
+    let before = position(&agent);
+    place.stop(agent);
+    let agent = place.agent(&["let-go-after: 100ms"]);
+    agent.wait_for_log("nobody has it open, and nothing has changed");
+    assert!(!place.wal().exists(), "the agent has opened a database at rest");
+    let mut application = application(&place);
+    application.run(INSERT);
+    place.wait_until_replicated(&agent);
+    assert_eq!(position(&agent), before, "another generation has begun");
+    assert_eq!(place.objects("snapshots").len(), 1);
+    place.stop(agent);
+    place.assert_restores();
+}
+
+#[test]
+fn a_database_changed_while_the_agent_was_down_begins_a_new_generation() {
+    let place = Place::new();
+    application(&place).close();
+    let agent = place.streaming_agent(&["let-go-after: 100ms"]);
+    wait_until_resting(&place, &agent);
+    place.stop(agent);
+    let mut unseen = application(&place);
+    unseen.run(INSERT);
+    unseen.close();
+    assert!(!place.wal().exists());
+    let agent = place.agent(&[]);
+    agent.wait_for_log("the database was changed while the agent did not hold it");
+    place.wait_until_replicated(&agent);
+    place.stop(agent);
+    place.assert_restores();
+}
+
+#[test]
+fn a_database_held_by_a_child_without_locks_is_not_let_go_of() {
+    let place = Place::new();
+    let application = application(&place);
+    let agent = place.streaming_agent(&["let-go-after: 100ms"]);
+    // POSIX locks are not inherited: what holds the WAL here is only a descriptor.
+    let held = fs::File::open(place.wal()).expect("the WAL is there");
+    let mut child = std::process::Command::new("sleep").arg("1000").stdin(held).spawn().expect("sleep runs");
+    application.close();
+    agent.wait_for_log("stays attached: sleep (process");
+    assert!(place.wal().exists());
+    child.kill().and_then(|()| child.wait()).expect("it is our child");
+    wait_until("the WAL goes when the child has gone", DEADLINE, || !place.wal().exists());
+    place.stop(agent);
+    place.assert_restores();
+}
+
+#[test]
+fn a_database_stays_attached_if_it_is_never_to_be_let_go_of() {
+    let place = Place::new();
+    let mut first_run = application(&place);
+    let agent = place.streaming_agent(&["let-go-after: never"]);
+    first_run.run(INSERT);
+    first_run.close();
+    place.wait_until_replicated(&agent);
+    let second_run = application(&place);
+    second_run.close();
+    assert!(place.wal().exists());
+    let status = agent.status().expect("the agent runs");
+    assert_eq!(first(&status)["state"], "attached");
+    place.stop(agent);
+    place.assert_restores();
+}
