@@ -4,11 +4,12 @@
 mod replica_room;
 
 use crate::config::{Config, DatabaseConfig};
+use crate::control::Reply;
 use crate::core::checkpoint::CheckpointPolicy;
 use crate::core::position::{Generation, Position};
 use crate::core::replica::{Failure, Finding, Outcome, Replica};
 use crate::core::shadow::ShadowExtent;
-use crate::core::status::{AgentStatus, Breaks, DatabaseStatus, Moment, SourceState};
+use crate::core::status::{AgentStatus, Breaks, DatabaseStatus, Health, Moment, SourceState};
 use crate::core::sync::{Break, Dirty};
 use crate::disk::Disk;
 use crate::source::{Source, SourceSettings, State};
@@ -17,7 +18,7 @@ use crate::worker::{Completed, Workers};
 use log::{info, warn};
 use rand::{RngExt, SeedableRng};
 use replica_room::ReplicaRoom;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -206,6 +207,18 @@ impl Agent {
             pending.iter().for_each(|what| info!("waiting for {what}"));
         }
         None
+    }
+
+    /// Lets go of a database as soon as it can; says whether it has, or what it still waits for.
+    pub fn detach(&mut self, path: &Path, now: Now) -> Reply {
+        let Some(database) = self.databases.iter_mut().find(|d| d.source.database() == path) else {
+            let body = format!("this agent does not replicate {}\n", path.display());
+            return Reply { health: Health::Failing, body };
+        };
+        match database.source.detach_now(now.mono) {
+            None => Reply { health: Health::Healthy, body: String::new() },
+            Some(why) => Reply { health: Health::Lagging, body: format!("{}: {why}\n", path.display()) },
+        }
     }
 
     /// What `agent status` says.

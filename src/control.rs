@@ -1,7 +1,9 @@
 //! The control socket: how `agent status` asks a running agent, and how that one answers without ever waiting.
 //!
-//! A client sends one line, `status` or `status json`. The answer is one line with the health as the exit code of
-//! `agent status` (0 healthy, 1 lagging, 2 failing; or the word `error`), then the body; then the socket is closed.
+//! A client sends one line: `status`, `status json`, or `detach` and the path of a database. The answer is one line with
+//! the health as the exit code of `agent status` (0 healthy, 1 lagging, 2 failing; or the word `error`), then the body;
+//! then the socket is closed. To `detach`, 0 says that it is detached, 1 that it is not, yet, and why; 2 that the
+//! agent has no such database.
 
 mod json;
 
@@ -18,20 +20,23 @@ pub const MAX_CLIENTS: usize = 16;
 /// How many tokens a [`Server`] needs: its listener's, and one for each client.
 pub const TOKENS: usize = 1 + MAX_CLIENTS;
 
-/// The longest request in bytes; all that there are, are shorter.
-const MAX_REQUEST: usize = 64;
+/// The longest request in bytes: a word, and a path as long as the kernel takes them.
+const MAX_REQUEST: usize = 4096 + 16;
+const DETACH: &str = "detach ";
 /// How long a client waits for an answer: the agent's loop never waits, so a second would do.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Owner and group may ask.
 const MODE: u32 = 0o660;
 
 /// What can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// The status for people.
     Status,
     /// The status for programs.
     StatusJson,
+    /// To let go of a database as soon as nobody else has it open.
+    Detach(PathBuf),
 }
 
 /// An answer.
@@ -79,7 +84,7 @@ pub enum ControlError {
 ///
 /// # Errors
 /// [`ControlError::NotRunning`] if there is none; any other if it does not answer within five seconds.
-pub fn ask(socket: &Path, request: Request) -> Result<Reply, ControlError> {
+pub fn ask(socket: &Path, request: &Request) -> Result<Reply, ControlError> {
     let failed = |action| move |source| ControlError::Failed { action, path: socket.to_owned(), source };
     let mut stream = match std::os::unix::net::UnixStream::connect(socket) {
         Err(error) if is_nobody_there(&error) => return Err(ControlError::NotRunning(socket.to_owned())),
@@ -93,14 +98,14 @@ pub fn ask(socket: &Path, request: Request) -> Result<Reply, ControlError> {
     parse_reply(&answer).ok_or(ControlError::Answer { path: socket.to_owned(), answer })
 }
 
-/// The answer to a request.
-pub fn answer(request: Request, status: &AgentStatus) -> Vec<u8> {
-    let code = exit_code(status.health());
-    match request {
-        Request::Status => format!("{code}\n{status}"),
-        Request::StatusJson => format!("{code}\n{:#}\n", json::agent(status)),
-    }
-    .into_bytes()
+/// The status for people.
+pub fn status_reply(status: &AgentStatus) -> Reply {
+    Reply { health: status.health(), body: status.to_string() }
+}
+
+/// The status for programs.
+pub fn json_reply(status: &AgentStatus) -> Reply {
+    Reply { health: status.health(), body: format!("{:#}\n", json::agent(status)) }
 }
 
 /// The exit code of `agent status`.
@@ -109,6 +114,13 @@ pub fn exit_code(health: Health) -> u8 {
         Health::Healthy => 0,
         Health::Lagging => 1,
         Health::Failing => 2,
+    }
+}
+
+impl Reply {
+    /// As they are sent.
+    pub fn bytes(&self) -> Vec<u8> {
+        format!("{}\n{}", exit_code(self.health), self.body).into_bytes()
     }
 }
 
@@ -125,16 +137,21 @@ fn is_nobody_there(error: &io::Error) -> bool {
 
 impl Request {
     /// What a client sends, without the newline.
-    pub fn line(self) -> &'static str {
+    pub fn line(&self) -> String {
         match self {
-            Request::Status => "status",
-            Request::StatusJson => "status json",
+            Request::Status => "status".to_owned(),
+            Request::StatusJson => "status json".to_owned(),
+            Request::Detach(path) => format!("{DETACH}{}", path.display()),
         }
     }
 
     /// The request that a line is; `None` for any other line.
     pub fn parse(line: &str) -> Option<Self> {
-        [Request::Status, Request::StatusJson].into_iter().find(|request| request.line() == line)
+        match line {
+            "status" => Some(Request::Status),
+            "status json" => Some(Request::StatusJson),
+            _ => line.strip_prefix(DETACH).map(|path| Request::Detach(path.into())),
+        }
     }
 }
 
@@ -186,7 +203,7 @@ impl Server {
         (self.first.0..self.first.0 + TOKENS).contains(&token.0)
     }
 
-    /// Goes on with whatever `token` stands for, until it would have to wait. `answer` makes an answer, see [`answer`].
+    /// Goes on with whatever `token` stands for, until it would have to wait. `answer` makes an answer, see [`Reply::bytes`].
     pub fn ready(&mut self, token: Token, answer: &mut dyn FnMut(Request) -> Vec<u8>) {
         if token == self.first {
             self.accept();
@@ -240,7 +257,8 @@ impl Client {
             let Some(line) = self.receive()? else { return Ok(Progress::Waiting) };
             self.reply = Some(match Request::parse(&line) {
                 Some(request) => answer(request),
-                None => b"error\nthis agent knows the requests `status` and `status json`\n".to_vec(),
+                None => b"error\nthis agent knows the requests `status`, `status json` and `detach PATH`\n"
+                    .to_vec(),
             });
         }
         self.send()

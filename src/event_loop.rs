@@ -2,7 +2,7 @@
 
 use crate::agent::{self, Agent, Now};
 use crate::config::Config;
-use crate::control::{self, Server};
+use crate::control::{self, Request, Server};
 use crate::disk::OsDisk;
 use crate::watch::Watch;
 use crate::worker::Workers;
@@ -170,9 +170,18 @@ impl EventLoop {
     fn on_client(&mut self, token: Token) {
         let Self { agent, control, .. } = self;
         if let Some(control) = control.as_mut().filter(|control| control.owns(token)) {
-            control.ready(token, &mut |request| control::answer(request, &agent.status(now())));
+            control.ready(token, &mut |request| answer(agent, request));
         }
     }
+}
+
+fn answer(agent: &mut Agent, request: Request) -> Vec<u8> {
+    let reply = match request {
+        Request::Status => control::status_reply(&agent.status(now())),
+        Request::StatusJson => control::json_reply(&agent.status(now())),
+        Request::Detach(path) => agent.detach(&path, now()),
+    };
+    reply.bytes()
 }
 
 /// A clock that wakes the loop to the microsecond; a poll timeout is rounded up to a millisecond.

@@ -2,6 +2,7 @@
 
 mod config;
 mod demo;
+mod detach;
 mod replicate;
 mod restore;
 mod status;
@@ -18,7 +19,7 @@ pub const OK: u8 = 0;
 pub const FAILED: u8 = 1;
 /// The arguments or the configuration are wrong. (The command line's parser uses it, too.)
 pub const WRONG: u8 = 2;
-/// `status`: no agent is running, or it does not answer.
+/// `status`, `detach`: no agent is running, or it does not answer.
 pub const NOT_RUNNING: u8 = 3;
 /// `restore`: the replica was read, and there is nothing on it.
 pub const NOTHING_TO_RESTORE: u8 = 4;
@@ -30,7 +31,7 @@ Exit codes:
   0  all went well; `status`: healthy
   1  the command failed; `status`: lagging
   2  the arguments or the configuration are wrong; `status`: failing
-  3  `status`: no agent is running, or it does not answer
+  3  `status`, `detach`: no agent is running, or it does not answer
   4  `restore`: there is nothing to restore
   5  `restore`: the server's host key is not known, or not the known one
 
@@ -49,6 +50,7 @@ enum Command {
     Replicate(replicate::Arguments),
     Restore(restore::Arguments),
     Status(status::Arguments),
+    Detach(detach::Arguments),
     Demo(demo::Arguments),
     #[command(subcommand)]
     Config(config::Command),
@@ -71,6 +73,7 @@ impl Cli {
             Command::Replicate(arguments) => replicate::run(arguments),
             Command::Restore(arguments) => restore::run(arguments),
             Command::Status(arguments) => status::run(arguments),
+            Command::Detach(arguments) => detach::run(arguments),
             Command::Demo(arguments) => demo::run(arguments),
             Command::Config(command) => config::run(command),
         }

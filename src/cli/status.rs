@@ -22,7 +22,7 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<u8, Failure> {
     let socket = super::socket(arguments.socket, arguments.config.as_deref())?;
     let request = if arguments.json { Request::StatusJson } else { Request::Status };
-    let reply = control::ask(&socket, request).map_err(|error| Failure::new(NOT_RUNNING, error))?;
+    let reply = control::ask(&socket, &request).map_err(|error| Failure::new(NOT_RUNNING, error))?;
     super::print(&reply.body)?;
     Ok(control::exit_code(reply.health))
 }

@@ -130,6 +130,28 @@ impl Source {
         self.stay = Some(stay);
     }
 
+    /// Lets go as soon as nobody else is there; `None` if nothing is held, else what is in the way.
+    pub fn detach_now(&mut self, now: Instant) -> Option<String> {
+        match &self.state {
+            State::Absent | State::Resting(_) => return None,
+            State::Refused(refusal) => return Some(format!("not held, but refused: {refusal}")),
+            State::Detached | State::Lent => return Some("the agent is busy with it".to_owned()),
+            State::Attached(_) => {}
+        }
+        let is_alone = self.sighting.is_some_and(|sighting| sighting.alone);
+        if !is_alone {
+            self.dirty.closed = true;
+            return Some("another process has it open".to_owned());
+        }
+        self.let_go_at = Some(now);
+        Some(match &self.stay {
+            Some(Stay::OpenIn(process)) => format!("{process} has its WAL open"),
+            Some(Stay::Failed(problem)) => problem.clone(),
+            _ if self.is_needed => "a replica gets its snapshot".to_owned(),
+            _ => "the agent is letting go of it".to_owned(),
+        })
+    }
+
     /// Forgets what only matters while a database is held.
     pub(super) fn hold_nothing(&mut self) {
         (self.recheck, self.move_at, self.hot) = (None, None, false);

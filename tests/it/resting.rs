@@ -1,12 +1,16 @@
 //! As if we were not there: a database that nobody else has open is let go of, and followed again when somebody does.
 
 use crate::support::agent::Agent;
+use crate::support::compare::assert_same;
 use crate::support::place::{Place, first, is_streaming};
+use crate::support::process::output;
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
 use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -148,4 +152,86 @@ fn a_database_stays_attached_if_it_is_never_to_be_let_go_of() {
     assert_eq!(first(&status)["state"], "attached");
     place.stop(agent);
     place.assert_restores();
+}
+
+/// What `agent detach` answers: its exit code, and what it says.
+fn detach(place: &Place, agent: &Agent) -> (Option<i32>, String) {
+    let database = place.database();
+    let answer = agent.run("detach", &[database.to_str().expect("a plain name")]);
+    (answer.status.code(), String::from_utf8_lossy(&answer.stderr).into_owned())
+}
+
+#[test]
+fn detach_lets_go_at_once_and_says_why_it_cannot() {
+    let place = Place::new();
+    let mut application = application(&place);
+    application.run(INSERT);
+    let agent = place.streaming_agent(&["let-go-after: never"]);
+    let other = agent.run("detach", &["/no/such.db"]);
+    assert_eq!(other.status.code(), Some(2));
+    application.close();
+    assert_eq!(detach(&place, &agent), (Some(0), String::new()));
+    assert!(!place.wal().exists() && !wal_index(&place).exists());
+    let mut copy = Shell::open(&place.database());
+    assert_eq!(copy.value("SELECT count(*) FROM t"), "1");
+    agent.wait_for_status("comes back", |status| first(status)["state"] == "attached");
+    place.stop(agent);
+    place.assert_restores();
+}
+
+/// A backup with the same schema and other rows: frames of the database would fit only too well.
+fn backup(place: &Place) -> PathBuf {
+    let path = place.path("backup.db");
+    let mut backup = Shell::open(&path);
+    backup.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+    backup.run("INSERT INTO t (data) SELECT 'backup' || value FROM generate_series(1, 500)");
+    backup.close();
+    assert!(!place.path("backup.db-wal").exists());
+    path
+}
+
+/// An application writes and closes, `program` puts a backup in place so long afterwards, and the application starts
+/// so long after that: it must read the backup's rows and nothing else, and so must a restore.
+fn a_backup_put_in_place(program: &str, closed_before: Duration, starts_after: Duration) {
+    let place = Place::new();
+    let backup = backup(&place);
+    let mut first_run = application(&place);
+    let agent = place.streaming_agent(&[]);
+    for _ in 0..20 {
+        first_run.run("INSERT INTO t (data) SELECT 'app' || value FROM generate_series(1, 20)");
+    }
+    place.wait_until_replicated(&agent);
+    first_run.close();
+    // Not waiting for a condition: the moment is what is tested.
+    thread::sleep(closed_before);
+    output(Command::new(program).arg("-f").arg(&backup).arg(place.database()));
+    thread::sleep(starts_after);
+    let mut second_run = Shell::open(&place.database());
+    let when = format!("{program} {closed_before:?} {starts_after:?}: {}", agent.log());
+    assert_eq!(second_run.value("PRAGMA integrity_check"), "ok", "{when}");
+    assert_eq!(second_run.value("SELECT count(*), min(data LIKE 'backup%') FROM t"), "500|1", "{when}");
+    second_run.run(INSERT);
+    place.wait_until_replicated(&agent);
+    assert_same(&place.database(), &place.restore());
+    place.stop(agent);
+    place.assert_restores();
+}
+
+fn backups_put_in_place_at_every_moment(program: &str) {
+    for closed_before in [0, 5, 20, 100, 500, 950, 1000, 1050, 1200, 2000] {
+        for starts_after in [5, 50] {
+            let millis = Duration::from_millis;
+            a_backup_put_in_place(program, millis(closed_before), millis(starts_after));
+        }
+    }
+}
+
+#[test]
+fn a_backup_moved_into_place_is_the_database() {
+    backups_put_in_place_at_every_moment("mv");
+}
+
+#[test]
+fn a_backup_copied_into_place_is_the_database() {
+    backups_put_in_place_at_every_moment("cp");
 }

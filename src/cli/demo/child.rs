@@ -100,7 +100,7 @@ impl Agent {
         if let Some(status) = self.child.try_wait()? {
             bail!("the agent ended ({status}); its log ends:\n{}", self.last_lines());
         }
-        match control::ask(&self.socket, Request::StatusJson) {
+        match control::ask(&self.socket, &Request::StatusJson) {
             Ok(reply) => Ok(seen(&serde_json::from_str(&reply.body)?)),
             Err(ControlError::NotRunning(_)) => Ok(None),
             Err(error) => Err(error.into()),
