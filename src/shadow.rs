@@ -3,6 +3,7 @@
 //! Invariant: bytes below the end are committed, passed salt and checksum, and never change, so workers read them
 //! without a lock. The end is a number: what lies behind it in the file means nothing.
 
+use crate::core::evidence::DatabaseHeader;
 use crate::core::names;
 use crate::core::position::{Generation, Index, Offset, Position};
 use crate::core::scan::{Chain, FrameError};
@@ -19,6 +20,7 @@ use std::sync::Arc;
 const WINDOW: u64 = 1 << 20;
 /// The most scratch space, in bytes, that a database keeps while only small commits come.
 const LASTING_SCRATCH: u64 = 64 << 10;
+const FRAME_HEADER_LENGTH: usize = 24;
 /// Holds the present generation and the inode of its database.
 const GENERATION_FILE: &str = "generation";
 
@@ -235,6 +237,27 @@ impl ShadowWal {
             self.scratch = Vec::new();
         }
         Ok(())
+    }
+
+    /// The database's header in every frame of the present index that holds page 1, in their order.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn headers(&self) -> io::Result<Vec<DatabaseHeader>> {
+        let mut headers = Vec::new();
+        let Some(present) = &self.present else { return Ok(headers) };
+        let frame = present.chain.header().page_size().frame_length();
+        let mut at = Offset::FIRST_FRAME;
+        let mut bytes = [0; FRAME_HEADER_LENGTH + 100];
+        while at < self.extent.end {
+            present.file.read_at(&mut bytes, at.get())?;
+            let (frame_header, page) = bytes.split_at(FRAME_HEADER_LENGTH);
+            if frame_header.starts_with(&1u32.to_be_bytes()) {
+                headers.push(page.try_into().expect("BUG: 100 bytes were read"));
+            }
+            at = at.plus(frame);
+        }
+        Ok(headers)
     }
 
     /// What is to be made durable; `None` if everything is.

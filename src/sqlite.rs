@@ -163,6 +163,17 @@ impl Handle {
         self.extent_after(CheckpointMode::PASSIVE)
     }
 
+    /// The same, and makes nothing durable: the caller does, before and after.
+    ///
+    /// # Errors
+    /// As [`Handle::checkpoint`].
+    pub fn checkpoint_without_sync(&self) -> Result<WalExtent, SqliteError> {
+        self.0.execute_batch("PRAGMA synchronous=OFF")?;
+        let extent = self.checkpoint();
+        self.0.execute_batch("PRAGMA synchronous=FULL")?;
+        extent
+    }
+
     fn extent_after(&self, mode: CheckpointMode) -> Result<WalExtent, SqliteError> {
         let (frames, backfilled) = self.0.wal_checkpoint_v2(Some(MAIN_DB), mode)?;
         match (u32::try_from(frames), u32::try_from(backfilled)) {

@@ -4,10 +4,13 @@
 //! and so at most two logins, however many databases replicate there: one for the WAL, one for snapshots.
 
 use crate::carry::{CarryError, Order, carry};
+use crate::core::evidence::Stamp;
 use crate::core::position::Generation;
 use crate::core::replica::{Job, Outcome};
 use crate::remote::{self, Location, Remote, RemoteError};
-use crate::source::{CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, let_go, urgent_round};
+use crate::source::{
+    CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, let_go, stamp_at, urgent_round,
+};
 use crate::sqlite::{Handle, WalExtent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::HashMap;
@@ -207,14 +210,15 @@ fn do_local(job: LocalJob) -> LocalOutcome {
             let result = sync.file.sync();
             LocalOutcome::Synced(sync, result)
         }
-        LocalJob::Checkpoint { checkpointer, sync, database, identity } => {
+        LocalJob::Checkpoint { checkpointer, sync, database, identity, stamp } => {
             let synced = sync.map(|sync| {
                 let result = sync.file.sync();
                 (sync, result)
             });
             let is_durable = synced.as_ref().is_none_or(|(_, result)| result.is_ok());
-            let result = is_durable.then(|| checkpoint(&checkpointer, &database, identity));
-            LocalOutcome::Checkpointed { checkpointer, synced, result }
+            let result = is_durable.then(|| checkpoint(&checkpointer, &database, identity, stamp));
+            let stamp = stamp_at(&database);
+            LocalOutcome::Checkpointed { checkpointer, synced, result, stamp }
         }
         LocalJob::Urgent { mut attached, database, budget } => {
             let report = urgent_round(&mut attached, &database, budget);
@@ -232,9 +236,13 @@ fn checkpoint(
     checkpointer: &Handle,
     database: &Path,
     identity: FileIdentity,
+    stamp: Option<Stamp>,
 ) -> Result<WalExtent, CheckpointFailure> {
     if FileIdentity::of_path(database) != Some(identity) {
         return Err(CheckpointFailure::Replaced);
+    }
+    if stamp.is_some() && stamp_at(database) != stamp {
+        return Err(CheckpointFailure::Overwritten);
     }
     checkpointer.checkpoint().map_err(CheckpointFailure::Sqlite)
 }

@@ -90,16 +90,24 @@ pub struct Sighting {
     pub backfilled: (Index, u32),
     /// Nobody but us had the database open.
     pub alone: bool,
+    /// The database's own header.
+    pub header: DatabaseHeader,
 }
 
+/// The first 100 bytes of a database (file format 1.3), with its change counter and its size. Zeros if the file is shorter.
+pub type DatabaseHeader = [u8; 100];
+
 impl Sighting {
-    /// Whether something other than SQLite has written the file since: nobody was there who could have checkpointed,
+    /// Whether something other than SQLite has written the file since: nobody is there who could have checkpointed,
     /// and no checkpoint has ended. (`cp` over a database keeps its inode.)
     ///
-    /// Only between two sightings of nobody: a program that was killed in its checkpoint leaves a file that was
-    /// written, too.
-    pub fn is_foreign(&self, later: &Sighting) -> bool {
-        self.alone && later.alone && self.stamp != later.stamp && self.backfilled == later.backfilled
+    /// If somebody was there before, they may have been killed in their checkpoint, which leaves a file that was
+    /// written, too. But then its header is the old one or one from the WAL: `is_in_wal` is asked.
+    pub fn is_foreign(&self, later: &Sighting, is_in_wal: impl FnOnce(&DatabaseHeader) -> bool) -> bool {
+        if !later.alone || self.stamp == later.stamp || self.backfilled != later.backfilled {
+            return false;
+        }
+        self.alone || (self.header != later.header && !is_in_wal(&later.header))
     }
 }
 
@@ -159,14 +167,19 @@ mod tests {
     }
 
     #[test]
-    fn only_a_write_without_a_checkpoint_while_nobody_was_there_is_foreign() {
-        let before =
-            Sighting { stamp: stamp(Duration::new(1, 1)), backfilled: (Index::ZERO, 3), alone: true };
-        let written = Sighting { stamp: stamp(Duration::new(2, 1)), ..before };
-        assert!(before.is_foreign(&written));
-        assert!(!before.is_foreign(&before));
-        assert!(!before.is_foreign(&Sighting { alone: false, ..written }));
-        assert!(!Sighting { alone: false, ..before }.is_foreign(&written));
-        assert!(!before.is_foreign(&Sighting { backfilled: (Index::ZERO, 4), ..written }));
+    fn only_a_write_that_no_checkpoint_can_have_made_is_foreign() {
+        let (stamp, backfilled) = (stamp(Duration::new(1, 1)), (Index::ZERO, 3));
+        let before = Sighting { stamp, backfilled, alone: true, header: [0; 100] };
+        let written = Sighting { stamp: Stamp { size: 1, ..stamp }, ..before };
+        let unasked = |_: &DatabaseHeader| panic!("asked");
+        assert!(before.is_foreign(&written, unasked));
+        assert!(!before.is_foreign(&before, unasked));
+        assert!(!before.is_foreign(&Sighting { alone: false, ..written }, unasked));
+        assert!(!before.is_foreign(&Sighting { backfilled: (Index::ZERO, 4), ..written }, unasked));
+        let used = Sighting { alone: false, ..before };
+        assert!(!used.is_foreign(&written, unasked), "killed before it wrote page 1");
+        let other = Sighting { header: [1; 100], ..written };
+        assert!(!used.is_foreign(&other, |header| *header == [1; 100]), "killed after it wrote page 1");
+        assert!(used.is_foreign(&other, |_| false), "no checkpoint writes this");
     }
 }

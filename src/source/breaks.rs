@@ -81,11 +81,16 @@ impl Source {
             drop(attached);
             return self.refuse(Refusal::WalDamaged(reason), now);
         }
-        let name = self.settings.database.display();
-        warn!("{name}: {reason}; letting go of the old file, the new one begins a new generation");
         if let State::Attached(attached) = attached {
             attached.let_go_of_replaced(&self.settings.database, &self.wal, &self.settings.meta);
         }
+        self.await_the_new(reason, now);
+    }
+
+    /// What was at the database's path is gone; something else is, or will be.
+    pub(super) fn await_the_new(&mut self, reason: Break, now: Instant) {
+        let name = self.settings.database.display();
+        warn!("{name}: {reason}; let go of the old one, the new one begins a new generation");
         self.settle_at = Some(now + SETTLE_PAUSE);
         (self.forced_break, self.dirty, self.retry) = (Some(reason), Dirty::ALL, None);
     }

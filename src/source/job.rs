@@ -3,6 +3,7 @@
 use super::attach::{AttachOutcome, AttachRequest, Attached, FileIdentity};
 use super::let_go::{LetGoOutcome, LetGoRequest};
 use super::round::UrgentReport;
+use crate::core::evidence::Stamp;
 use crate::disk::Disk;
 use crate::shadow::ShadowSync;
 use crate::sqlite::{Handle, SqliteError, WalExtent};
@@ -27,6 +28,8 @@ pub enum LocalJob {
         database: PathBuf,
         /// The file we hold.
         identity: FileIdentity,
+        /// How it must be, if nobody else is there: whoever writes it then does not use SQLite.
+        stamp: Option<Stamp>,
     },
     /// An urgent round.
     Urgent {
@@ -62,6 +65,8 @@ pub enum LocalOutcome {
         synced: Option<(ShadowSync, io::Result<()>)>,
         /// What the wal-index said then; `None` if it did not come to that.
         result: Option<Result<WalExtent, CheckpointFailure>>,
+        /// The file directly after it.
+        stamp: Option<Stamp>,
     },
     /// Of `Urgent`.
     Urgent(Box<Attached>, UrgentReport),
@@ -76,6 +81,8 @@ pub enum LocalOutcome {
 pub enum CheckpointFailure {
     /// Another file is at the database's path.
     Replaced,
+    /// The file was written by something other than SQLite.
+    Overwritten,
     /// SQLite's answer.
     Sqlite(SqliteError),
 }

@@ -4,8 +4,8 @@
 use super::attach::Attached;
 use super::capture::Look;
 use super::proof;
-use super::round::{Stop, checkpoint, move_reader};
-use crate::core::evidence::{Evidence, Stamp};
+use super::round::{Stop, move_reader};
+use crate::core::evidence::{Evidence, Sighting, Stamp};
 use crate::core::sync::Break;
 use crate::disk::Disk;
 use crate::locks;
@@ -31,8 +31,8 @@ pub struct LetGoRequest {
     pub meta: PathBuf,
     /// Where our state is.
     pub disk: Arc<dyn Disk>,
-    /// The file when it was first seen that nobody else is there.
-    pub stamp: Stamp,
+    /// The file when it was last seen that nobody else is there.
+    pub seen: Sighting,
 }
 
 /// A database at rest: nothing of it is held.
@@ -56,6 +56,8 @@ pub enum Stay {
     Young(Duration),
     /// Something is still in the way.
     Later,
+    /// The file is not what our checkpoint made of it.
+    Overwritten,
     /// A look on the way found this.
     Broken(Break),
     /// What failed.
@@ -66,6 +68,8 @@ pub enum Stay {
 pub enum LetGoOutcome {
     /// Nothing is held any more.
     Resting(Box<Resting>),
+    /// Nothing is held: another content was put into the file.
+    Overwritten,
     /// Everything is held as before.
     Kept(Box<Attached>, Stay),
     /// Nothing is held; SQLite could not close the database properly.
@@ -74,19 +78,29 @@ pub enum LetGoOutcome {
 
 /// Lets go, if nobody is there. Until all others are locked out, nothing is given up.
 pub fn let_go(request: LetGoRequest) -> LetGoOutcome {
-    let LetGoRequest { mut attached, database, wal, meta, disk, stamp } = request;
-    let boot = match settle(&mut attached, &database, &wal, stamp) {
+    let LetGoRequest { mut attached, database, wal, meta, disk, seen } = request;
+    let boot = match settle(&mut attached, &wal) {
         Ok(boot) => boot,
         Err(stay) => return LetGoOutcome::Kept(attached, stay),
     };
-    let evidence = match lock_out(&mut attached, &database, boot) {
-        Ok(evidence) => evidence,
-        Err(stay) => return LetGoOutcome::Kept(attached, stay),
+    let stamp = match finish(&mut attached, &database, &seen) {
+        Ok(stamp) => stamp,
+        Err(Stay::Overwritten) => {
+            attached.let_go_of_replaced(&database, &wal, &meta);
+            return LetGoOutcome::Overwritten;
+        }
+        Err(stay) => {
+            // Fails only if the descriptor is none, and then nothing is locked either.
+            let _ = locks::let_in(&attached.descriptor);
+            return LetGoOutcome::Kept(attached, stay);
+        }
     };
+    let position = attached.capture.shadow.extent().position();
     let (shadow, lock, closed) = attached.close();
     if let Err(error) = closed {
         return LetGoOutcome::Lost(format!("cannot close the database: {error}"));
     }
+    let evidence = Evidence { position, stamp, boot };
     if let Err(error) = proof::keep(&*disk, &meta, &evidence) {
         // It counts in this run all the same.
         warn!("{}: cannot write {}: {error}", database.display(), meta.display());
@@ -94,58 +108,60 @@ pub fn let_go(request: LetGoRequest) -> LetGoOutcome {
     LetGoOutcome::Resting(Box::new(Resting { shadow, evidence, lock }))
 }
 
-/// Brings everything into the database file, beside whoever comes. Returns the boot.
-fn settle(attached: &mut Attached, database: &Path, wal: &Path, stamp: Stamp) -> Result<String, Stay> {
-    let boot =
-        proof::boot().ok_or_else(|| Stay::Failed("the kernel does not tell its boot id".to_owned()))?;
-    let failed = |error: std::io::Error| Stay::Failed(error.to_string());
-    if proof::stamp_of(&attached.descriptor).map_err(failed)? != stamp {
-        return Err(Stay::Later);
-    }
-    move_reader(attached, None)?;
-    if checkpoint(attached, database, None)? > 0 {
-        return Err(Stay::Later);
-    }
-    move_reader(attached, None)?;
-    attached.descriptor.sync_data().map_err(failed)?;
-    match locks::process_with(wal) {
-        Some(process) => Err(Stay::OpenIn(process)),
-        None => Ok(boot),
-    }
+fn failed(error: impl ToString) -> Stay {
+    Stay::Failed(error.to_string())
 }
 
-/// Keeps everybody out, and proves that the file holds everything that was copied.
-fn lock_out(attached: &mut Attached, database: &Path, boot: String) -> Result<Evidence, Stay> {
-    let failed = |error: std::io::Error| Stay::Failed(error.to_string());
-    let stamp = proof::stamp_of(&attached.descriptor).map_err(failed)?;
-    match stamp.ripens_in(proof::file_time()) {
-        // What we have just checkpointed is always young. Whoever comes meanwhile is followed a moment later.
-        pause if pause <= SHORT_PAUSE => std::thread::sleep(pause),
-        pause => return Err(Stay::Young(pause)),
+/// Copies everything and makes it durable, beside whoever comes. Returns the boot.
+fn settle(attached: &mut Attached, wal: &Path) -> Result<String, Stay> {
+    let boot = proof::boot().ok_or_else(|| failed("the kernel does not tell its boot id"))?;
+    if let Some(process) = locks::process_with(wal) {
+        return Err(Stay::OpenIn(process));
     }
+    move_reader(attached, None)?;
+    // The checkpoint under the lock writes the database and waits for nothing.
+    File::open(wal).and_then(|file| file.sync_data()).map_err(failed)?;
+    Ok(boot)
+}
+
+/// Keeps everybody out and does what SQLite does when a database is closed for the last time. Returns the file as it
+/// is then, with everything in it.
+///
+/// Somebody may just be copying another file over this one: `cp` asks for no lock. So the file is compared directly
+/// before our writes, and all that was written is looked for afterwards.
+fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<Stamp, Stay> {
     if !locks::lock_out(&attached.descriptor).map_err(failed)? {
         return Err(Stay::Used);
     }
-    let result = is_complete(attached, database, stamp);
-    if result.is_err() {
-        locks::let_in(&attached.descriptor).map_err(failed)?;
-    }
-    result?;
-    let position = attached.capture.shadow.extent().position();
-    Ok(Evidence { position, stamp, boot })
-}
-
-/// While everybody is locked out.
-fn is_complete(attached: &mut Attached, database: &Path, stamp: Stamp) -> Result<(), Stay> {
-    let look = attached.capture.look(&attached.guard.query);
-    match look.map_err(|error| Stay::Failed(error.to_string()))? {
-        Look::UpToDate { extent, .. } if extent.frames == 0 || extent.is_backfilled() => {}
+    let frames = match attached.capture.look(&attached.guard.query).map_err(failed)? {
+        Look::UpToDate { extent, .. } => extent.frames.saturating_sub(extent.backfilled),
         Look::Broken(reason) => return Err(Stay::Broken(reason)),
-        Look::UpToDate { .. } | Look::More | Look::Again => return Err(Stay::Later),
+        Look::More | Look::Again => return Err(Stay::Later),
+    };
+    let headers = attached.capture.shadow.headers().map_err(failed)?;
+    if !attached.is_at_path(database) || proof::stamp_of(&attached.descriptor).map_err(failed)? != seen.stamp
+    {
+        return Err(Stay::Later);
     }
-    // Now, or never: from here on, a write of anybody shows in the file's times.
+    if frames > 0 {
+        let checkpointer = attached.checkpointer.as_ref().ok_or(Stay::Later)?;
+        if !checkpointer.checkpoint_without_sync().map_err(failed)?.is_backfilled() {
+            return Err(Stay::Later);
+        }
+    }
+    let stamp = proof::stamp_of(&attached.descriptor).map_err(failed)?;
+    if frames > 0 && proof::header_of(&attached.descriptor) != headers.last().copied().unwrap_or(seen.header)
+    {
+        return Err(Stay::Overwritten);
+    }
+    attached.descriptor.sync_data().map_err(failed)?;
+    match stamp.ripens_in(proof::file_time()) {
+        // What we have just written is always young. Whoever comes meanwhile waits, as for any last close.
+        pause if pause <= SHORT_PAUSE => std::thread::sleep(pause),
+        pause => return Err(Stay::Young(pause)),
+    }
     let is_same = proof::stamp_of(&attached.descriptor).is_ok_and(|now| now == stamp);
-    if is_same && attached.is_at_path(database) { Ok(()) } else { Err(Stay::Later) }
+    if is_same && attached.is_at_path(database) { Ok(stamp) } else { Err(Stay::Overwritten) }
 }
 
 impl From<Stop> for Stay {

@@ -20,6 +20,7 @@ pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, Refusal, 
 pub use capture::{Look, LookError};
 pub use job::{CheckpointFailure, LocalJob, LocalOutcome};
 pub use let_go::{LetGoOutcome, LetGoRequest, Resting, Stay, let_go};
+pub use proof::stamp_at;
 pub use round::{UrgentReport, urgent_round};
 
 use crate::core::checkpoint::{CheckpointPolicy, CheckpointState, Extent, Round};
@@ -508,7 +509,9 @@ impl Source {
         let identity = FileIdentity::of_file(&attached.descriptor).ok()?;
         let checkpointer = attached.checkpointer.take()?;
         self.urgent_next = round == Round::Urgent;
-        Some(LocalJob::Checkpoint { checkpointer, sync, database: self.settings.database.clone(), identity })
+        let stamp = self.sighting.filter(|sighting| sighting.alone).map(|sighting| sighting.stamp);
+        let database = self.settings.database.clone();
+        Some(LocalJob::Checkpoint { checkpointer, sync, database, identity, stamp })
     }
 
     fn urgent_job(&mut self) -> Option<LocalJob> {

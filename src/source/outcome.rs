@@ -25,16 +25,18 @@ impl Source {
                     self.move_at = Some(Recheck::now(now));
                 }
             }
-            LocalOutcome::Checkpointed { checkpointer, synced, result } => {
+            LocalOutcome::Checkpointed { checkpointer, synced, result, stamp } => {
                 if let State::Attached(attached) = &mut self.state {
                     attached.checkpointer = Some(checkpointer);
                 }
-                self.sighting = None; // the file was written, by us
+                // The file was written, by us; what comes later, was not.
+                let before = self.sighting.take();
                 let is_durable = synced.is_none_or(|(sync, result)| self.on_synced(&sync, result));
                 match result {
                     Some(result) if is_durable => self.on_checkpoint(result, now),
                     _ => self.urgent_next = false,
                 }
+                self.sight_after_checkpoint(before, stamp);
             }
             LocalOutcome::Urgent(attached, report) => {
                 self.state = State::Attached(attached);
@@ -131,6 +133,11 @@ impl Source {
             Err(CheckpointFailure::Replaced) => {
                 (self.urgent_next, self.leaving) = (false, Some(Break::DatabaseReplaced));
                 return;
+            }
+            Err(CheckpointFailure::Overwritten) => {
+                // Perhaps by an application that has come and gone: whoever looks around finds out.
+                self.urgent_next = false;
+                false
             }
         };
         self.urgent_next &= !finished;

@@ -1,12 +1,12 @@
 //! The evidence that a database at rest is still what was copied: gathered from its file, kept in the meta folder.
 
-use crate::core::evidence::{Evidence, Stamp};
+use crate::core::evidence::{DatabaseHeader, Evidence, Stamp};
 use crate::core::position::WAL_HEADER_LENGTH;
 use crate::core::wal::{WalHeader, WalHeaderBytes};
 use crate::disk::Disk;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -37,6 +37,14 @@ pub fn stamp_of(file: &File) -> io::Result<Stamp> {
 /// Of the file at a path, if there is one.
 pub fn stamp_at(path: &Path) -> Option<Stamp> {
     std::fs::metadata(path).ok().map(|metadata| stamp(&metadata))
+}
+
+/// The database's own header.
+pub fn header_of(file: &File) -> DatabaseHeader {
+    let mut header = [0; 100];
+    // A file that is shorter is being written over; nobody else leaves less than a page.
+    let _ = file.read_exact_at(&mut header, 0);
+    header
 }
 
 /// The wall clock, as file systems write it into their times.

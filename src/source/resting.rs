@@ -7,7 +7,7 @@ use super::proof;
 use super::recheck::Recheck;
 use super::{Source, State, Task};
 use crate::core::checkpoint::CheckpointState;
-use crate::core::evidence::Sighting;
+use crate::core::evidence::{DatabaseHeader, Sighting, Stamp};
 use crate::core::sync::{Break, Dirty};
 use crate::locks;
 use crate::sqlite::WalExtent;
@@ -37,11 +37,15 @@ impl Source {
         if self.sighting.is_some() && !has_file_event && !(is_alone && dirty.any()) {
             return;
         }
-        let before = self.sighting.take();
         let State::Attached(attached) = &self.state else { return };
-        // While our own checkpoint writes, the file's times say nothing.
-        let Some(sighting) = attached.checkpointer.as_ref().and_then(|_| sight(attached)) else { return };
-        if before.is_some_and(|before| before.is_foreign(&sighting)) {
+        if attached.checkpointer.is_none() {
+            return; // while our own checkpoint writes, the file's times say nothing
+        }
+        let before = self.sighting.take();
+        let Some(sighting) = sight(attached) else { return };
+        let shadow = &attached.capture.shadow;
+        let is_in_wal = |header: &DatabaseHeader| shadow.headers().is_ok_and(|all| all.contains(header));
+        if before.is_some_and(|before| before.is_foreign(&sighting, is_in_wal)) {
             self.leaving = Some(Break::DatabaseOverwritten);
             return;
         }
@@ -55,6 +59,15 @@ impl Source {
             self.let_go_at = self.settings.let_go_after.map(|quiet| now + quiet.max(pause));
         }
         self.sighting = Some(sighting);
+    }
+
+    /// After a checkpoint of ours beside nobody: `stamp` is the file then, and from now on nobody writes it.
+    pub(super) fn sight_after_checkpoint(&mut self, before: Option<Sighting>, stamp: Option<Stamp>) {
+        let index = self.checkpoint_extent().index;
+        if let (Some(before), Some(stamp)) = (before.filter(|before| before.alone), stamp) {
+            self.sighting = Some(Sighting { stamp, backfilled: (index, self.extent.backfilled), ..before });
+            self.dirty.closed = true;
+        }
     }
 
     /// Lends everything to a worker that lets go, if it is time.
@@ -78,7 +91,7 @@ impl Source {
                 wal: self.wal.clone(),
                 meta: self.settings.meta.clone(),
                 disk: Arc::clone(&self.disk),
-                stamp: sighting.stamp,
+                seen: sighting,
             })),
             other => {
                 self.state = other;
@@ -89,7 +102,6 @@ impl Source {
 
     pub(super) fn on_let_go(&mut self, outcome: LetGoOutcome, now: Instant) {
         let name = self.settings.database.display();
-        self.sighting = None;
         match outcome {
             LetGoOutcome::Resting(resting) => {
                 info!("{name}: nobody has it open: let go of, with everything in its file");
@@ -101,7 +113,14 @@ impl Source {
             }
             LetGoOutcome::Kept(attached, stay) => {
                 self.state = State::Attached(attached);
+                // Perhaps a file was just put in its place: that is seen by what we saw before.
+                self.dirty.database = true;
                 self.on_stay(stay, now);
+            }
+            LetGoOutcome::Overwritten => {
+                self.state = State::Detached;
+                self.hold_nothing();
+                self.await_the_new(Break::DatabaseOverwritten, now);
             }
             LetGoOutcome::Lost(problem) => {
                 warn!("{name}: {problem}; attaching again");
@@ -115,7 +134,7 @@ impl Source {
     fn on_stay(&mut self, stay: Stay, now: Instant) {
         let name = self.settings.database.display();
         match &stay {
-            Stay::Used | Stay::Later => {}
+            Stay::Used | Stay::Later | Stay::Overwritten => {}
             Stay::Young(pause) => self.let_go_at = Some(now + *pause),
             Stay::OpenIn(process) if self.stay.as_ref() != Some(&stay) => {
                 info!("{name}: stays attached: {process} has its WAL open, though without a lock");
@@ -206,5 +225,6 @@ fn sight(attached: &Attached) -> Option<Sighting> {
     let alone = !locks::is_shared(&attached.descriptor).ok()?;
     let index = attached.capture.shadow.extent().index;
     let backfilled = (index, attached.guard.query.wal_extent().ok()?.backfilled);
-    Some(Sighting { stamp: proof::stamp_of(&attached.descriptor).ok()?, backfilled, alone })
+    let header = proof::header_of(&attached.descriptor);
+    Some(Sighting { stamp: proof::stamp_of(&attached.descriptor).ok()?, backfilled, alone, header })
 }
