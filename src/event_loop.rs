@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::control::{self, Request, Server};
 use crate::disk::OsDisk;
 use crate::watch::Watch;
-use crate::worker::Workers;
+use crate::worker::Threads;
 use anyhow::Context;
 use log::{info, warn};
 use mio::unix::SourceFd;
@@ -52,7 +52,7 @@ pub fn run(config: &Config) -> anyhow::Result<bool> {
     let timer = Timer::new(&poll).context("cannot make a timer")?;
     let paths: Vec<PathBuf> = config.databases.iter().map(|database| database.path.clone()).collect();
     let watch = Watch::new(&paths, Box::new(wake(&waker))).map_err(anyhow::Error::msg)?;
-    let workers = Workers::start(Arc::new(wake(&waker)), std::env::home_dir());
+    let workers = Box::new(Threads::start(Arc::new(wake(&waker)), std::env::home_dir()));
     let agent = Agent::new(&config, workers, Arc::new(OsDisk), agent::random_seed(), now());
     let control = match Server::bind(&config.socket, poll.registry(), CONTROL) {
         Ok(control) => Some(control),

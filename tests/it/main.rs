@@ -27,6 +27,7 @@ mod restore;
 mod restore_damage;
 mod segment;
 mod sftp;
+mod simulation;
 mod snapshot;
 mod status;
 mod stop;

@@ -6,12 +6,15 @@ pub mod faulty;
 pub mod history;
 pub mod litestream;
 pub mod memory;
+pub mod oracle;
 pub mod place;
 pub mod process;
 pub mod scene;
+pub mod sim_disk;
 pub mod sqlite;
 pub mod sshd;
 pub mod wait;
+pub mod world;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,444 @@
+//! Support: the agent's whole machine in the test's process, with a clock, a disk and servers that do as they are told,
+//! beside a real application. What must always hold is checked after every turn.
+
+use super::faulty::FaultyServer;
+use super::history::scratch;
+use super::oracle::{Application, State};
+use super::sim_disk::SimDisk;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+use tempfile::TempDir;
+use wal_agent::agent::{Agent, Now};
+use wal_agent::carry::{Order, carry};
+use wal_agent::config::{CheckpointSettings, Config, DatabaseConfig, Durability, ReplicaConfig};
+use wal_agent::core::checksum::Crc64;
+use wal_agent::core::names;
+use wal_agent::core::position::{Generation, Index, Position};
+use wal_agent::core::replica::{Job, Outcome};
+use wal_agent::core::restore::{Check, RestoreGap};
+use wal_agent::core::status::{ReplicaState, SourceState};
+use wal_agent::remote::{Location, Remote};
+use wal_agent::restore::{RestoreError, RestoreOptions, restore};
+use wal_agent::source::LocalJob;
+use wal_agent::worker::{Completed, Workers, do_local};
+
+/// Turns that a machine may take without coming to rest.
+const MOST_TURNS: usize = 50_000;
+/// Everything is looked at this often without an event; and pauses after failures are shorter.
+const REST: Duration = Duration::from_secs(400);
+
+/// A job that was handed out.
+enum Handed {
+    Local(usize, LocalJob),
+    Remote(usize, usize, Order),
+}
+
+/// The jobs in flight. They are done when the world says so.
+#[derive(Clone, Default)]
+struct Jobs {
+    handed: Arc<Mutex<Vec<Handed>>>,
+    ended: Arc<Mutex<VecDeque<Completed>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Workers for Jobs {
+    fn send_local(&mut self, database: usize, job: LocalJob) {
+        lock(&self.handed).push(Handed::Local(database, job));
+    }
+    fn send_remote(&mut self, database: usize, replica: usize, _location: &Location, order: Order) {
+        lock(&self.handed).push(Handed::Remote(database, replica, order));
+    }
+    fn completed(&mut self) -> Option<Completed> {
+        lock(&self.ended).pop_front()
+    }
+}
+
+/// How an agent is configured.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    pub replicas: usize,
+    pub checkpoint: CheckpointSettings,
+    pub durability: Durability,
+    pub sync_interval: Option<Duration>,
+}
+
+/// Everything of one history.
+pub struct World {
+    folder: TempDir,
+    config: Config,
+    pub disk: SimDisk,
+    pub servers: Vec<FaultyServer>,
+    pub application: Arc<Mutex<Application>>,
+    connections: HashMap<(usize, bool), Box<dyn Remote>>,
+    jobs: Jobs,
+    agent: Option<Agent>,
+    began: (Instant, SystemTime),
+    elapsed: Duration,
+    jumped: i64,
+    random: StdRng,
+    /// The state that each replica is known to hold.
+    acked: Vec<Option<usize>>,
+    headers: BTreeMap<(String, String), String>,
+    restores: u32,
+}
+
+impl World {
+    /// A world in which nothing has happened; `application` gets the path of the database.
+    pub fn new(settings: Settings, seed: u64, application: impl FnOnce(&std::path::Path) -> Application) -> World {
+        let folder = scratch();
+        let database = folder.path().join("app.db");
+        let replica = |number: usize| ReplicaConfig {
+            name: number.to_string(),
+            location: Location::Folder(PathBuf::from(root(number))),
+            sync_interval: settings.sync_interval,
+            durability: settings.durability,
+        };
+        let mut of_database =
+            DatabaseConfig::new(database.clone(), (0..settings.replicas).map(replica).collect());
+        of_database.checkpoint = settings.checkpoint;
+        // Rounds are timed by the real clock; here they end when they are done.
+        of_database.max_write_block = Duration::from_secs(60);
+        let disk = SimDisk::new(&of_database.meta_path);
+        let config = Config {
+            socket: folder.path().join("socket"),
+            log_level: None,
+            databases: vec![of_database],
+            notices: Vec::new(),
+        };
+        World {
+            config,
+            disk,
+            servers: (0..settings.replicas).map(|_| FaultyServer::reliable()).collect(),
+            application: Arc::new(Mutex::new(application(&database))),
+            connections: HashMap::new(),
+            jobs: Jobs::default(),
+            agent: None,
+            began: (Instant::now(), SystemTime::now()),
+            elapsed: Duration::ZERO,
+            jumped: 0,
+            random: StdRng::seed_from_u64(seed),
+            acked: vec![None; settings.replicas],
+            headers: BTreeMap::new(),
+            restores: 0,
+            folder,
+        }
+    }
+
+    pub fn application(&self) -> MutexGuard<'_, Application> {
+        lock(&self.application)
+    }
+
+    fn note(&self, line: &str) {
+        if let Ok(mut application) = self.application.try_lock() {
+            application.note(format!("{:?} {line}", self.elapsed));
+        }
+    }
+
+    fn now(&self) -> Now {
+        let wall = self.began.1 + self.elapsed;
+        let jump = Duration::from_secs(self.jumped.unsigned_abs());
+        let wall = if self.jumped < 0 { wall - jump } else { wall + jump };
+        Now { mono: self.began.0 + self.elapsed, wall }
+    }
+
+    /// The wall clock is set.
+    pub fn jump(&mut self, seconds: i64) {
+        self.jumped += seconds;
+    }
+
+    pub fn has_agent(&self) -> bool {
+        self.agent.is_some()
+    }
+
+    pub fn start_agent(&mut self) {
+        self.note("the agent starts");
+        let disk = Arc::new(self.disk.clone());
+        let (workers, seed) = (Box::new(self.jobs.clone()), self.random.random());
+        self.agent = Some(Agent::new(&self.config, workers, disk, seed, self.now()));
+    }
+
+    /// The agent ends without warning.
+    pub fn kill_agent(&mut self) {
+        self.note("the agent is killed");
+        self.agent = None;
+        let handed = std::mem::take(&mut *lock(&self.jobs.handed));
+        drop(handed);
+        lock(&self.jobs.ended).clear();
+        self.connections.clear();
+        self.disk.restart();
+    }
+
+    /// The agent is asked to stop, and does.
+    pub fn stop_agent(&mut self) {
+        self.note("the agent is stopped");
+        let latest = {
+            let mut application = self.application();
+            application.remember();
+            application.states().len()
+        };
+        let now = self.now();
+        let Some(agent) = &mut self.agent else { return };
+        agent.begin_stop(now, now.mono + Duration::from_secs(10));
+        for _ in 0..MOST_TURNS {
+            self.turn(true);
+            let now = self.now();
+            let Some(agent) = &mut self.agent else { return };
+            if let Some(all) = agent.stopped(now) {
+                let is_attached = agent.status(now).databases[0].state == SourceState::Attached;
+                self.note(&format!("stopped: {all}"));
+                if all && is_attached {
+                    for replica in 0..self.servers.len() {
+                        assert!(
+                            self.acked[replica].is_some_and(|acked| acked + 1 >= latest),
+                            "stopped with everything acknowledged, but replica {replica} is known to hold only \
+                             {:?} of {latest} states{}",
+                            self.acked[replica],
+                            self.story()
+                        );
+                    }
+                }
+                return self.kill_agent();
+            }
+        }
+        panic!("the agent does not stop{}", self.story());
+    }
+
+    /// Lets the agent take so many turns, or until it has nothing to do for a while.
+    pub fn drive(&mut self, turns: usize) {
+        for _ in 0..turns {
+            if self.agent.is_none() || !self.turn(false) {
+                return;
+            }
+        }
+    }
+
+    /// Lets everything come to rest.
+    pub fn settle(&mut self) {
+        let until = self.elapsed + REST;
+        for _ in 0..MOST_TURNS {
+            self.turn(true);
+            if self.agent.is_none() || self.elapsed >= until {
+                return;
+            }
+        }
+        panic!("the agent does not come to rest{}", self.story());
+    }
+
+    /// One turn, and one job. `false` if nothing is due for a while.
+    fn turn(&mut self, far: bool) -> bool {
+        let now = self.now();
+        let Some(agent) = &mut self.agent else { return false };
+        let application = Arc::clone(&self.application);
+        let next = agent.step(now, &mut |_| lock(&application).take_dirty());
+        if self.disk.has_crashed() {
+            self.kill_agent();
+            return false;
+        }
+        self.observe();
+        let handed = lock(&self.jobs.handed).len();
+        if handed > 0 && self.random.random_bool(0.9) {
+            let job = lock(&self.jobs.handed).remove(self.random.random_range(0..handed));
+            let completed = self.carry_out(job);
+            if self.disk.has_crashed() {
+                drop(completed);
+                self.kill_agent();
+                return false;
+            }
+            lock(&self.jobs.ended).push_back(completed);
+            return true;
+        }
+        let next = next.unwrap_or(now.mono + REST);
+        let wait = next.saturating_duration_since(now.mono);
+        if handed == 0 && !far && wait > Duration::from_secs(2) {
+            return false;
+        }
+        let wait = if handed > 0 { wait.min(Duration::from_millis(1)) } else { wait };
+        self.elapsed += wait.max(Duration::from_micros(20));
+        true
+    }
+
+    fn carry_out(&mut self, job: Handed) -> Completed {
+        match job {
+            Handed::Local(database, job) => Completed::Local { database, outcome: do_local(job) },
+            Handed::Remote(database, replica, order) => {
+                let generation = order.generation;
+                self.note(&format!("replica {replica}: {:?}", order.job));
+                let for_snapshots = matches!(order.job, Job::SendSnapshot { .. } | Job::PublishSnapshot { .. });
+                let line = (replica, for_snapshots);
+                let server = &self.servers[replica];
+                let remote = self.connections.entry(line).or_insert_with(|| server.connect());
+                let outcome = carry(&mut **remote, &order).unwrap_or_else(|error| {
+                    if error.is_disconnected() {
+                        self.connections.remove(&line);
+                    }
+                    Outcome::Failed(error.into_failure())
+                });
+                self.note(&format!("replica {replica}: {outcome:?}"));
+                Completed::Remote { database, replica, generation, outcome }
+            }
+        }
+    }
+
+    /// Takes in what is acknowledged, and checks that what is shadowed ends with a commit.
+    fn observe(&mut self) {
+        let Some(agent) = &self.agent else { return };
+        let status = agent.status(self.now());
+        let status = &status.databases[0];
+        if let Some(shadowed) = status.position {
+            self.check_is_commit(shadowed);
+        }
+        for (replica, of_replica) in status.replicas.iter().enumerate() {
+            let (Some(acked), ReplicaState::Streaming) = (of_replica.position, &of_replica.state) else { continue };
+            assert!(
+                acked.generation != status.position.map_or(acked.generation, |p| p.generation)
+                    || Some(acked) <= status.position,
+                "acked {acked} is beyond the shadow{}",
+                self.story()
+            );
+            if let Some(state) = self.state_of(acked) {
+                self.acked[replica] = self.acked[replica].max(Some(state));
+            }
+        }
+    }
+
+    fn check_is_commit(&mut self, position: Position) {
+        let Some(header) = self.header(position.generation, position.index) else { return };
+        let application = lock(&self.application);
+        let of_wal = |state: &&State| state.header.as_ref() == Some(&header);
+        let is_known = application.states().iter().filter(of_wal).any(|s| s.end() == position.offset.get());
+        drop(application);
+        let is_begun = position.offset.get() == 0;
+        assert!(is_known || is_begun, "{position} is shadowed, and no commit ends there{}", self.story());
+    }
+
+    /// The last state that everything before a position makes up.
+    fn state_of(&mut self, position: Position) -> Option<usize> {
+        let (mut index, mut offset) = (position.index, Some(position.offset.get()).filter(|offset| *offset > 0));
+        if offset.is_none() {
+            // The whole of the index before.
+            index = index.previous()?;
+        }
+        let header = self.header(position.generation, index)?;
+        let application = lock(&self.application);
+        let end = *offset.get_or_insert(u64::MAX);
+        application.states().iter().rposition(|s| s.header.as_ref() == Some(&header) && s.end() <= end)
+    }
+
+    /// The header of an index's WAL, from the shadow.
+    fn header(&mut self, generation: Generation, index: Index) -> Option<String> {
+        let key = (generation.to_string(), index.to_string());
+        if let Some(header) = self.headers.get(&key) {
+            return Some(header.clone());
+        }
+        let folder = self.config.databases[0].meta_path.join(names::wal_folder(generation));
+        let bytes = std::fs::read(folder.join(names::shadow_file(index))).ok()?;
+        let header = bytes.get(..32)?.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        self.headers.insert(key, header.clone());
+        Some(header)
+    }
+
+    /// Restores a replica as it is now, or, if `synced`, as it would be if its server lost power now. It must hold
+    /// a state that the application had, not before what was acknowledged.
+    pub fn check_restore(&mut self, replica: usize, synced: bool) {
+        let state = match self.restored(replica, synced) {
+            Ok(state) => state,
+            Err(RestoreError::Gap(RestoreGap::Empty | RestoreGap::NoSnapshot { .. })) if self.acked[replica].is_none() => return,
+            Err(error) => panic!("replica {replica} cannot be restored: {error}{}", self.story()),
+        };
+        assert!(
+            Some(state) >= self.acked[replica],
+            "replica {replica} gives state {state}, and {:?} was acknowledged{}",
+            self.acked[replica],
+            self.story()
+        );
+    }
+
+    /// Restores every replica: it must hold what the application has now.
+    pub fn check_all_is_replicated(&mut self) {
+        for replica in 0..self.servers.len() {
+            let synced = self.config.databases[0].replicas[replica].durability == Durability::Fsync;
+            let state = self.restored(replica, synced);
+            let application = self.application();
+            let last = application.states().last().map(|state| state.crc);
+            let is_last = matches!(&state, Ok(state) if Some(application.states()[*state].crc) == last);
+            drop(application);
+            assert!(is_last, "replica {replica} gives {state:?}, not the newest state{}", self.story());
+        }
+    }
+
+    fn restored(&mut self, replica: usize, synced: bool) -> Result<usize, RestoreError> {
+        self.restores += 1;
+        let output = self.folder.path().join(format!("restored-{}", self.restores));
+        let server = self.servers[replica].copy(synced);
+        let report = restore(RestoreOptions {
+            remotes: &|| Ok(server.connect()),
+            root: &root(replica),
+            output: output.clone(),
+            check: Check::None,
+            progress: &mut |_| {},
+        })?;
+        let image = std::fs::read(&output).expect("it was just restored");
+        let crc = Crc64::of(&image);
+        let application = self.application();
+        let state = application.states().iter().rposition(|state| state.crc == crc);
+        drop(application);
+        let Some(state) = state else {
+            panic!(
+                "replica {replica} gives a state that the application never had: {} bytes to {}{}",
+                image.len(),
+                report.position,
+                self.story()
+            );
+        };
+        std::fs::remove_file(output).expect("it is ours");
+        Ok(state)
+    }
+
+    /// Everything that happened, for people.
+    pub fn story(&self) -> String {
+        let Some(folder) = std::env::var_os("WAL_AGENT_STORY").map(PathBuf::from) else { return String::new() };
+        let application = self.application.try_lock().map(|application| application.log());
+        let servers = self.servers.iter().map(FaultyServer::log).collect::<Vec<_>>().join("\n-- \n");
+        let story =
+            format!("{}\n-- disk\n{}\n-- servers\n{servers}", application.unwrap_or_default(), self.disk.log());
+        std::fs::write(&folder, story).expect("WAL_AGENT_STORY names a file");
+        format!("; the story is in {}", folder.display())
+    }
+
+    /// The machine loses power: nobody survives, and what was not synced to the disk may be lost.
+    pub fn lose_power(&mut self) {
+        self.note("power is lost");
+        self.kill_agent();
+        self.application().kill_all();
+        let seed = self.random.random();
+        self.disk.lose_power(seed);
+        let _ = std::fs::remove_file(self.folder.path().join("app.db-shm"));
+    }
+
+    /// The processes of the application go back, and all faults by kind.
+    pub fn end(mut self) -> (Vec<super::oracle::Process>, BTreeMap<String, u64>) {
+        self.agent = None;
+        lock(&self.jobs.handed).clear();
+        lock(&self.jobs.ended).clear();
+        self.disk.interrupt(None);
+        let mut injected = self.disk.injected();
+        let server_faults = self.servers.iter().flat_map(FaultyServer::injected);
+        let application = Arc::into_inner(self.application).expect("BUG: nobody interrupts any more");
+        let application = application.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for (kind, count) in server_faults.chain(application.injected()) {
+            *injected.entry(kind).or_default() += count;
+        }
+        (application.end(), injected)
+    }
+}
+
+fn root(replica: usize) -> String {
+    format!("/replica-{replica}")
+}
