@@ -43,7 +43,7 @@ fn whatever_happens_a_restore_gives_what_was_acknowledged_or_newer() {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     let is_over = count.map_or(Instant::now() > end, |count| seed >= first + count);
-                    let mut failed = || failed.lock().unwrap_or_else(PoisonError::into_inner);
+                    let failed = || failed.lock().unwrap_or_else(PoisonError::into_inner);
                     if is_over || failed().len() >= 5 {
                         return;
                     }

@@ -128,6 +128,10 @@ pub struct Application {
     slots: [Slot; CONNECTIONS],
     random: StdRng,
     states: Vec<State>,
+    /// Whether the last of `states` is the present one.
+    is_certain: bool,
+    /// Asks for the state while the agent holds the database, so that its own comings and goings mean nothing.
+    onlooker: Process,
     dirty: Dirty,
     seen: [Option<Seen>; 3],
     log: Vec<String>,
@@ -137,15 +141,29 @@ pub struct Application {
 impl Application {
     /// An application whose database is not there yet. `processes` have no connection open.
     pub fn new(database: &Path, habits: Habits, mut processes: Vec<Process>, seed: u64) -> Self {
-        processes.resize_with(PROCESSES, Process::start);
+        processes.resize_with(PROCESSES + 1, Process::start);
         for process in &mut processes {
             process.tell(&format!("seed {}", seed & 0xFFFF));
         }
+        let onlooker = processes.pop().expect("there is one more than the application has");
         let (slots, random) = ([Slot::Closed; CONNECTIONS], StdRng::seed_from_u64(seed));
         let (states, log, injected) = (Vec::new(), Vec::new(), BTreeMap::new());
         let (dirty, seen) = (Dirty::default(), [None; 3]);
         let database = database.to_owned();
-        Application { database, habits, processes, slots, random, states, dirty, seen, log, injected }
+        Application {
+            database,
+            habits,
+            processes,
+            slots,
+            random,
+            states,
+            is_certain: true,
+            onlooker,
+            dirty,
+            seen,
+            log,
+            injected,
+        }
     }
 
     /// The states so far; the last one is the present.
@@ -175,6 +193,7 @@ impl Application {
     /// All connections are closed; the processes go back.
     pub fn end(mut self) -> Vec<Process> {
         (0..CONNECTIONS).for_each(|connection| self.close(connection));
+        self.processes.push(self.onlooker);
         self.processes
     }
 
@@ -329,6 +348,7 @@ impl Application {
             _ => self.commit(connection),
         }
         if self.slots[connection] != Slot::Closed {
+            self.remember();
             self.bury(connection % PROCESSES);
         }
     }
@@ -371,6 +391,9 @@ impl Application {
             return;
         }
         self.slots[connection] = Slot::Idle;
+        if !self.is_certain && !self.states.is_empty() {
+            self.remember();
+        }
         let Habits { synchronous, autocheckpoint, cache_pages, .. } = self.habits;
         self.sql(
             connection,
@@ -450,11 +473,16 @@ impl Application {
 
     /// Remembers the committed state, if a connection can be asked for it.
     pub fn remember(&mut self) {
-        let Some(connection) = (0..CONNECTIONS).find(|c| self.slots[*c] == Slot::Idle && !self.is_blocked(*c))
-        else {
-            return;
-        };
-        let Answer::Ok(values) = self.tell(connection, &format!("state {connection}")) else { return };
+        let idle = (0..CONNECTIONS).find(|c| self.slots[*c] == Slot::Idle && !self.is_blocked(*c));
+        self.is_certain = idle.is_some();
+        let Some(connection) = idle else { return };
+        match self.tell(connection, &format!("state {connection}")) {
+            Answer::Ok(values) => self.take_state(&values),
+            _ => self.is_certain = false,
+        }
+    }
+
+    fn take_state(&mut self, values: &str) {
         let values: Vec<&str> = values.split(' ').collect();
         let [crc, _pages, page_size, header, frames, _backfilled] = values[..] else {
             panic!("not a state: {values:?}")
@@ -472,16 +500,47 @@ impl Application {
         }
     }
 
+    /// Whether the last state is the present one.
+    pub fn is_certain(&self) -> bool {
+        self.is_certain
+    }
+
+    /// The same as [`Application::remember`], by a connection of nobody's. While somebody else holds the database
+    /// only: the last connection's closing would do more.
+    pub fn look_on(&mut self) {
+        let open = format!("open onlooker {}", self.database.display());
+        if !matches!(self.onlooker.tell(&open), Answer::Ok(_)) {
+            return;
+        }
+        let answer = self.onlooker.tell("state onlooker");
+        self.onlooker.tell("close onlooker");
+        self.log.push(format!("  onlooker: {answer:?}"));
+        if let Answer::Ok(values) = answer {
+            self.take_state(&values);
+            self.is_certain = true;
+        }
+        self.observe();
+    }
+
     /// The same, and if no connection can be asked, one is opened for it.
     pub fn remember_certainly(&mut self) {
-        let is_idle = |this: &Self| (0..CONNECTIONS).any(|c| this.slots[c] == Slot::Idle && !this.is_blocked(c));
-        if !is_idle(self) {
-            for connection in 0..CONNECTIONS {
-                self.close(connection);
-            }
-            self.ensure_open(0);
-        }
         self.remember();
+        if !self.is_certain {
+            (0..CONNECTIONS).for_each(|connection| self.close(connection));
+            self.ensure_open(0);
+            self.remember();
+        }
+    }
+
+    /// Checkpoints that wait ask for what they wait for once more.
+    pub fn retry(&mut self) {
+        for connection in 0..CONNECTIONS {
+            if self.slots[connection] == Slot::Waiting {
+                let word = if self.random.random_bool(0.9) { "again" } else { "enough" };
+                self.go_on(connection, word);
+                self.remember();
+            }
+        }
     }
 
     /// Writes the present state's pages to a file.
