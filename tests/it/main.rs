@@ -8,6 +8,7 @@ mod cli;
 mod config;
 mod control;
 mod documents;
+mod found;
 mod ghost;
 mod guard;
 mod host_key;

@@ -56,7 +56,10 @@ fn whatever_happens_a_restore_gives_what_was_acknowledged_or_newer() {
                                 *injected.entry(kind).or_default() += count;
                             }
                         }
-                        Err(_) => failed().push(seed),
+                        Err(_) => {
+                            eprintln!("SEED={seed} tests/run simulation");
+                            failed().push(seed);
+                        }
                     }
                     ran.fetch_add(1, Ordering::Relaxed);
                 }
@@ -86,7 +89,8 @@ fn history(seed: u64, processes: Vec<Process>) -> (Vec<Process>, BTreeMap<String
         checkpoint: CheckpointSettings {
             min_pages,
             max_pages: [0, min_pages, min_pages * 3][random.random_range(0..3)],
-            interval: [None, Some(Duration::from_secs(1)), Some(Duration::from_secs(60))][random.random_range(0..3)],
+            interval: [None, Some(Duration::from_secs(1)), Some(Duration::from_secs(60))]
+                [random.random_range(0..3)],
         },
         durability: [Durability::Fsync, Durability::Fsync, Durability::Write][random.random_range(0..3)],
         sync_interval: [None, None, Some(Duration::from_secs(1))][random.random_range(0..3)],
@@ -116,6 +120,11 @@ fn history(seed: u64, processes: Vec<Process>) -> (Vec<Process>, BTreeMap<String
     if !world.has_agent() {
         world.start_agent();
     }
+    if random.random_bool(0.5) {
+        // What is held open must not keep anything from being replicated.
+        world.drive(200);
+    }
+    world.application().rest();
     world.settle();
     world.application().remember_certainly();
     world.settle();
@@ -165,7 +174,8 @@ fn event(world: &mut World, random: &mut StdRng, settings: Settings, is_faulty: 
                     2 => Fault::Torn(random.random_range(0..3)),
                     3 => Fault::Late(random.random_range(1..40)),
                     _ => Fault::Refused(
-                        [FailureKind::Denied, FailureKind::Full, FailureKind::Other][random.random_range(0..3)],
+                        [FailureKind::Denied, FailureKind::Full, FailureKind::Other]
+                            [random.random_range(0..3)],
                     ),
                 };
                 world.servers[replica].plan(random.random_range(0..30), fault);

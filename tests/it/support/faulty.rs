@@ -271,7 +271,9 @@ impl Remote for Connection {
         let state = self.server.state();
         let mut entries = BTreeMap::new();
         for (path, inode) in &state.names {
-            let Some(inside) = path.strip_prefix(folder).and_then(|path| path.strip_prefix('/')) else { continue };
+            let Some(inside) = path.strip_prefix(folder).and_then(|path| path.strip_prefix('/')) else {
+                continue;
+            };
             let (name, is_folder) = inside.split_once('/').map_or((inside, false), |(name, _)| (name, true));
             let file = &state.inodes[*inode];
             let (size, modified) =

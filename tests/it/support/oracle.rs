@@ -209,7 +209,12 @@ impl Application {
     pub fn create(&mut self) {
         let Habits { page_size, auto_vacuum, .. } = self.habits;
         self.ensure_open(0);
-        self.sql(0, &format!("PRAGMA page_size={page_size}; PRAGMA auto_vacuum={auto_vacuum}; PRAGMA journal_mode=wal"));
+        self.sql(
+            0,
+            &format!(
+                "PRAGMA page_size={page_size}; PRAGMA auto_vacuum={auto_vacuum}; PRAGMA journal_mode=wal"
+            ),
+        );
         self.sql(
             0,
             "BEGIN; CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER, data BLOB); CREATE INDEX t_n ON t (n); \
@@ -242,6 +247,24 @@ impl Application {
             Slot::Idle => self.begin_something(connection),
         }
         self.remember();
+    }
+
+    /// Runs statements on a connection, which is opened for it.
+    pub fn run(&mut self, connection: usize, sql: &str) {
+        self.ensure_open(connection);
+        self.sql(connection, sql);
+        self.remember();
+    }
+
+    /// Begins a checkpoint that waits for readers.
+    ///
+    /// # Panics
+    /// If it need not wait.
+    pub fn wait_in_checkpoint(&mut self, connection: usize, mode: &str) {
+        self.ensure_open(connection);
+        self.tell(connection, &format!("patience {connection} on"));
+        self.sql(connection, &format!("PRAGMA wal_checkpoint({mode})"));
+        assert_eq!(self.slots[connection], Slot::Waiting);
     }
 
     fn begin_something(&mut self, connection: usize) {
@@ -362,6 +385,22 @@ impl Application {
             false => self.sql(connection, "PRAGMA wal_checkpoint(PASSIVE)"),
         }
         self.tell(connection, "fail sync 0");
+    }
+
+    /// Ends what is open, and closes everything or nothing.
+    pub fn rest(&mut self) {
+        for connection in 0..CONNECTIONS {
+            if self.slots[connection] == Slot::Waiting {
+                self.go_on(connection, "enough");
+            }
+            if let Slot::Reading | Slot::Writing = self.slots[connection] {
+                self.end_transaction(connection, "COMMIT");
+            }
+            self.remember();
+        }
+        if self.random.random_bool(0.3) {
+            self.close_all();
+        }
     }
 
     /// All connections are closed, as an application's that ends.

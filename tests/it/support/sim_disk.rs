@@ -165,7 +165,9 @@ impl SimDisk {
         (state.images, state.names) = (BTreeMap::new(), BTreeMap::new());
         for (path, content) in contents {
             let folder = path.parent().expect("a file is in a folder");
-            std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&path, &content)).expect("our folder");
+            std::fs::create_dir_all(folder)
+                .and_then(|()| std::fs::write(&path, &content))
+                .expect("our folder");
             let inode = inode(&path).expect("it was just made");
             state.images.insert(inode, Image { durable: content, pending: Vec::new() });
             state.names.insert(path, inode);

@@ -96,7 +96,11 @@ pub struct World {
 
 impl World {
     /// A world in which nothing has happened; `application` gets the path of the database.
-    pub fn new(settings: Settings, seed: u64, application: impl FnOnce(&std::path::Path) -> Application) -> World {
+    pub fn new(
+        settings: Settings,
+        seed: u64,
+        application: impl FnOnce(&std::path::Path) -> Application,
+    ) -> World {
         let folder = scratch();
         let database = folder.path().join("app.db");
         let replica = |number: usize| ReplicaConfig {
@@ -221,11 +225,16 @@ impl World {
 
     /// Lets everything come to rest.
     pub fn settle(&mut self) {
-        let until = self.elapsed + REST;
-        for _ in 0..MOST_TURNS {
+        self.rest_for(REST);
+    }
+
+    /// Lets so much time pass; how many turns the agent took.
+    pub fn rest_for(&mut self, time: Duration) -> usize {
+        let until = self.elapsed + time;
+        for turn in 0..MOST_TURNS {
             self.turn(true);
             if self.agent.is_none() || self.elapsed >= until {
-                return;
+                return turn;
             }
         }
         panic!("the agent does not come to rest{}", self.story());
@@ -274,7 +283,8 @@ impl World {
             Handed::Remote(database, replica, order) => {
                 let generation = order.generation;
                 self.note(&format!("replica {replica}: {:?}", order.job));
-                let for_snapshots = matches!(order.job, Job::SendSnapshot { .. } | Job::PublishSnapshot { .. });
+                let for_snapshots =
+                    matches!(order.job, Job::SendSnapshot { .. } | Job::PublishSnapshot { .. });
                 let line = (replica, for_snapshots);
                 let server = &self.servers[replica];
                 let remote = self.connections.entry(line).or_insert_with(|| server.connect());
@@ -305,7 +315,9 @@ impl World {
             self.check_is_commit(shadowed);
         }
         for (replica, of_replica) in status.replicas.iter().enumerate() {
-            let (Some(acked), ReplicaState::Streaming) = (of_replica.position, &of_replica.state) else { continue };
+            let (Some(acked), ReplicaState::Streaming) = (of_replica.position, &of_replica.state) else {
+                continue;
+            };
             assert!(
                 acked.generation != status.position.map_or(acked.generation, |p| p.generation)
                     || Some(acked) <= status.position,
@@ -333,7 +345,8 @@ impl World {
 
     /// The last state that everything before a position makes up.
     fn state_of(&mut self, position: Position) -> Option<usize> {
-        let (mut index, mut offset) = (position.index, Some(position.offset.get()).filter(|offset| *offset > 0));
+        let (mut index, mut offset) =
+            (position.index, Some(position.offset.get()).filter(|offset| *offset > 0));
         if offset.is_none() {
             // The whole of the index before.
             index = index.previous()?;
@@ -362,7 +375,11 @@ impl World {
     pub fn check_restore(&mut self, replica: usize, synced: bool) {
         let state = match self.restored(replica, synced) {
             Ok(state) => state,
-            Err(RestoreError::Gap(RestoreGap::Empty | RestoreGap::NoSnapshot { .. })) if self.acked[replica].is_none() => return,
+            Err(RestoreError::Gap(RestoreGap::Empty | RestoreGap::NoSnapshot { .. }))
+                if self.acked[replica].is_none() =>
+            {
+                return;
+            }
             Err(error) => panic!("replica {replica} cannot be restored: {error}{}", self.story()),
         };
         assert!(
@@ -378,7 +395,8 @@ impl World {
         let state = self.restored(replica, false);
         let application = self.application();
         let states = application.states();
-        let is_there = matches!(&state, Ok(state) if *state >= from || states[*state].crc == states[from].crc);
+        let is_there =
+            matches!(&state, Ok(state) if *state >= from || states[*state].crc == states[from].crc);
         drop(application);
         assert!(is_there, "replica {replica} gives {state:?}, and {from} was acknowledged{}", self.story());
     }
@@ -426,11 +444,16 @@ impl World {
 
     /// Everything that happened, for people.
     pub fn story(&self) -> String {
-        let Some(folder) = std::env::var_os("WAL_AGENT_STORY").map(PathBuf::from) else { return String::new() };
+        let Some(folder) = std::env::var_os("WAL_AGENT_STORY").map(PathBuf::from) else {
+            return String::new();
+        };
         let application = self.application.try_lock().map(|application| application.log());
         let servers = self.servers.iter().map(FaultyServer::log).collect::<Vec<_>>().join("\n-- \n");
-        let story =
-            format!("{}\n-- disk\n{}\n-- servers\n{servers}", application.unwrap_or_default(), self.disk.log());
+        let story = format!(
+            "{}\n-- disk\n{}\n-- servers\n{servers}",
+            application.unwrap_or_default(),
+            self.disk.log()
+        );
         std::fs::write(&folder, story).expect("WAL_AGENT_STORY names a file");
         format!("; the story is in {}", folder.display())
     }
