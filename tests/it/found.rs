@@ -6,7 +6,7 @@ use std::time::Duration;
 use wal_agent::config::{CheckpointSettings, Durability};
 
 const HABITS: Habits =
-    Habits { page_size: 4096, synchronous: "FULL", autocheckpoint: 0, auto_vacuum: 0, cache_pages: 100 };
+    Habits { page_size: 4096, synchronous: "FULL", autocheckpoint: 0, auto_vacuum: 0, cache_pages: 100, is_overlooked: false };
 
 const SETTINGS: Settings = Settings {
     replicas: 1,

@@ -7,6 +7,7 @@ mod checkpoint;
 mod cli;
 mod config;
 mod control;
+mod crash;
 mod documents;
 mod found;
 mod ghost;

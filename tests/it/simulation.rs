@@ -82,6 +82,7 @@ fn history(seed: u64, processes: Vec<Process>) -> (Vec<Process>, BTreeMap<String
         autocheckpoint: [0, 1, 10, 1000][random.random_range(0..4)],
         auto_vacuum: random.random_range(0..3),
         cache_pages: [10, 100][random.random_range(0..2)],
+        is_overlooked: true,
     };
     let min_pages = [1, 5, 20, 1000][random.random_range(0..4)];
     let settings = Settings {
@@ -96,7 +97,7 @@ fn history(seed: u64, processes: Vec<Process>) -> (Vec<Process>, BTreeMap<String
         sync_interval: [None, None, Some(Duration::from_secs(1))][random.random_range(0..3)],
     };
     let application_seed = random.random();
-    let mut world = World::new(settings, random.random(), |database| {
+    let mut world = World::new(settings, seed, |database| {
         Application::new(database, habits, processes, application_seed)
     });
     if random.random_bool(0.8) {

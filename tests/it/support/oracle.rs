@@ -118,6 +118,8 @@ pub struct Habits {
     pub autocheckpoint: u32,
     pub auto_vacuum: u32,
     pub cache_pages: u32,
+    /// Whether the watch misses what it does now and then.
+    pub is_overlooked: bool,
 }
 
 /// The application.
@@ -350,6 +352,7 @@ impl Application {
         self.sql(connection, "PRAGMA journal_mode=delete");
         if self.random.random_bool(0.5) {
             self.commit(connection);
+            self.remember();
         }
         if self.random.random_bool(0.3) {
             let size = [512, 1024, 4096][self.random.random_range(0..3)];
@@ -384,7 +387,12 @@ impl Application {
             true => self.commit(connection),
             false => self.sql(connection, "PRAGMA wal_checkpoint(PASSIVE)"),
         }
-        self.tell(connection, "fail sync 0");
+        let process = connection % PROCESSES;
+        if !self.is_blocked(connection) {
+            self.tell(connection, "fail sync 0");
+        } else {
+            self.bury(process);
+        }
     }
 
     /// Ends what is open, and closes everything or nothing.
@@ -604,7 +612,7 @@ impl Application {
             folder: moved(0) || moved(1) || moved(2),
         };
         let seen = match self.random.random_range(0..20) {
-            0 if exact.any() => {
+            0 if self.habits.is_overlooked && exact.any() => {
                 *self.injected.entry("event lost".to_owned()).or_default() += 1;
                 Dirty::default()
             }

@@ -20,7 +20,7 @@ use wal_agent::core::names;
 use wal_agent::core::position::{Generation, Index, Position};
 use wal_agent::core::replica::{Job, Outcome};
 use wal_agent::core::restore::{Check, RestoreGap};
-use wal_agent::core::status::{ReplicaState, SourceState};
+use wal_agent::core::status::{ReplicaState, ReplicaStatus, SourceState};
 use wal_agent::remote::{Location, Remote};
 use wal_agent::restore::{RestoreError, RestoreOptions, restore};
 use wal_agent::source::LocalJob;
@@ -74,6 +74,8 @@ pub struct Settings {
 
 /// Everything of one history.
 pub struct World {
+    /// The seed, for people.
+    name: u64,
     folder: TempDir,
     config: Config,
     pub disk: SimDisk,
@@ -92,6 +94,7 @@ pub struct World {
     restores: u32,
     was_attached: bool,
     retry_at: Duration,
+    kill_behind: Option<usize>,
 }
 
 impl World {
@@ -122,6 +125,7 @@ impl World {
             notices: Vec::new(),
         };
         World {
+            name: seed,
             config,
             disk,
             servers: (0..settings.replicas).map(|_| FaultyServer::reliable()).collect(),
@@ -132,12 +136,13 @@ impl World {
             began: (Instant::now(), SystemTime::now()),
             elapsed: Duration::ZERO,
             jumped: 0,
-            random: StdRng::seed_from_u64(seed),
+            random: StdRng::seed_from_u64(seed ^ 0x5EED),
             acked: vec![None; settings.replicas],
             headers: BTreeMap::new(),
             restores: 0,
             was_attached: false,
             retry_at: Duration::ZERO,
+            kill_behind: None,
             folder,
         }
     }
@@ -259,7 +264,9 @@ impl World {
         if handed > 0 && self.random.random_bool(0.9) {
             let job = lock(&self.jobs.handed).remove(self.random.random_range(0..handed));
             let completed = self.carry_out(job);
-            if self.disk.has_crashed() {
+            let ends_here = self.kill_behind.is_some_and(|at| self.servers[0].operations() > at);
+            if self.disk.has_crashed() || ends_here {
+                self.kill_behind = self.kill_behind.filter(|_| !ends_here);
                 drop(completed);
                 self.kill_agent();
                 return false;
@@ -442,6 +449,26 @@ impl World {
         Ok(state)
     }
 
+    /// The agent ends with the job that does this operation of the first server.
+    pub fn kill_behind(&mut self, operation: usize) {
+        self.kill_behind = Some(operation);
+    }
+
+    /// Either everything is replicated all the same, or the status names the trouble.
+    pub fn check_trouble_is_named(&mut self, name: &str) {
+        let Some(agent) = &self.agent else { return };
+        let status = agent.status(self.now());
+        let status = &status.databases[0];
+        let in_source = matches!(&status.state, SourceState::Refused(why) if why.contains(name));
+        let is_named = |replica: &ReplicaStatus| {
+            matches!(&replica.state, ReplicaState::Failing { error, .. } if error.contains(name))
+        };
+        if !in_source && !status.replicas.iter().any(is_named) {
+            let newest = self.application().states().len() - 1;
+            (0..self.servers.len()).for_each(|replica| self.check_restores_from(replica, newest));
+        }
+    }
+
     /// Everything that happened, for people.
     pub fn story(&self) -> String {
         let Some(folder) = std::env::var_os("WAL_AGENT_STORY").map(PathBuf::from) else {
@@ -454,8 +481,9 @@ impl World {
             application.unwrap_or_default(),
             self.disk.log()
         );
-        std::fs::write(&folder, story).expect("WAL_AGENT_STORY names a file");
-        format!("; the story is in {}", folder.display())
+        let file = folder.join(self.name.to_string());
+        std::fs::write(&file, story).expect("WAL_AGENT_STORY names a folder");
+        format!("; the story is in {}", file.display())
     }
 
     /// The machine loses power: nobody survives, and what was not synced to the disk may be lost.
