@@ -49,7 +49,7 @@ pub struct ShadowWal {
     folder: PathBuf,
     extent: ShadowExtent,
     present: Option<Present>,
-    /// Folders of earlier generations, which nobody needs any more.
+    /// Folders of earlier generations, and files before a gap, which nobody needs any more.
     stale: Vec<PathBuf>,
     scratch: Vec<u8>,
 }
@@ -109,7 +109,7 @@ impl ShadowWal {
                 files.insert(index, disk.open(&folder.join(name), false)?);
             }
         }
-        let stale = other_generations(&*disk, meta, generation)?;
+        let mut stale = other_generations(&*disk, meta, generation)?;
         let Some((index, file)) = files.pop_last() else {
             let beginning = ShadowExtent::beginning(generation);
             // Without a rest, a WAL may have come and gone before anything of it was copied.
@@ -118,7 +118,10 @@ impl ShadowWal {
                 ShadowWal { disk, folder, extent: beginning, present: None, stale, scratch: Vec::new() };
             return Ok(if is_beginning { Ok(shadow) } else { Err(Break::ShadowMissing) });
         };
-        let complete = files
+        // After a power cut a file may be missing in between: a replica that still needs it cannot go on.
+        let kept = files.split_off(&first_without_gap(&files, index));
+        stale.extend(files.into_keys().map(|index| folder.join(names::shadow_file(index))));
+        let complete = kept
             .iter()
             .map(|(index, file)| Ok((*index, Offset::new(file.length()?))))
             .collect::<io::Result<_>>()?;
@@ -250,7 +253,7 @@ impl ShadowWal {
         }
     }
 
-    /// The folders of earlier generations that are still to be removed.
+    /// What nobody needs any more and is still to be removed.
     pub fn take_stale(&mut self) -> Vec<PathBuf> {
         std::mem::take(&mut self.stale)
     }
@@ -266,6 +269,15 @@ impl ShadowWal {
         }
         Ok(())
     }
+}
+
+/// The first of the indexes that lead to `last` without a gap.
+fn first_without_gap<T>(before: &BTreeMap<Index, T>, last: Index) -> Index {
+    let mut first = last;
+    while let Some(index) = first.previous().filter(|index| before.contains_key(index)) {
+        first = index;
+    }
+    first
 }
 
 /// The folders of all generations but `present`.

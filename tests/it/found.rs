@@ -5,15 +5,26 @@ use crate::support::world::{Settings, World};
 use std::time::Duration;
 use wal_agent::config::{CheckpointSettings, Durability};
 
-const HABITS: Habits =
-    Habits { page_size: 4096, synchronous: "FULL", autocheckpoint: 0, auto_vacuum: 0, cache_pages: 100, is_overlooked: false };
+const HABITS: Habits = Habits {
+    page_size: 4096,
+    synchronous: "FULL",
+    autocheckpoint: 0,
+    auto_vacuum: 0,
+    cache_pages: 100,
+    is_overlooked: false,
+};
 
 const SETTINGS: Settings = Settings {
     replicas: 1,
     checkpoint: CheckpointSettings { min_pages: 1000, max_pages: 0, interval: None },
     durability: Durability::Fsync,
     sync_interval: None,
+    let_go_after: None,
 };
+
+/// Each commit is an index.
+const EAGER: Settings =
+    Settings { checkpoint: CheckpointSettings { min_pages: 1, max_pages: 0, interval: None }, ..SETTINGS };
 
 /// A database with a first commit, replicated.
 fn world(settings: Settings) -> World {
@@ -32,5 +43,22 @@ fn a_checkpoint_that_waits_for_somebody_elses_reader_does_not_keep_us_awake() {
     world.application().wait_in_checkpoint(3, "FULL");
     let turns = world.rest_for(Duration::from_secs(60));
     assert!(turns < 3000, "{turns} turns in a minute");
+    world.end();
+}
+
+#[test]
+fn a_replica_that_needs_a_shadow_file_which_is_missing_begins_a_new_generation() {
+    let mut world = world(EAGER);
+    world.servers[0].refuse_all(true);
+    for _ in 0..3 {
+        world.application().run(0, "INSERT INTO t (n) VALUES (1)");
+        world.rest_for(Duration::from_secs(1));
+    }
+    world.kill_agent();
+    assert!(world.remove_shadow(1), "it is kept for the replica");
+    world.servers[0].refuse_all(false);
+    world.start_agent();
+    world.settle();
+    world.check_all_is_replicated();
     world.end();
 }

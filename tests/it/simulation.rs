@@ -95,6 +95,8 @@ fn history(seed: u64, processes: Vec<Process>) -> (Vec<Process>, BTreeMap<String
         },
         durability: [Durability::Fsync, Durability::Fsync, Durability::Write][random.random_range(0..3)],
         sync_interval: [None, None, Some(Duration::from_secs(1))][random.random_range(0..3)],
+        // Letting go waits by the real clock, until the file's times can be trusted.
+        let_go_after: Some(Duration::from_secs(1)).filter(|_| random.random_bool(0.3)),
     };
     let application_seed = random.random();
     let mut world = World::new(settings, seed, |database| {

@@ -44,6 +44,7 @@ struct State {
     check: Option<Check>,
     log: Vec<String>,
     injected: BTreeMap<String, u64>,
+    refuses_all: bool,
 }
 
 #[derive(Default, Clone)]
@@ -85,6 +86,7 @@ impl FaultyServer {
             check: None,
             log: Vec::new(),
             injected: BTreeMap::new(),
+            refuses_all: false,
         })))
     }
 
@@ -93,6 +95,11 @@ impl FaultyServer {
         let mut state = self.state();
         let at = state.operations + later;
         state.faults.insert(at, fault);
+    }
+
+    /// Whether every operation is refused from now on.
+    pub fn refuse_all(&self, refuses_all: bool) {
+        self.state().refuses_all = refuses_all;
     }
 
     /// No fault is left; what a stopped server process has left to do is done.
@@ -228,6 +235,7 @@ impl Connection {
         }
         state.log.push(format!("{number}: {what} {}", fault.map_or(String::new(), |f| format!("{f:?}"))));
         let result = match fault {
+            None if state.refuses_all => Err(failed(FailureKind::Denied)),
             None => state.apply(change).map_err(failed),
             Some(Fault::Refused(kind)) => Err(failed(kind)),
             Some(fault) => {

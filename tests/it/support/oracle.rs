@@ -135,6 +135,8 @@ pub struct Application {
     /// Asks for the state while the agent holds the database, so that its own comings and goings mean nothing.
     onlooker: Process,
     dirty: Dirty,
+    /// Since the watch last looked, somebody has closed the database.
+    has_closed: bool,
     seen: [Option<Seen>; 3],
     log: Vec<String>,
     injected: BTreeMap<String, u64>,
@@ -162,6 +164,7 @@ impl Application {
             is_certain: true,
             onlooker,
             dirty,
+            has_closed: false,
             seen,
             log,
             injected,
@@ -500,6 +503,7 @@ impl Application {
             return Answer::Error("its process waits".to_owned());
         }
         let answer = self.processes[process].tell(line);
+        self.has_closed |= word == "close" || answer == Answer::Died;
         self.log.push(format!("  {line} -> {answer:?}"));
         if answer == Answer::Died {
             self.bury(process);
@@ -511,6 +515,7 @@ impl Application {
     /// A process is dead, or dies now; the next one takes its place.
     fn bury(&mut self, process: usize) {
         self.processes[process] = Process::start();
+        self.has_closed = true;
         let seed = self.random.random_range(0..65536);
         self.processes[process].tell(&format!("seed {seed}"));
         for connection in (process..CONNECTIONS).step_by(PROCESSES) {
@@ -610,7 +615,9 @@ impl Application {
             database: now[0] != self.seen[0],
             wal: now[1] != self.seen[1],
             folder: moved(0) || moved(1) || moved(2),
+            closed: self.has_closed,
         };
+        self.has_closed = false;
         let seen = match self.random.random_range(0..20) {
             0 if self.habits.is_overlooked && exact.any() => {
                 *self.injected.entry("event lost".to_owned()).or_default() += 1;
@@ -622,6 +629,7 @@ impl Application {
         self.dirty.database |= seen.database;
         self.dirty.wal |= seen.wal;
         self.dirty.folder |= seen.folder;
+        self.dirty.closed |= seen.closed;
         self.seen = now;
     }
 }

@@ -70,6 +70,7 @@ pub struct Settings {
     pub checkpoint: CheckpointSettings,
     pub durability: Durability,
     pub sync_interval: Option<Duration>,
+    pub let_go_after: Option<Duration>,
 }
 
 /// Everything of one history.
@@ -115,6 +116,7 @@ impl World {
         let mut of_database =
             DatabaseConfig::new(database.clone(), (0..settings.replicas).map(replica).collect());
         of_database.checkpoint = settings.checkpoint;
+        of_database.let_go_after = settings.let_go_after;
         // Rounds are timed by the real clock; here they end when they are done.
         of_database.max_write_block = Duration::from_secs(60);
         let disk = SimDisk::new(&of_database.meta_path);
@@ -449,6 +451,16 @@ impl World {
         Ok(state)
     }
 
+    /// Removes a file of the present generation's shadow; `false` if it is not there.
+    pub fn remove_shadow(&self, index: u32) -> bool {
+        let meta = &self.config.databases[0].meta_path;
+        let generation = std::fs::read_to_string(meta.join("generation")).expect("there is a generation");
+        let generation =
+            generation.split(' ').next().and_then(|text| text.parse().ok()).expect("it has a name");
+        let index = Index::new(index).expect("a small number");
+        std::fs::remove_file(meta.join(names::wal_folder(generation)).join(names::shadow_file(index))).is_ok()
+    }
+
     /// The agent ends with the job that does this operation of the first server.
     pub fn kill_behind(&mut self, operation: usize) {
         self.kill_behind = Some(operation);
@@ -460,9 +472,7 @@ impl World {
         let status = agent.status(self.now());
         let status = &status.databases[0];
         let in_source = matches!(&status.state, SourceState::Refused(why) if why.contains(name));
-        let is_named = |replica: &ReplicaStatus| {
-            matches!(&replica.state, ReplicaState::Failing { error, .. } if error.contains(name))
-        };
+        let is_named = |replica: &ReplicaStatus| matches!(&replica.state, ReplicaState::Failing { error, .. } if error.contains(name));
         if !in_source && !status.replicas.iter().any(is_named) {
             let newest = self.application().states().len() - 1;
             (0..self.servers.len()).for_each(|replica| self.check_restores_from(replica, newest));
