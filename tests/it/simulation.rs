@@ -61,7 +61,10 @@ fn whatever_happens_a_restore_gives_what_was_acknowledged_or_newer() {
                             failed().push(seed);
                         }
                     }
-                    ran.fetch_add(1, Ordering::Relaxed);
+                    let so_far = ran.fetch_add(1, Ordering::Relaxed) + 1;
+                    if so_far % 1000 == 0 {
+                        println!("{so_far} histories");
+                    }
                 }
             });
         }

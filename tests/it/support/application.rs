@@ -13,6 +13,9 @@
 //! fail sync N          the N-th fsync from now on fails         ok
 //! ```
 
+#[allow(dead_code, reason = "the test's process uses the rest")]
+mod power;
+
 use rusqlite::config::DbConfig;
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::wal::CheckpointMode;
@@ -58,30 +61,16 @@ extern "C" fn write(descriptor: c_int, bytes: *const c_void, count: usize) -> is
     written
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn fsync(descriptor: c_int) -> c_int {
-    sync(libc::SYS_fsync, descriptor)
-}
-
-#[unsafe(no_mangle)]
-extern "C" fn fdatasync(descriptor: c_int) -> c_int {
-    sync(libc::SYS_fdatasync, descriptor)
-}
-
-fn sync(call: libc::c_long, descriptor: c_int) -> c_int {
+/// Whether this sync is to fail; or the process ends.
+fn sync_fails() -> bool {
     if is_due(&DIE_AT_SYNC) {
         die();
     }
-    if is_due(&FAIL_SYNC) {
-        // SAFETY: the place of errno is this thread's own.
-        unsafe { *libc::__errno_location() = libc::EIO };
-        return -1;
-    }
-    // SAFETY: any number may be given as a descriptor.
-    unsafe { libc::syscall(call, descriptor) as c_int }
+    is_due(&FAIL_SYNC)
 }
 
 fn main() {
+    power::FAULT.get_or_init(|| sync_fails);
     let mut connections = HashMap::new();
     while let Some(line) = read_line() {
         let answer = match obey(&mut connections, &line) {

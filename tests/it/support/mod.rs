@@ -8,6 +8,7 @@ pub mod litestream;
 pub mod memory;
 pub mod oracle;
 pub mod place;
+pub mod power;
 pub mod process;
 pub mod scene;
 pub mod sim_disk;

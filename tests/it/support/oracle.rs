@@ -176,6 +176,11 @@ impl Application {
         &self.states
     }
 
+    /// How it treats its database.
+    pub fn habits(&self) -> Habits {
+        self.habits
+    }
+
     /// What was done, for people.
     pub fn log(&self) -> String {
         self.log.join("\n")

@@ -4,10 +4,12 @@
 use super::faulty::FaultyServer;
 use super::history::scratch;
 use super::oracle::{Application, State};
+use super::power;
 use super::sim_disk::SimDisk;
+use super::wait::wait_until;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -96,6 +98,8 @@ pub struct World {
     was_attached: bool,
     retry_at: Duration,
     kill_behind: Option<usize>,
+    /// Generations of which the machine may have lost something: a WAL may go on otherwise under the same header.
+    lost: BTreeSet<String>,
 }
 
 impl World {
@@ -106,6 +110,7 @@ impl World {
         application: impl FnOnce(&std::path::Path) -> Application,
     ) -> World {
         let folder = scratch();
+        power::record(folder.path());
         let database = folder.path().join("app.db");
         let replica = |number: usize| ReplicaConfig {
             name: number.to_string(),
@@ -145,6 +150,7 @@ impl World {
             was_attached: false,
             retry_at: Duration::ZERO,
             kill_behind: None,
+            lost: BTreeSet::new(),
             folder,
         }
     }
@@ -192,6 +198,10 @@ impl World {
         lock(&self.jobs.ended).clear();
         self.connections.clear();
         self.disk.restart();
+        // A process that another history starts just now holds a copy of each of our descriptors for a moment.
+        if let Ok(lock) = std::fs::File::open(self.config.databases[0].meta_path.join("lock")) {
+            wait_until("the lock is free", Duration::from_secs(60), || lock.try_lock().is_ok());
+        }
     }
 
     /// The agent is asked to stop, and does.
@@ -369,6 +379,9 @@ impl World {
     /// The header of an index's WAL, from the shadow.
     fn header(&mut self, generation: Generation, index: Index) -> Option<String> {
         let key = (generation.to_string(), index.to_string());
+        if self.lost.contains(&key.0) {
+            return None;
+        }
         if let Some(header) = self.headers.get(&key) {
             return Some(header.clone());
         }
@@ -451,6 +464,13 @@ impl World {
         Ok(state)
     }
 
+    /// Files of the shadow, of all generations.
+    pub fn shadow_files(&self) -> usize {
+        let meta = self.config.databases[0].meta_path.join(names::GENERATIONS);
+        let files = super::scene::files(&meta);
+        files.len()
+    }
+
     /// Removes a file of the present generation's shadow; `false` if it is not there.
     pub fn remove_shadow(&self, index: u32) -> bool {
         let meta = &self.config.databases[0].meta_path;
@@ -501,9 +521,17 @@ impl World {
         self.note("power is lost");
         self.kill_agent();
         self.application().kill_all();
-        let seed = self.random.random();
-        self.disk.lose_power(seed);
+        let meta = &self.config.databases[0].meta_path;
+        let generation = std::fs::read_to_string(meta.join("generation")).unwrap_or_default();
+        self.lost.extend(generation.split(' ').next().map(str::to_owned));
+        self.disk.lose_power(self.random.random());
         let _ = std::fs::remove_file(self.folder.path().join("app.db-shm"));
+        // Without syncs, SQLite itself promises nothing then.
+        if self.application().habits().synchronous != "OFF" {
+            for name in ["app.db", "app.db-wal", "app.db-journal"] {
+                power::cut(&self.folder.path().join(name), self.random.random());
+            }
+        }
     }
 
     /// The processes of the application go back, and all faults by kind.
