@@ -12,6 +12,7 @@ mod documents;
 mod found;
 mod ghost;
 mod guard;
+mod hazards;
 mod host_key;
 mod house;
 mod interop;
