@@ -174,12 +174,17 @@ impl ShadowWal {
     /// Begins the next index (the first, if there is none yet) with a header whose first commit is in the WAL.
     ///
     /// # Errors
-    /// The disk's; `Ok(false)` if the generation has no more indexes.
-    pub fn begin_index(&mut self, header: WalHeader) -> io::Result<bool> {
+    /// The disk's; `Ok(Err)` says why the generation cannot go on.
+    pub fn begin_index(&mut self, header: WalHeader) -> io::Result<Result<(), Break>> {
         let index = match &self.present {
             None => self.extent.index,
             Some(present) => {
-                let Some(next) = self.extent.index.next() else { return Ok(false) };
+                let Some(next) = self.extent.index.next() else { return Ok(Err(Break::IndexExhausted)) };
+                // It exists nowhere else now. Only where everything was backfilled already when we attached, the WAL
+                // can have been restarted before a worker had made it durable.
+                if present.durable < self.extent.end && present.file.sync().is_err() {
+                    return Ok(Err(Break::ShadowSyncFailed));
+                }
                 // Readers of complete indexes, and a later recovery, go by the file's length.
                 present.file.set_length(self.extent.end.get())?;
                 next
@@ -192,7 +197,7 @@ impl ShadowWal {
         }
         (self.extent.index, self.extent.end) = (index, Offset::ZERO);
         self.present = Some(Present { file, chain: Chain::new(header), durable: Offset::ZERO });
-        Ok(true)
+        Ok(Ok(()))
     }
 
     /// The present state, to go back to with [`ShadowWal::go_back`].

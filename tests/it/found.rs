@@ -62,3 +62,17 @@ fn a_replica_that_needs_a_shadow_file_which_is_missing_begins_a_new_generation()
     world.check_all_is_replicated();
     world.end();
 }
+
+#[test]
+fn a_wal_that_was_backfilled_before_we_came_is_durable_here_before_the_next_index_begins() {
+    let mut world = World::new(SETTINGS, 1, |database| Application::new(database, HABITS, Vec::new(), 1));
+    world.application().create();
+    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
+    world.start_agent();
+    world.drive(30);
+    // The reader is where it lets this writer restart the WAL; each turn looks whether the copy is durable then.
+    world.application().run(0, "UPDATE c SET n = n + 1");
+    world.settle();
+    world.check_all_is_replicated();
+    world.end();
+}

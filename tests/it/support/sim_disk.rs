@@ -1,7 +1,7 @@
 //! Support: the local disk, with faults, and with what of it would survive a power cut.
 //!
 //! Files are real ones (the live WAL is copied into them by the kernel). Beside each, what is *durable* is remembered:
-//! its content at its last sync, and the names of a folder at that folder's last sync. A file that is written, and a
+//! its content and its name at its last sync, and the names of a folder at that folder's last sync. A file that is written, and a
 //! name that is given or taken, without a sync may survive a power cut, be lost, or survive in a part: of every write
 //! since the last sync, each on its own. After a failed sync, what it should have made durable never becomes so.
 
@@ -134,16 +134,27 @@ impl SimDisk {
         self.state().injected.clone()
     }
 
+    /// Whether all of a file would survive a power cut.
+    pub fn is_durable(&self, path: &Path) -> bool {
+        let (Ok(inode), Ok(live)) = (inode(path), std::fs::read(path)) else { return false };
+        self.state().images.get(&inode).is_some_and(|image| image.durable.starts_with(&live))
+    }
+
     /// Power is lost: of what was not synced, some of everything survives.
     pub fn lose_power(&self, seed: u64) {
         let mut random = StdRng::seed_from_u64(seed);
         let mut state = self.state();
         let mut live = BTreeMap::new();
         collect(&self.root, &mut live);
+        // How much has come to the disk by itself: nothing, some, or nearly everything.
+        let share = [0.0, 0.5, 0.9][random.random_range(0..3)];
+        // Often the names have come to the disk by themselves.
+        let keeps_names = random.random_bool(0.6);
         let mut after = BTreeMap::new();
         for (path, inode) in live.iter().chain(&state.names) {
             let is_settled = live.get(path) == Some(inode) && state.names.get(path) == Some(inode);
-            if is_settled || (!after.contains_key(path) && random.random_bool(0.5)) {
+            let is_kept = if keeps_names { live.get(path) == Some(inode) } else { random.random_bool(0.5) };
+            if is_settled || (!after.contains_key(path) && is_kept) {
                 after.insert(path.clone(), *inode);
             }
         }
@@ -153,7 +164,7 @@ impl SimDisk {
                 let image = state.images.get(inode)?;
                 let live = live.iter().find(|(_, live)| *live == inode);
                 let live = live.and_then(|(path, _)| std::fs::read(path).ok()).unwrap_or_default();
-                Some((path.clone(), survivors(image, &live, &mut random)))
+                Some((path.clone(), survivors(image, &live, share, &mut random)))
             })
             .collect();
         for path in live.keys().filter(|path| !contents.contains_key(*path)) {
@@ -356,6 +367,8 @@ impl DiskFile for SimFile {
         image.pending.clear();
         if allowed.is_ok() {
             image.durable = content;
+            // So do the file systems that matter.
+            state.names.insert(self.path.clone(), self.inode);
         }
         allowed
     }
@@ -377,19 +390,19 @@ fn collect(folder: &Path, files: &mut BTreeMap<PathBuf, u64>) {
 }
 
 /// What of a file survives: everything durable, and some of what came after.
-fn survivors(image: &Image, live: &[u8], random: &mut StdRng) -> Vec<u8> {
+fn survivors(image: &Image, live: &[u8], share: f64, random: &mut StdRng) -> Vec<u8> {
     let mut content = image.durable.clone();
     for pending in &image.pending {
         match *pending {
-            Pending::Length(length) if random.random_bool(0.5) => content.resize(length as usize, 0),
+            Pending::Length(length) if random.random_bool(share) => content.resize(length as usize, 0),
             Pending::Length(_) => {}
             Pending::Write { at, length } => {
                 let end = (at + length).min(live.len() as u64);
                 let mut sector = at / SECTOR * SECTOR;
-                let fate = random.random_range(0..3);
+                let (is_kept, is_torn) = (random.random_bool(share), random.random_bool(0.5));
                 while sector < end {
                     let (from, to) = (sector.max(at) as usize, (sector + SECTOR).min(end) as usize);
-                    if fate == 0 || (fate == 1 && random.random_bool(0.5)) {
+                    if is_kept || (is_torn && random.random_bool(share)) {
                         content.resize(content.len().max(to), 0);
                         content[from..to].copy_from_slice(&live[from..to]);
                     }

@@ -95,6 +95,8 @@ pub struct World {
     acked: Vec<Option<usize>>,
     headers: BTreeMap<(String, String), String>,
     restores: u32,
+    /// The last index before which the shadow was seen to be durable.
+    checked: Option<Index>,
     was_attached: bool,
     retry_at: Duration,
     kill_behind: Option<usize>,
@@ -147,6 +149,7 @@ impl World {
             acked: vec![None; settings.replicas],
             headers: BTreeMap::new(),
             restores: 0,
+            checked: None,
             was_attached: false,
             retry_at: Duration::ZERO,
             kill_behind: None,
@@ -332,6 +335,7 @@ impl World {
         self.was_attached = is_attached;
         if let Some(shadowed) = status.position {
             self.check_is_commit(shadowed);
+            self.check_is_durable(shadowed);
         }
         for (replica, of_replica) in status.replicas.iter().enumerate() {
             let (Some(acked), ReplicaState::Streaming) = (of_replica.position, &of_replica.state) else {
@@ -347,6 +351,18 @@ impl World {
                 self.acked[replica] = self.acked[replica].max(Some(state));
             }
         }
+    }
+
+    /// The WAL of the index before exists nowhere else any more: its shadow must survive a power cut.
+    fn check_is_durable(&mut self, position: Position) {
+        let Some(before) = position.index.previous().filter(|_| self.checked != Some(position.index)) else {
+            return;
+        };
+        self.checked = Some(position.index);
+        let folder = self.config.databases[0].meta_path.join(names::wal_folder(position.generation));
+        let file = folder.join(names::shadow_file(before));
+        let is_safe = !file.exists() || self.disk.is_durable(&file);
+        assert!(is_safe, "{} would not survive a power cut{}", file.display(), self.story());
     }
 
     fn check_is_commit(&mut self, position: Position) {
@@ -536,6 +552,7 @@ impl World {
 
     /// The processes of the application go back, and all faults by kind.
     pub fn end(mut self) -> (Vec<super::oracle::Process>, BTreeMap<String, u64>) {
+        self.story();
         self.agent = None;
         lock(&self.jobs.handed).clear();
         lock(&self.jobs.ended).clear();
