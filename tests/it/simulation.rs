@@ -120,6 +120,7 @@ fn history(seed: u64, processes: Vec<Process>) -> (Vec<Process>, BTreeMap<String
     world.disk.interrupt(None);
     world.disk.heal();
     world.servers.iter().for_each(|server| server.heal());
+    world.servers.iter().for_each(|server| server.refuse_all(false));
     if world.application().states().is_empty() {
         world.application().create();
     }
@@ -198,11 +199,16 @@ fn event(world: &mut World, random: &mut StdRng, settings: Settings, is_faulty: 
         }
         95 if is_faulty && world.has_agent() => world.kill_agent(),
         96 if world.has_agent() => world.stop_agent(),
-        97 => world.jump(random.random_range(-100_000..100_000)),
-        98 if is_faulty && random.random_bool(0.5) => {
+        97 if is_faulty => {
+            // A server is out of order for a while.
+            let replica = random.random_range(0..settings.replicas);
+            world.servers[replica].refuse_all(random.random_bool(0.7));
+        }
+        98 if is_faulty => {
             world.lose_power();
             world.application().remember_certainly();
         }
+        99 if random.random_bool(0.3) => world.jump(random.random_range(-100_000..100_000)),
         _ if !world.has_agent() => world.start_agent(),
         _ => {}
     }
