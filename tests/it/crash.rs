@@ -83,11 +83,9 @@ impl Life {
     /// Lets the agent work; if it has ended, the next one begins.
     fn go_on(&mut self) {
         self.world.drive(TURNS);
-        let full_at = match self.trouble {
-            Trouble::Full(at) if !self.is_over && self.world.disk.operations() > at => true,
-            _ => false,
-        };
-        if full_at {
+        let disk = &self.world.disk;
+        let is_full = matches!(self.trouble, Trouble::Full(at) if !self.is_over && disk.operations() > at);
+        if is_full {
             // The application does something more, and then there is space again.
             self.write(0);
             self.world.drive(TURNS);

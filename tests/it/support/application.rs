@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::io::{self, BufRead, Write};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use wal_agent::core::checksum::Crc64;
 
@@ -179,13 +179,13 @@ fn run(connection: &Connection, sql: &str) -> anyhow::Result<String> {
     Ok(answer)
 }
 
-fn state(path: &PathBuf, connection: &mut Connection) -> anyhow::Result<String> {
+fn state(path: &Path, connection: &mut Connection) -> anyhow::Result<String> {
     let page_size: u32 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
     let image = connection.serialize(MAIN_DB)?;
     let (crc, pages) = (Crc64::of(&image), image.len() as u64 / u64::from(page_size));
     drop(image);
     let (frames, backfilled) = connection.wal_checkpoint_v2(Some(MAIN_DB), CheckpointMode::NOOP)?;
-    let mut wal = path.clone().into_os_string();
+    let mut wal = path.to_owned().into_os_string();
     wal.push("-wal");
     let mut header = [0; 32];
     // Only `-wal` may be opened beside SQLite: it carries no locks.
