@@ -69,7 +69,7 @@ pub fn random_seed() -> u64 {
 /// The whole agent, without its event loop.
 pub struct Agent {
     databases: Vec<Database>,
-    workers: Workers,
+    workers: Box<dyn Workers>,
     disk: Arc<dyn Disk>,
     random: rand::rngs::StdRng,
     started: Now,
@@ -79,7 +79,7 @@ pub struct Agent {
 
 impl Agent {
     /// An agent that has not looked yet. `seed` is that of generations and of pauses.
-    pub fn new(config: &Config, workers: Workers, disk: Arc<dyn Disk>, seed: u64, now: Now) -> Self {
+    pub fn new(config: &Config, workers: Box<dyn Workers>, disk: Arc<dyn Disk>, seed: u64, now: Now) -> Self {
         let databases = config.databases.iter().map(|d| Database::new(d, &disk)).collect();
         let next_safety_look = now.mono + SAFETY_LOOK;
         let random = rand::rngs::StdRng::seed_from_u64(seed);

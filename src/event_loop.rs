@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::control::{self, Request, Server};
 use crate::disk::OsDisk;
 use crate::watch::Watch;
-use crate::worker::Workers;
+use crate::worker::Threads;
 use anyhow::Context;
 use log::{info, warn};
 use mio::unix::SourceFd;
@@ -14,6 +14,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 use signal_hook_mio::v1_0::Signals;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -23,12 +24,17 @@ use std::time::{Duration, Instant, SystemTime};
 const WAKER: Token = Token(0);
 const SIGNALS: Token = Token(1);
 const TIMER: Token = Token(2);
-const CONTROL: Token = Token(3);
+const MOUNTS: Token = Token(3);
+const CONTROL: Token = Token(4);
 
 /// How long stopping may take before the agent goes without everything acknowledged.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// A folder that is not there, or cannot be watched, is tried again after this.
 const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
+/// Watched folders are compared with those at their paths at least so often, when something wakes us anyway.
+const CHECK_PAUSE: Duration = Duration::from_secs(60);
+/// The kernel's list of what is mounted: urgent data stands for a change of it (proc(5)).
+const MOUNT_LIST: &str = "/proc/self/mounts";
 /// Events taken from the kernel at once.
 const EVENTS: usize = 64;
 
@@ -50,9 +56,18 @@ pub fn run(config: &Config) -> anyhow::Result<bool> {
     let mut signals = Signals::new(signals).context("cannot catch signals")?;
     poll.registry().register(&mut signals, SIGNALS, Interest::READABLE).context("cannot catch signals")?;
     let timer = Timer::new(&poll).context("cannot make a timer")?;
+    let mounts = File::open(MOUNT_LIST).and_then(|file| {
+        poll.registry().register(&mut SourceFd(&file.as_raw_fd()), MOUNTS, Interest::PRIORITY)?;
+        Ok(file)
+    });
+    if let Err(error) = &mounts {
+        warn!(
+            "cannot follow what is mounted: {error}; databases in folders that are mounted later are noticed late"
+        );
+    }
     let paths: Vec<PathBuf> = config.databases.iter().map(|database| database.path.clone()).collect();
     let watch = Watch::new(&paths, Box::new(wake(&waker))).map_err(anyhow::Error::msg)?;
-    let workers = Workers::start(Arc::new(wake(&waker)), std::env::home_dir());
+    let workers = Box::new(Threads::start(Arc::new(wake(&waker)), std::env::home_dir()));
     let agent = Agent::new(&config, workers, Arc::new(OsDisk), agent::random_seed(), now());
     let control = match Server::bind(&config.socket, poll.registry(), CONTROL) {
         Ok(control) => Some(control),
@@ -62,7 +77,9 @@ pub fn run(config: &Config) -> anyhow::Result<bool> {
             None
         }
     };
-    EventLoop { poll, signals, timer, watch, agent, control, paths, follow_at: Some(Instant::now()) }.run()
+    let (follow_at, check_at) = (Some(Instant::now()), Instant::now() + CHECK_PAUSE);
+    let _mounts = mounts.ok();
+    EventLoop { poll, signals, timer, watch, agent, control, paths, follow_at, check_at, _mounts }.run()
 }
 
 /// SQLite keeps the WAL beside the file that a symbolic link leads to.
@@ -95,12 +112,19 @@ struct EventLoop {
     paths: Vec<PathBuf>,
     /// When folders that are not watched are tried again.
     follow_at: Option<Instant>,
+    /// When those that are watched are compared with what is there.
+    check_at: Instant,
+    /// Only polled; open as long as the loop runs.
+    _mounts: Option<File>,
 }
 
 impl EventLoop {
     fn run(mut self) -> anyhow::Result<bool> {
         let mut events = Events::with_capacity(EVENTS);
         loop {
+            if Instant::now() >= self.check_at {
+                self.check();
+            }
             self.follow();
             let Self { agent, watch, .. } = &mut self;
             let next = agent.step(now(), &mut |database| watch.take(database));
@@ -113,6 +137,7 @@ impl EventLoop {
                 match event.token() {
                     WAKER => {}
                     TIMER => self.timer.clear(),
+                    MOUNTS => self.check(),
                     SIGNALS => {
                         if self.on_signal() {
                             return Ok(false);
@@ -131,6 +156,11 @@ impl EventLoop {
             }
             _ => Ok(()),
         }
+    }
+
+    fn check(&mut self) {
+        self.check_at = Instant::now() + CHECK_PAUSE;
+        self.watch.check();
     }
 
     /// Watches the folders that are not watched yet.

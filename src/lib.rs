@@ -52,8 +52,8 @@
 //!
 //! # Where faults enter
 //!
-//! [`disk::Disk`] and [`remote::Remote`] are the seams that tests replace; the clock and randomness come in as
-//! arguments ([`agent::Now`]). SQLite has no double: the real one is the oracle.
+//! [`disk::Disk`], [`remote::Remote`] and [`worker::Workers`] are the seams that tests replace; the clock and
+//! randomness come in as arguments ([`agent::Now`]). SQLite has no double: the real one is the oracle.
 //!
 //! # Where reality chose another way
 //!

@@ -51,7 +51,7 @@ pub struct ShadowWal {
     folder: PathBuf,
     extent: ShadowExtent,
     present: Option<Present>,
-    /// Folders of earlier generations, which nobody needs any more.
+    /// Folders of earlier generations, and files before a gap, which nobody needs any more.
     stale: Vec<PathBuf>,
     scratch: Vec<u8>,
 }
@@ -111,7 +111,7 @@ impl ShadowWal {
                 files.insert(index, disk.open(&folder.join(name), false)?);
             }
         }
-        let stale = other_generations(&*disk, meta, generation)?;
+        let mut stale = other_generations(&*disk, meta, generation)?;
         let Some((index, file)) = files.pop_last() else {
             let beginning = ShadowExtent::beginning(generation);
             // Without a rest, a WAL may have come and gone before anything of it was copied.
@@ -120,7 +120,10 @@ impl ShadowWal {
                 ShadowWal { disk, folder, extent: beginning, present: None, stale, scratch: Vec::new() };
             return Ok(if is_beginning { Ok(shadow) } else { Err(Break::ShadowMissing) });
         };
-        let complete = files
+        // After a power cut a file may be missing in between: a replica that still needs it cannot go on.
+        let kept = files.split_off(&first_without_gap(&files, index));
+        stale.extend(files.into_keys().map(|index| folder.join(names::shadow_file(index))));
+        let complete = kept
             .iter()
             .map(|(index, file)| Ok((*index, Offset::new(file.length()?))))
             .collect::<io::Result<_>>()?;
@@ -173,12 +176,17 @@ impl ShadowWal {
     /// Begins the next index (the first, if there is none yet) with a header whose first commit is in the WAL.
     ///
     /// # Errors
-    /// The disk's; `Ok(false)` if the generation has no more indexes.
-    pub fn begin_index(&mut self, header: WalHeader) -> io::Result<bool> {
+    /// The disk's; `Ok(Err)` says why the generation cannot go on.
+    pub fn begin_index(&mut self, header: WalHeader) -> io::Result<Result<(), Break>> {
         let index = match &self.present {
             None => self.extent.index,
             Some(present) => {
-                let Some(next) = self.extent.index.next() else { return Ok(false) };
+                let Some(next) = self.extent.index.next() else { return Ok(Err(Break::IndexExhausted)) };
+                // It exists nowhere else now. Only where everything was backfilled already when we attached, the WAL
+                // can have been restarted before a worker had made it durable.
+                if present.durable < self.extent.end && present.file.sync().is_err() {
+                    return Ok(Err(Break::ShadowSyncFailed));
+                }
                 // Readers of complete indexes, and a later recovery, go by the file's length.
                 present.file.set_length(self.extent.end.get())?;
                 next
@@ -191,7 +199,7 @@ impl ShadowWal {
         }
         (self.extent.index, self.extent.end) = (index, Offset::ZERO);
         self.present = Some(Present { file, chain: Chain::new(header), durable: Offset::ZERO });
-        Ok(true)
+        Ok(Ok(()))
     }
 
     /// The present state, to go back to with [`ShadowWal::go_back`].
@@ -273,7 +281,7 @@ impl ShadowWal {
         }
     }
 
-    /// The folders of earlier generations that are still to be removed.
+    /// What nobody needs any more and is still to be removed.
     pub fn take_stale(&mut self) -> Vec<PathBuf> {
         std::mem::take(&mut self.stale)
     }
@@ -289,6 +297,15 @@ impl ShadowWal {
         }
         Ok(())
     }
+}
+
+/// The first of the indexes that lead to `last` without a gap.
+fn first_without_gap<T>(before: &BTreeMap<Index, T>, last: Index) -> Index {
+    let mut first = last;
+    while let Some(index) = first.previous().filter(|index| before.contains_key(index)) {
+        first = index;
+    }
+    first
 }
 
 /// The folders of all generations but `present`.

@@ -3,7 +3,8 @@
 use crate::core::sync::Dirty;
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -82,7 +83,8 @@ pub struct Watch {
     watcher: RecommendedWatcher,
     marks: Arc<Marks>,
     databases: Vec<PathBuf>,
-    watched: HashSet<PathBuf>,
+    /// Folders, and which ones they were when they began to be watched: device and inode.
+    watched: HashMap<PathBuf, (u64, u64)>,
 }
 
 impl Watch {
@@ -109,7 +111,7 @@ impl Watch {
         let handler = Arc::clone(&marks);
         let watcher = notify::recommended_watcher(move |event| handler.on_event(event))
             .map_err(|error| format!("cannot watch files: {error}"))?;
-        Ok(Watch { watcher, marks, databases: databases.to_vec(), watched: HashSet::new() })
+        Ok(Watch { watcher, marks, databases: databases.to_vec(), watched: HashMap::new() })
     }
 
     /// Watches the folder of a database, if it is not watched already. `Ok(false)` if there is no such folder.
@@ -126,18 +128,29 @@ impl Watch {
             });
         }
         let Some(folder) = self.databases[database].parent() else { return Ok(false) };
-        if self.watched.contains(folder) {
+        if self.watched.contains_key(folder) {
             return Ok(true);
         }
+        let Some(identity) = identity_of(folder) else { return Ok(false) };
         match self.watcher.watch(folder, RecursiveMode::NonRecursive) {
             Ok(()) => {
-                self.watched.insert(folder.to_owned());
+                self.watched.insert(folder.to_owned(), identity);
                 // What happened before the watch was there was not seen.
                 self.marks.mark(database, ALL);
                 Ok(true)
             }
             Err(_) if !folder.is_dir() => Ok(false),
             Err(error) => Err(format!("cannot watch {}: {error}", folder.display())),
+        }
+    }
+
+    /// Notices folders that are other ones now, of which no event tells: one that was unmounted, one that something was
+    /// mounted over, or one above which a folder was renamed.
+    pub fn check(&self) {
+        for (folder, identity) in &self.watched {
+            if identity_of(folder) != Some(*identity) {
+                self.marks.on_folder(folder);
+            }
         }
     }
 
@@ -152,4 +165,9 @@ impl Watch {
         let has = |bit| bits & bit != 0;
         Dirty { wal: has(WAL), database: has(DATABASE), folder: has(FOLDER), closed: has(CLOSED) }
     }
+}
+
+/// Device and inode of a folder, if there is one.
+fn identity_of(folder: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(folder).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }

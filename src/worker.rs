@@ -25,6 +25,16 @@ const LOCAL_THREADS: usize = 4;
 /// for the same dead server.
 const LOGIN_PAUSE: Duration = Duration::from_millis(200);
 
+/// Who carries: threads; in simulations, whoever decides when each job is done.
+pub trait Workers {
+    /// Hands out a local job.
+    fn send_local(&mut self, database: usize, job: LocalJob);
+    /// Hands out an order for the destination of `location`.
+    fn send_remote(&mut self, database: usize, replica: usize, location: &Location, order: Order);
+    /// The next job that has ended, if any.
+    fn completed(&mut self) -> Option<Completed>;
+}
+
 /// A job that has ended.
 pub enum Completed {
     /// A local one.
@@ -81,7 +91,7 @@ struct Lines {
 
 /// All threads. The channels hold at most one order for each database and replica, since each has at most one job
 /// in flight.
-pub struct Workers {
+pub struct Threads {
     local: Sender<LocalOrder>,
     lines: HashMap<Destination, Lines>,
     completed: (Sender<Completed>, Receiver<Completed>),
@@ -89,7 +99,7 @@ pub struct Workers {
     home: Option<PathBuf>,
 }
 
-impl Workers {
+impl Threads {
     /// Starts the local threads. `wake` is called after each job; `home` is where `.ssh/known_hosts` is looked for.
     pub fn start(wake: Arc<dyn Fn() + Send + Sync>, home: Option<PathBuf>) -> Self {
         let (local, orders) = unbounded::<LocalOrder>();
@@ -106,34 +116,7 @@ impl Workers {
                 }
             });
         }
-        Workers { local, lines: HashMap::new(), completed, wake, home }
-    }
-
-    /// Hands a local job to the pool.
-    pub fn send_local(&self, database: usize, job: LocalJob) {
-        self.local.send((database, job)).expect("BUG: the local threads live as long as this");
-    }
-
-    /// Hands an order to its destination; its threads are started by the first one.
-    pub fn send_remote(&mut self, database: usize, replica: usize, location: &Location, order: Order) {
-        let lines = match self.lines.get(&Destination::of(location)) {
-            Some(lines) => lines.clone(),
-            None => {
-                let lines = Lines { wal: self.start_line(location), snapshots: self.start_line(location) };
-                self.lines.insert(Destination::of(location), lines.clone());
-                lines
-            }
-        };
-        let line = match order.job {
-            Job::SendSnapshot { .. } | Job::PublishSnapshot { .. } => lines.snapshots,
-            Job::Look | Job::Begin { .. } | Job::Extend { .. } | Job::Seal { .. } => lines.wal,
-        };
-        line.send((database, replica, order)).expect("BUG: a destination's threads live as long as this");
-    }
-
-    /// The next job that has ended, if any.
-    pub fn completed(&self) -> Option<Completed> {
-        self.completed.1.try_recv().ok()
+        Threads { local, lines: HashMap::new(), completed, wake, home }
     }
 
     fn start_line(&self, location: &Location) -> Sender<RemoteOrder> {
@@ -154,6 +137,32 @@ impl Workers {
             }
         });
         sender
+    }
+}
+
+impl Workers for Threads {
+    fn send_local(&mut self, database: usize, job: LocalJob) {
+        self.local.send((database, job)).expect("BUG: the local threads live as long as this");
+    }
+
+    fn send_remote(&mut self, database: usize, replica: usize, location: &Location, order: Order) {
+        let lines = match self.lines.get(&Destination::of(location)) {
+            Some(lines) => lines.clone(),
+            None => {
+                let lines = Lines { wal: self.start_line(location), snapshots: self.start_line(location) };
+                self.lines.insert(Destination::of(location), lines.clone());
+                lines
+            }
+        };
+        let line = match order.job {
+            Job::SendSnapshot { .. } | Job::PublishSnapshot { .. } => lines.snapshots,
+            Job::Look | Job::Begin { .. } | Job::Extend { .. } | Job::Seal { .. } => lines.wal,
+        };
+        line.send((database, replica, order)).expect("BUG: a destination's threads live as long as this");
+    }
+
+    fn completed(&mut self) -> Option<Completed> {
+        self.completed.1.try_recv().ok()
     }
 }
 
@@ -202,7 +211,8 @@ impl Login {
     }
 }
 
-fn do_local(job: LocalJob) -> LocalOutcome {
+/// Does a local job.
+pub fn do_local(job: LocalJob) -> LocalOutcome {
     match job {
         LocalJob::Attach(request) => LocalOutcome::Attach(attach(request)),
         LocalJob::LetGo(request) => LocalOutcome::LetGo(let_go(request)),

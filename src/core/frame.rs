@@ -278,7 +278,8 @@ impl FrameDecoder {
         // No byte of a block gives more than 255 of content: a short block needs no large buffer.
         let room = self.descriptor.max_block.min(data.len().saturating_mul(255));
         if self.output.len() < room {
-            self.output.resize(room, 0);
+            // Fresh memory is zero without being touched; what was there is of no use any more.
+            self.output = vec![0; room];
         }
         let length = match stored {
             true => self.output.get_mut(..data.len()).map(|to| to.copy_from_slice(data)).map(|()| data.len()),

@@ -115,8 +115,8 @@ impl Capture {
                 SyncDecision::NewGeneration(reason) => return Ok(Look::Broken(reason)),
                 SyncDecision::Copy { to } => to,
                 SyncDecision::NextIndex { header, to } => match self.shadow.begin_index(header) {
-                    Ok(true) => to,
-                    Ok(false) => return Ok(Look::Broken(Break::IndexExhausted)),
+                    Ok(Ok(())) => to,
+                    Ok(Err(reason)) => return Ok(Look::Broken(reason)),
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {
                         return Ok(Look::Broken(Break::ShadowMissing));
                     }

@@ -443,6 +443,9 @@ impl Source {
         let State::Attached(attached) = &self.state else { return };
         if attached.guard.is_in_place(&attached.capture, self.extent) {
             self.move_at = None;
+            // Where everything was backfilled before we came, the next writer may restart the WAL at once.
+            let may_restart = self.extent.frames > 0 && self.extent.is_backfilled();
+            self.needs_sync |= may_restart && attached.capture.shadow.to_sync().is_some();
             self.plan_yield(now);
         } else if self.move_at.is_none() && !self.needs_sync {
             self.move_at = Some(Recheck::after(None, MOVE_PAUSE, LONGEST_MOVE_PAUSE, now));

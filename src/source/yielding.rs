@@ -17,13 +17,20 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long the reader stays aside: longer than SQLite's busy handler sleeps.
 const ASIDE: Duration = Duration::from_millis(150);
+/// Aside, the wal-index is asked after pauses that double from [`IN_FLIGHT_PAUSE`] to this: the checkpoint may wait for
+/// somebody else's reader, for hours.
+const LONGEST_ASIDE_PAUSE: Duration = Duration::from_millis(10);
 
 /// The reader has stepped aside.
 #[derive(Debug, Clone, Copy)]
 pub struct Aside {
     /// When the wal-index is asked next.
     pub next: Instant,
+    /// The pause before that.
+    pause: Duration,
     until: Instant,
+    /// When to step aside again if it was of no use.
+    yield_again: Recheck,
     /// What the wal-index said then.
     extent: WalExtent,
 }
@@ -56,14 +63,21 @@ impl Source {
         } else if is_copied && attached.capture.guarded {
             attached.guard.step_aside(&mut attached.capture);
             (self.yield_at, self.move_at) = (None, None);
-            self.aside = Some(Aside { next: now + IN_FLIGHT_PAUSE, until: now + ASIDE, extent: self.extent });
+            self.aside = Some(Aside {
+                next: now + IN_FLIGHT_PAUSE,
+                pause: IN_FLIGHT_PAUSE,
+                until: now + ASIDE,
+                yield_again: next,
+                extent: self.extent,
+            });
         }
     }
 
     /// Begins the reader again once that checkpoint moved on; `false` while it is still waited for.
     pub(super) fn come_back(&mut self, now: Instant) -> bool {
         let (Some(aside), State::Attached(attached)) = (self.aside, &mut self.state) else { return true };
-        let again = Some(Aside { next: now + IN_FLIGHT_PAUSE, ..aside });
+        let pause = (aside.pause * 2).min(LONGEST_ASIDE_PAUSE);
+        let again = Some(Aside { next: now + pause, pause, ..aside });
         let is_the_same = attached.guard.query.wal_extent().is_ok_and(|extent| extent == aside.extent);
         if is_the_same && !self.dirty.any() && now < aside.until {
             self.aside = again;
@@ -75,6 +89,12 @@ impl Source {
             return false;
         }
         (self.aside, self.hot) = (None, true);
+        if is_the_same {
+            // It waits for somebody else's reader, perhaps.
+            let next = Recheck::after(Some(aside.yield_again), FIRST_PAUSE, PATIENCE, now);
+            self.yield_at = Some(next).filter(|next| next.pause < PATIENCE);
+            self.yielded_at = Some(self.extent);
+        }
         true
     }
 }

@@ -80,7 +80,7 @@ impl Driver {
             std::fs::write(self.folder.path().join("app.db"), &history.databases[k]).unwrap();
             let map = WalMap::new(&File::open(&path).unwrap(), wal.len() as u64).unwrap();
             let header = WalHeader::parse(wal.first_chunk().unwrap()).unwrap();
-            assert!(self.shadow.begin_index(header).unwrap());
+            self.shadow.begin_index(header).unwrap().unwrap();
             for end in history.ends(k) {
                 self.shadow.absorb(&map, Offset::new(end)).unwrap();
                 assert_eq!(self.shadow.extent().end.get(), end);

@@ -1,4 +1,5 @@
-//! Support: a server in memory with files that have names and inodes, as a real one has, and a fault at one operation.
+//! Support: a server in memory with files that have names and inodes, as a real one has, and faults at chosen operations.
+//! Its clock is the count of its operations.
 
 use super::history::Objects;
 use std::collections::{BTreeMap, HashMap};
@@ -26,6 +27,7 @@ enum Change {
     Nothing,
     Create(String),
     Write(usize, u64, Vec<u8>),
+    Sync(usize),
     Rename(String, String),
     Remove(String),
 }
@@ -35,12 +37,22 @@ type Check = Box<dyn FnMut(&Objects) + Send>;
 
 struct State {
     names: BTreeMap<String, usize>,
-    inodes: Vec<Vec<u8>>,
+    inodes: Vec<Inode>,
     operations: usize,
-    fault: Option<(usize, Fault)>,
-    late: Option<(usize, Change)>,
-    check: Check,
+    faults: BTreeMap<usize, Fault>,
+    late: Vec<(usize, Change)>,
+    check: Option<Check>,
     log: Vec<String>,
+    injected: BTreeMap<String, u64>,
+    refuses_all: bool,
+}
+
+#[derive(Default, Clone)]
+struct Inode {
+    bytes: Vec<u8>,
+    /// What they were at the last sync.
+    synced: Vec<u8>,
+    modified: i64,
 }
 
 /// The server.
@@ -57,15 +69,62 @@ struct Connection {
 impl FaultyServer {
     /// A server on which the n-th operation, counted from 0, fails; `check` sees all objects after each operation.
     pub fn new(fault: Option<(usize, Fault)>, check: impl FnMut(&Objects) + Send + 'static) -> Self {
+        let server = FaultyServer::reliable();
+        server.state().faults.extend(fault);
+        server.state().check = Some(Box::new(check));
+        server
+    }
+
+    /// A server without faults, until [`FaultyServer::plan`].
+    pub fn reliable() -> Self {
         FaultyServer(Arc::new(Mutex::new(State {
             names: BTreeMap::new(),
             inodes: Vec::new(),
             operations: 0,
-            fault,
-            late: None,
-            check: Box::new(check),
+            faults: BTreeMap::new(),
+            late: Vec::new(),
+            check: None,
             log: Vec::new(),
+            injected: BTreeMap::new(),
+            refuses_all: false,
         })))
+    }
+
+    /// The operation `later` operations from now fails.
+    pub fn plan(&self, later: usize, fault: Fault) {
+        let mut state = self.state();
+        let at = state.operations + later;
+        state.faults.insert(at, fault);
+    }
+
+    /// Whether every operation is refused from now on.
+    pub fn refuse_all(&self, refuses_all: bool) {
+        self.state().refuses_all = refuses_all;
+    }
+
+    /// No fault is left; what a stopped server process has left to do is done.
+    pub fn heal(&self) {
+        self.state().faults.clear();
+        self.wake();
+    }
+
+    /// Faults by kind.
+    pub fn injected(&self) -> BTreeMap<String, u64> {
+        self.state().injected.clone()
+    }
+
+    /// Another server that holds the same now. With `synced`, as if this one had lost power: what was written to a
+    /// file since its last sync is gone.
+    pub fn copy(&self, synced: bool) -> Self {
+        let copy = FaultyServer::reliable();
+        let state = self.state();
+        let inode = |inode: &Inode| match synced {
+            true => Inode { bytes: inode.synced.clone(), ..inode.clone() },
+            false => inode.clone(),
+        };
+        copy.state().names = state.names.clone();
+        copy.state().inodes = state.inodes.iter().map(inode).collect();
+        copy
     }
 
     pub fn connect(&self) -> Box<dyn Remote> {
@@ -85,7 +144,7 @@ impl FaultyServer {
     /// A stopped server process goes on now, if one has something left to do.
     pub fn wake(&self) {
         let mut state = self.state();
-        if let Some((_, change)) = state.late.take() {
+        for (_, change) in std::mem::take(&mut state.late) {
             state.log.push("woken".to_owned());
             let _ = state.apply(change); // nobody hears of it
             state.check();
@@ -103,12 +162,14 @@ impl FaultyServer {
 
 impl State {
     fn objects(&self) -> Objects {
-        self.names.iter().map(|(name, inode)| (name.clone(), self.inodes[*inode].clone())).collect()
+        self.names.iter().map(|(name, inode)| (name.clone(), self.inodes[*inode].bytes.clone())).collect()
     }
 
     fn check(&mut self) {
-        let objects = self.objects();
-        (self.check)(&objects);
+        if self.check.is_some() {
+            let objects = self.objects();
+            self.check.iter_mut().for_each(|check| check(&objects));
+        }
     }
 
     fn apply(&mut self, change: Change) -> Result<Option<usize>, FailureKind> {
@@ -116,19 +177,21 @@ impl State {
             Change::Nothing => {}
             Change::Create(path) => {
                 if let Some(inode) = self.names.get(&path) {
-                    self.inodes[*inode].clear();
+                    self.inodes[*inode].bytes.clear();
                     return Ok(Some(*inode));
                 }
                 self.names.insert(path, self.inodes.len());
-                self.inodes.push(Vec::new());
+                self.inodes.push(Inode { modified: self.operations as i64, ..Inode::default() });
                 return Ok(Some(self.inodes.len() - 1));
             }
             Change::Write(inode, at, bytes) => {
-                let file = &mut self.inodes[inode];
+                self.inodes[inode].modified = self.operations as i64;
+                let file = &mut self.inodes[inode].bytes;
                 let (start, end) = (at as usize, at as usize + bytes.len());
                 file.resize(file.len().max(end), 0);
                 file[start..end].copy_from_slice(&bytes);
             }
+            Change::Sync(inode) => self.inodes[inode].synced = self.inodes[inode].bytes.clone(),
             Change::Rename(from, to) => {
                 if self.names.contains_key(&to) {
                     return Err(FailureKind::Exists);
@@ -143,9 +206,9 @@ impl State {
 
     /// The late operation, if its time has come.
     fn carry_out_late(&mut self) {
-        if self.late.as_ref().is_some_and(|(at, _)| *at <= self.operations)
-            && let Some((_, change)) = self.late.take()
-        {
+        let now = self.operations;
+        let due: Vec<_> = self.late.extract_if(.., |(at, _)| *at <= now).collect();
+        for (_, change) in due {
             self.log.push("carried out late".to_owned());
             let _ = self.apply(change); // nobody hears of it
         }
@@ -163,9 +226,16 @@ impl Connection {
         state.carry_out_late();
         let number = state.operations;
         state.operations += 1;
-        let fault = state.fault.filter(|(at, _)| *at == number).map(|(_, fault)| fault);
+        let fault = state.faults.remove(&number);
+        if let Some(fault) = fault {
+            let kind = format!("{fault:?}");
+            let kind = kind.split('(').next().unwrap_or_default().to_lowercase();
+            let verb = what.split(' ').next().unwrap_or_default();
+            *state.injected.entry(format!("server {kind} {verb}")).or_default() += 1;
+        }
         state.log.push(format!("{number}: {what} {}", fault.map_or(String::new(), |f| format!("{f:?}"))));
         let result = match fault {
+            None if state.refuses_all => Err(failed(FailureKind::Denied)),
             None => state.apply(change).map_err(failed),
             Some(Fault::Refused(kind)) => Err(failed(kind)),
             Some(fault) => {
@@ -177,7 +247,7 @@ impl Connection {
                         bytes.truncate(packets * PACKET);
                         let _ = state.apply(Change::Write(inode, at, bytes)); // as above
                     }
-                    (Fault::Late(operations), change) => state.late = Some((number + operations, change)),
+                    (Fault::Late(operations), change) => state.late.push((number + operations, change)),
                     _ => {}
                 }
                 Err(failed(FailureKind::Disconnected))
@@ -206,13 +276,19 @@ impl Connection {
 impl Remote for Connection {
     fn list(&mut self, folder: &str) -> Result<Vec<Entry>, RemoteError> {
         self.operate(format!("list {folder}"), Change::Nothing)?;
-        let objects = self.server.objects();
-        let inside = |path: &str| Some(path.strip_prefix(folder)?.strip_prefix('/')?.to_owned());
-        let entry = |(path, bytes): (&String, &Vec<u8>)| {
-            let name = inside(path).filter(|name| !name.contains('/'))?;
-            Some(Entry { name, size: bytes.len() as u64, modified: None, is_folder: false })
-        };
-        Ok(objects.iter().filter_map(entry).collect())
+        let state = self.server.state();
+        let mut entries = BTreeMap::new();
+        for (path, inode) in &state.names {
+            let Some(inside) = path.strip_prefix(folder).and_then(|path| path.strip_prefix('/')) else {
+                continue;
+            };
+            let (name, is_folder) = inside.split_once('/').map_or((inside, false), |(name, _)| (name, true));
+            let file = &state.inodes[*inode];
+            let (size, modified) =
+                if is_folder { (0, None) } else { (file.bytes.len() as u64, Some(file.modified)) };
+            entries.insert(name, Entry { name: name.to_owned(), size, modified, is_folder });
+        }
+        Ok(entries.into_values().collect())
     }
 
     fn create(&mut self, path: &str) -> Result<(), RemoteError> {
@@ -229,7 +305,8 @@ impl Remote for Connection {
     }
 
     fn sync(&mut self, path: &str) -> Result<bool, RemoteError> {
-        self.operate(format!("sync {path}"), Change::Nothing).map(|_| true)
+        let inode = self.inode(path)?;
+        self.operate(format!("sync {path}"), Change::Sync(inode)).map(|_| true)
     }
 
     fn rename(&mut self, from: &str, to: &str) -> Result<(), RemoteError> {
@@ -248,7 +325,7 @@ impl Remote for Connection {
         let inode = self.inode(path)?;
         self.operate(format!("read {path} {at}+{}", buffer.len()), Change::Nothing)?;
         let state = self.server.state();
-        let rest = state.inodes[inode].get(at as usize..).unwrap_or_default();
+        let rest = state.inodes[inode].bytes.get(at as usize..).unwrap_or_default();
         let length = rest.len().min(buffer.len());
         buffer[..length].copy_from_slice(&rest[..length]);
         Ok(length)

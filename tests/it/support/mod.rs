@@ -6,12 +6,16 @@ pub mod faulty;
 pub mod history;
 pub mod litestream;
 pub mod memory;
+pub mod oracle;
 pub mod place;
+pub mod power;
 pub mod process;
 pub mod scene;
+pub mod sim_disk;
 pub mod sqlite;
 pub mod sshd;
 pub mod wait;
+pub mod world;
 
 use std::path::PathBuf;
 

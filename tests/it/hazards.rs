@@ -1,0 +1,373 @@
+//! What has hurt the users of this class of software, and why it cannot hurt here: each entry of the list we keep that
+//! concerns capture, checkpoints, generations or local state, with the test that shows it, or the reason.
+//!
+//! Locks and descriptors
+//! - POSIX locks dropped by closing a descriptor of the database or of `-shm`:
+//!   `guard::the_last_close_of_a_short_connection_leaves_the_wal_whatever_the_agent_does` counts descriptors in /proc
+//!   through snapshots, checkpoints and status.
+//! - Two agents on one database: `attachment::a_second_agent_on_a_database_says_so_and_replicates_nothing`. It is refused
+//!   by name and goes on trying, so that it takes over when the first one ends; nothing exits.
+//!
+//! What looks like nothing, or like something else
+//! - Size is no sign of change, and a WAL is written again at its old length:
+//!   `a_wal_that_never_changes_its_length_is_followed_through_every_restart`.
+//! - Connections that come and go delete and recreate the WAL:
+//!   `capture::connections_that_come_and_go_for_every_write_are_followed`, and `resting`.
+//! - Torn tails, stale frames behind valid ones, frames of other salts, both byte orders: `scan` in `segment` and
+//!   `restore_damage`; ghost commits: `ghost`; all of them together: `simulation`.
+//! - Events are lost: `a_flood_of_events_that_overflows_the_queue_hides_no_commit`; the watch itself:
+//!   `a_folder_that_is_removed_and_made_again_is_watched_again` and
+//!   `a_file_system_that_is_unmounted_and_mounted_again_is_followed`; and at random: `simulation`.
+//!
+//! The chain of a generation
+//! - A checkpoint, a VACUUM or another journal mode while the agent is down:
+//!   `whatever_happens_while_the_agent_is_down_the_next_one_restores_exactly`, every one with every way of going down.
+//! - Commits in the gap of a checkpoint: there is no gap, readers overlap; `guard` and `simulation`.
+//! - Page size changed by VACUUM: `a_page_size_changed_by_vacuum_begins_a_generation_of_that_size`.
+//! - Growth and shrinking, auto_vacuum, 512 bytes to 64 KiB: `capture` and `simulation`. We replay frames, and make up no
+//!   page; the page of the lock byte at 1 GB is never in a WAL, and in a snapshot it is what the file has.
+//! - The WAL-reset bug of SQLite before 3.51.3: the bundled one is newer, and no checkpoint of ours resets a WAL.
+//! - More than one generation from one loss: a generation that breaks again waits (`source`), at most 300 s.
+//!
+//! Files that people move
+//! - Replaced by rename: `attachment::a_database_replaced_by_rename_is_replicated_anew_without_frames_of_the_old_one`.
+//!   Restored over in place: `a_database_restored_over_in_place_is_replicated_anew`. Deleted and made again:
+//!   `a_database_deleted_and_made_again_is_replicated_anew`. On another file system:
+//!   `a_database_moved_to_another_file_system_with_its_state_is_followed_there`.
+//!
+//! What it costs
+//! - An idle database sends files: `an_idle_database_sends_nothing_for_a_day`.
+//! - Local files pile up: `local_state_stays_small_for_a_week`.
+//! - A full disk: `crash::the_disk_may_be_full_for_a_while_from_any_operation_on`. Nothing the size of the database is
+//!   staged locally.
+
+use crate::support::agent::Agent;
+use crate::support::compare::assert_same;
+use crate::support::oracle::{Application, Habits};
+use crate::support::place::{Place, first, is_streaming};
+use crate::support::process::{output, signal};
+use crate::support::sqlite::Shell;
+use crate::support::wait::wait_until;
+use crate::support::world::{Settings, World};
+use rustix::process::Signal;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use wal_agent::config::{CheckpointSettings, Durability};
+
+const INSERT: &str = "INSERT INTO t (data) VALUES (randomblob(3000))";
+const TABLE: &str = "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, data BLOB)";
+/// The slow look that finds everything comes after 60 s: what must be noticed by itself is, before.
+const BEFORE_THE_SLOW_LOOK: Duration = Duration::from_secs(45);
+/// inotify's queue holds 16,384 events unless it was set otherwise; each file that comes and goes is four.
+const FLOOD: usize = 20_000;
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn application(database: &Path) -> Shell {
+    let mut application = Shell::open(database);
+    application.run(&format!("PRAGMA journal_mode=wal; {TABLE}; {INSERT}"));
+    application
+}
+
+fn world(min_pages: u32) -> World {
+    let habits = Habits {
+        page_size: 1024,
+        synchronous: "FULL",
+        autocheckpoint: 0,
+        auto_vacuum: 0,
+        cache_pages: 20,
+        is_overlooked: false,
+    };
+    let settings = Settings {
+        replicas: 1,
+        checkpoint: CheckpointSettings { min_pages, max_pages: 0, interval: Some(Duration::from_secs(60)) },
+        durability: Durability::Fsync,
+        sync_interval: None,
+        let_go_after: None,
+    };
+    let mut world = World::new(settings, 1, |database| Application::new(database, habits, Vec::new(), 1));
+    world.application().create();
+    world.start_agent();
+    world.settle();
+    world
+}
+
+#[test]
+fn a_wal_that_never_changes_its_length_is_followed_through_every_restart() {
+    let mut world = world(1);
+    for n in 0..500 {
+        world.application().run(0, &format!("UPDATE c SET n = {n}"));
+        world.drive(20);
+    }
+    world.settle();
+    world.check_all_is_replicated();
+    world.end();
+}
+
+#[test]
+fn whatever_happens_while_the_agent_is_down_the_next_one_restores_exactly() {
+    let modes = ["", "PASSIVE", "FULL", "RESTART", "TRUNCATE"];
+    let changes =
+        ["", "UPDATE c SET n = n + 1", "VACUUM", "PRAGMA journal_mode=delete; PRAGMA journal_mode=wal"];
+    for stops in [true, false] {
+        let mut world = world(1000);
+        for mode in modes {
+            for before in changes {
+                for after in changes {
+                    let down = if stops { World::stop_agent } else { World::kill_agent };
+                    down(&mut world);
+                    world.application().run(0, &format!("SELECT 1; {before}"));
+                    if !mode.is_empty() {
+                        world.application().run(0, &format!("PRAGMA wal_checkpoint({mode})"));
+                    }
+                    world.application().run(0, &format!("SELECT 1; {after}"));
+                    world.start_agent();
+                    world.drive(40);
+                    world.application().run(0, "UPDATE c SET n = n + 1");
+                    world.rest_for(Duration::from_secs(70));
+                    world.check_all_is_replicated();
+                }
+            }
+        }
+        world.end();
+    }
+}
+
+#[test]
+fn an_idle_database_sends_nothing_for_a_day() {
+    let mut world = world(1000);
+    world.application().run(0, "UPDATE c SET n = n + 1");
+    world.rest_for(HOUR);
+    let before = world.servers[0].operations();
+    world.rest_for(24 * HOUR);
+    assert_eq!(world.servers[0].operations(), before);
+    world.end();
+}
+
+#[test]
+fn local_state_stays_small_for_a_week() {
+    let mut world = world(10);
+    for hour in 0..7 * 24 {
+        world
+            .application()
+            .run(0, &format!("UPDATE c SET n = {hour}; INSERT INTO t (data) VALUES (zeroblob(9000))"));
+        world.rest_for(HOUR);
+        let files = world.shadow_files();
+        assert!(files <= 4, "{files} shadow files after {hour} hours");
+    }
+    world.check_all_is_replicated();
+    world.end();
+}
+
+#[test]
+fn a_database_restored_over_in_place_is_replicated_anew() {
+    let place = Place::new();
+    let backup = place.path("backup.db");
+    let mut other = application(&backup);
+    other.run("UPDATE t SET data = 'backup'");
+    other.close();
+    let mut old = application(&place.database());
+    let agent = place.streaming_agent(&[]);
+    old.run(INSERT);
+    old.close();
+    agent.wait_for_status("lets go", |status| first(status)["state"] == "detached" && is_streaming(status));
+    fs::copy(&backup, place.database()).expect("the folder is ours");
+    let mut again = Shell::open(&place.database());
+    assert_eq!(again.value("SELECT data FROM t WHERE id = 1"), "backup");
+    again.run(INSERT);
+    place.wait_until_replicated(&agent);
+    place.stop(agent);
+    place.assert_restores();
+}
+
+#[test]
+fn a_database_deleted_and_made_again_is_replicated_anew() {
+    let place = Place::new();
+    let mut old = application(&place.database());
+    let agent = place.streaming_agent(&["let-go-after: 100ms"]);
+    for _ in 0..5 {
+        old.run(INSERT);
+        old.close();
+        agent.wait_for_status("lets go", |status| {
+            first(status)["state"] == "detached" && is_streaming(status)
+        });
+        fs::remove_file(place.database()).expect("it is there");
+        old = application(&place.database());
+        place.wait_until_replicated(&agent);
+    }
+    place.stop(agent);
+    place.assert_restores();
+}
+
+#[test]
+fn a_page_size_changed_by_vacuum_begins_a_generation_of_that_size() {
+    let place = Place::new();
+    let mut old = application(&place.database());
+    let agent = place.streaming_agent(&[]);
+    old.run(INSERT);
+    old.close();
+    agent.wait_for_status("lets go", |status| first(status)["state"] == "detached" && is_streaming(status));
+    let mut again = Shell::open(&place.database());
+    let change = "PRAGMA journal_mode=delete; PRAGMA page_size=8192; VACUUM; PRAGMA journal_mode=wal";
+    // While we are attached, its mode cannot be changed; a moment later we have let go again.
+    wait_until("the page size is changed", BEFORE_THE_SLOW_LOOK, || {
+        let _ = again.try_run(change); // tried again if we are there
+        let is_changed = again.value("PRAGMA page_size") == "8192";
+        if !is_changed {
+            again.run(".open :memory:");
+            agent.wait_for_status("lets go", |status| first(status)["state"] == "detached");
+            again.run(&format!(".open {}", place.database().display()));
+        }
+        is_changed
+    });
+    again.run(INSERT);
+    place.wait_until_replicated(&agent);
+    place.stop(agent);
+    place.assert_restores();
+}
+
+#[test]
+fn a_database_moved_to_another_file_system_with_its_state_is_followed_there() {
+    let place = Place::new();
+    let mut old = application(&place.database());
+    let agent = place.streaming_agent(&[]);
+    old.run(INSERT);
+    place.stop(agent);
+    old.close();
+    let memory = tempfile::tempdir_in("/dev/shm").expect("Linux has it");
+    output(Command::new("cp").arg("-a").arg(format!("{}/.", place.path("").display())).arg(memory.path()));
+    let database = memory.path().join("app.db");
+    let configuration = format!(
+        "dbs:\n  - path: {}\n    replicas: [{{type: file, path: '{}'}}]\n",
+        database.display(),
+        place.replica().display()
+    );
+    let mut new = Shell::open(&database);
+    new.run(INSERT);
+    let agent = Agent::start(memory.path(), &configuration);
+    agent.wait_for_status("streams", is_streaming);
+    new.run(INSERT);
+    wait_until("the moved database is replicated", BEFORE_THE_SLOW_LOOK, || {
+        agent.wait_for_status("streams", is_streaming);
+        let restored = memory.path().join("restored.db");
+        let _ = fs::remove_file(&restored);
+        crate::support::place::restore(&place.replica(), &restored);
+        crate::support::compare::difference(&database, &restored).is_none()
+    });
+    assert!(agent.stop().success());
+}
+
+#[test]
+fn a_flood_of_events_that_overflows_the_queue_hides_no_commit() {
+    let place = Place::new();
+    let mut application = application(&place.database());
+    let agent = place.streaming_agent(&[]);
+    place.wait_until_replicated(&agent);
+    signal(agent.pid(), Signal::STOP);
+    for n in 0..FLOOD {
+        let file = place.path(&format!("flood-{n}"));
+        fs::write(&file, "").and_then(|()| fs::remove_file(&file)).expect("the folder is ours");
+    }
+    // The queue is full: nobody hears of this one.
+    application.run(INSERT);
+    let count = application.value("SELECT count(*) FROM t");
+    signal(agent.pid(), Signal::CONT);
+    wait_until("the commit is replicated", BEFORE_THE_SLOW_LOOK, || {
+        let restored = place.restore();
+        Shell::open(&restored).value("SELECT count(*) FROM t") == count
+    });
+    place.stop(agent);
+    place.assert_restores();
+}
+
+#[test]
+fn a_folder_that_is_removed_and_made_again_is_watched_again() {
+    let place = Place::new();
+    let folder = place.path("folder");
+    let database = folder.join("app.db");
+    fs::create_dir(&folder).expect("the folder is ours");
+    let mut old = application(&database);
+    let configuration = format!(
+        "dbs:\n  - path: {}\n    let-go-after: 100ms\n    replicas: [{{type: file, path: '{}'}}]\n",
+        database.display(),
+        place.replica().display()
+    );
+    let agent = Agent::start(&place.path(""), &configuration);
+    agent.wait_for_status("streams", is_streaming);
+    for round in 0..3 {
+        old.close();
+        agent.wait_for_status("lets go", |status| {
+            first(status)["state"] == "detached" && is_streaming(status)
+        });
+        fs::remove_dir_all(&folder).and_then(|()| fs::create_dir(&folder)).expect("the folder is ours");
+        old = application(&database);
+        follows(&place, &database, &format!("round {round}"));
+    }
+    agent.stop();
+}
+
+/// A restore holds what the database holds, before everything is looked at in any case.
+fn follows(place: &Place, database: &Path, what: &str) {
+    wait_until(what, BEFORE_THE_SLOW_LOOK, || {
+        let restored = place.restore();
+        crate::support::compare::difference(database, &restored).is_none()
+    });
+}
+
+/// A file system in memory at a folder; needs root.
+struct Mounted<'a>(&'a Path);
+
+impl Mounted<'_> {
+    fn new(folder: &Path) -> Mounted<'_> {
+        as_root(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=777", "none"]).arg(folder));
+        Mounted(folder)
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        as_root(Command::new("umount").arg(self.0));
+    }
+}
+
+/// Runs a command by sudo, if we are not root already.
+fn as_root(command: &mut Command) {
+    if rustix::process::getuid().is_root() {
+        output(command);
+        return;
+    }
+    output(Command::new("sudo").arg(command.get_program()).args(command.get_args()));
+}
+
+#[test]
+fn a_file_system_that_is_unmounted_and_mounted_again_is_followed() {
+    let place = Place::new();
+    let folder = place.path("mounted");
+    let database = folder.join("app.db");
+    fs::create_dir(&folder).expect("the folder is ours");
+    let mut mounted = Mounted::new(&folder);
+    let mut old = application(&database);
+    let configuration = format!(
+        "dbs:\n  - path: {}\n    meta-path: {}\n    let-go-after: 100ms\n    replicas: [{{type: file, path: '{}'}}]\n",
+        database.display(),
+        place.path("meta").display(),
+        place.replica().display()
+    );
+    let agent = Agent::start(&place.path(""), &configuration);
+    agent.wait_for_status("streams", is_streaming);
+    for round in 0..3 {
+        old.close();
+        agent.wait_for_status("lets go", |status| {
+            first(status)["state"] == "detached" && is_streaming(status)
+        });
+        // It can be unmounted: nothing of ours is open there.
+        drop(mounted);
+        mounted = Mounted::new(&folder);
+        old = application(&database);
+        follows(&place, &database, &format!("round {round}"));
+    }
+    agent.stop();
+    old.close();
+    assert_same(&database, &place.restore());
+}

@@ -1,0 +1,215 @@
+//! Histories of an application, an agent and servers, each made up from a seed: whatever happens, in whatever order,
+//! a restore gives a state that the application had, and never one before what was acknowledged.
+//!
+//! `SEEDS=100000 tests/run simulation` runs so many, `SEED=123 tests/run simulation` that one.
+
+use crate::support::faulty::Fault;
+use crate::support::oracle::{Application, Habits, Process};
+use crate::support::sim_disk::DiskFault;
+use crate::support::world::{Settings, World};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use wal_agent::config::{CheckpointSettings, Durability};
+use wal_agent::remote::FailureKind;
+
+/// Without `SEEDS`, histories are run for so long.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Histories at a time; each waits for its processes most of the time.
+const THREADS: usize = 3;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+#[test]
+fn whatever_happens_a_restore_gives_what_was_acknowledged_or_newer() {
+    let (first, count) = match (number("SEED"), number("SEEDS")) {
+        (Some(seed), _) => (seed, Some(1)),
+        (None, count) => (number("FIRST_SEED").unwrap_or(0), count),
+    };
+    let (next, ran) = (AtomicU64::new(first), AtomicU64::new(0));
+    let failed = Mutex::new(Vec::new());
+    let injected = Mutex::new(BTreeMap::<String, u64>::new());
+    let end = Instant::now() + PATIENCE;
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                let mut processes = Vec::new();
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let is_over = count.map_or(Instant::now() > end, |count| seed >= first + count);
+                    let failed = || failed.lock().unwrap_or_else(PoisonError::into_inner);
+                    if is_over || failed().len() >= 5 {
+                        return;
+                    }
+                    let taken = std::mem::take(&mut processes);
+                    match catch_unwind(AssertUnwindSafe(|| history(seed, taken))) {
+                        Ok((back, faults)) => {
+                            processes = back;
+                            let mut injected = injected.lock().unwrap_or_else(PoisonError::into_inner);
+                            for (kind, count) in faults {
+                                *injected.entry(kind).or_default() += count;
+                            }
+                        }
+                        Err(_) => {
+                            eprintln!("SEED={seed} tests/run simulation");
+                            failed().push(seed);
+                        }
+                    }
+                    let so_far = ran.fetch_add(1, Ordering::Relaxed) + 1;
+                    if so_far % 1000 == 0 {
+                        println!("{so_far} histories");
+                    }
+                }
+            });
+        }
+    });
+    let injected = injected.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!("{} histories from seed {first} on; faults: {injected:#?}", ran.into_inner());
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let commands = failed.iter().map(|seed| format!("SEED={seed} tests/run simulation"));
+    assert!(failed.is_empty(), "replay with:\n{}", commands.collect::<Vec<_>>().join("\n"));
+}
+
+/// One history.
+fn history(seed: u64, processes: Vec<Process>) -> (Vec<Process>, BTreeMap<String, u64>) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let habits = Habits {
+        page_size: [512, 1024, 4096, 4096, 65536][random.random_range(0..5)],
+        synchronous: ["FULL", "FULL", "NORMAL", "OFF"][random.random_range(0..4)],
+        autocheckpoint: [0, 1, 10, 1000][random.random_range(0..4)],
+        auto_vacuum: random.random_range(0..3),
+        cache_pages: [10, 100][random.random_range(0..2)],
+        is_overlooked: true,
+    };
+    let min_pages = [1, 5, 20, 1000][random.random_range(0..4)];
+    let settings = Settings {
+        replicas: random.random_range(1..3),
+        checkpoint: CheckpointSettings {
+            min_pages,
+            max_pages: [0, min_pages, min_pages * 3][random.random_range(0..3)],
+            interval: [None, Some(Duration::from_secs(1)), Some(Duration::from_secs(60))]
+                [random.random_range(0..3)],
+        },
+        durability: [Durability::Fsync, Durability::Fsync, Durability::Write][random.random_range(0..3)],
+        sync_interval: [None, None, Some(Duration::from_secs(1))][random.random_range(0..3)],
+        // Letting go waits by the real clock, until the file's times can be trusted.
+        let_go_after: Some(Duration::from_secs(1)).filter(|_| random.random_bool(0.3)),
+    };
+    let application_seed = random.random();
+    let mut world = World::new(settings, seed, |database| {
+        Application::new(database, habits, processes, application_seed)
+    });
+    if random.random_bool(0.8) {
+        world.application().create();
+    }
+    world.start_agent();
+    let interrupts = random.random_bool(0.4).then(|| random.random::<u64>());
+    if let Some(seed) = interrupts {
+        interrupt(&world, seed);
+    }
+    let is_faulty = random.random_bool(0.8);
+    for _ in 0..random.random_range(5..60) {
+        event(&mut world, &mut random, settings, is_faulty);
+    }
+    world.disk.interrupt(None);
+    world.disk.heal();
+    world.servers.iter().for_each(|server| server.heal());
+    world.servers.iter().for_each(|server| server.refuse_all(false));
+    if world.application().states().is_empty() {
+        world.application().create();
+    }
+    if !world.has_agent() {
+        world.start_agent();
+    }
+    if random.random_bool(0.5) {
+        // What is held open must not keep anything from being replicated.
+        world.drive(200);
+    }
+    world.application().rest();
+    world.settle();
+    world.application().remember_certainly();
+    world.settle();
+    world.application().remember_certainly();
+    world.check_all_is_replicated();
+    world.end()
+}
+
+/// The application does something in the middle of what the agent does.
+fn interrupt(world: &World, seed: u64) {
+    let application = std::sync::Arc::downgrade(&world.application);
+    let mut random = StdRng::seed_from_u64(seed);
+    world.disk.interrupt(Some(Box::new(move |_| {
+        if random.random_bool(0.05)
+            && let Some(application) = application.upgrade()
+            && let Ok(mut application) = application.try_lock()
+            && !application.states().is_empty()
+        {
+            application.note("  in the middle of it:".to_owned());
+            application.act();
+        }
+    })));
+}
+
+fn event(world: &mut World, random: &mut StdRng, settings: Settings, is_faulty: bool) {
+    match random.random_range(0..100) {
+        0..55 => {
+            let is_there = !world.application().states().is_empty();
+            match is_there {
+                true => world.application().act(),
+                false => world.application().create(),
+            }
+        }
+        55..85 => world.drive(random.random_range(1..40)),
+        85..90 => {
+            let replica = random.random_range(0..settings.replicas);
+            let synced = settings.durability == Durability::Fsync && random.random_bool(0.5);
+            world.application().remember();
+            world.check_restore(replica, synced);
+        }
+        90..93 if is_faulty => {
+            let replica = random.random_range(0..settings.replicas);
+            for _ in 0..random.random_range(1..4) {
+                let fault = match random.random_range(0..5) {
+                    0 => Fault::Lost,
+                    1 => Fault::Unanswered,
+                    2 => Fault::Torn(random.random_range(0..3)),
+                    3 => Fault::Late(random.random_range(1..40)),
+                    _ => Fault::Refused(
+                        [FailureKind::Denied, FailureKind::Full, FailureKind::Other]
+                            [random.random_range(0..3)],
+                    ),
+                };
+                world.servers[replica].plan(random.random_range(0..30), fault);
+            }
+        }
+        93..95 if is_faulty => {
+            let fault = match random.random_range(0..4) {
+                0 => DiskFault::Crash,
+                1 => DiskFault::TornCrash,
+                2 => DiskFault::Failed,
+                _ => DiskFault::Full(random.random_range(1..20)),
+            };
+            world.disk.plan(random.random_range(0..30), fault);
+        }
+        95 if is_faulty && world.has_agent() => world.kill_agent(),
+        96 if world.has_agent() => world.stop_agent(),
+        97 if is_faulty => {
+            // A server is out of order for a while.
+            let replica = random.random_range(0..settings.replicas);
+            world.servers[replica].refuse_all(random.random_bool(0.7));
+        }
+        98 if is_faulty => {
+            world.lose_power();
+            world.application().remember_certainly();
+        }
+        99 if random.random_bool(0.3) => world.jump(random.random_range(-100_000..100_000)),
+        _ if !world.has_agent() => world.start_agent(),
+        _ => {}
+    }
+}

@@ -1,0 +1,640 @@
+//! Support: an application in processes of its own (`application`), and every committed state it ever had.
+//!
+//! Processes do one thing at a time, when they are told to, so that a history is the same each time it is run. What
+//! SQLite itself reads through a connection is the truth; the test's own process never opens the database file.
+
+use super::build_folder;
+use super::process::Killed;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdout, Command, Stdio};
+use wal_agent::core::sync::Dirty;
+
+/// Connections of the application; the n-th lives in process n modulo [`PROCESSES`].
+pub const CONNECTIONS: usize = 4;
+const PROCESSES: usize = 2;
+
+/// A committed state, as SQLite gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// Of all pages.
+    pub crc: u64,
+    pub page_size: u64,
+    /// The header of the WAL that holds its last commit.
+    pub header: Option<String>,
+    /// Committed frames in it.
+    pub frames: u64,
+}
+
+impl State {
+    /// Where its last commit ends in the WAL.
+    pub fn end(&self) -> u64 {
+        if self.frames == 0 { 0 } else { 32 + self.frames * (24 + self.page_size) }
+    }
+}
+
+/// What a process answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    Ok(String),
+    Error(String),
+    /// SQLite's busy handler asks what to do.
+    Waiting,
+    Died,
+}
+
+/// One process of applications; it lives until it is killed, through many histories.
+pub struct Process {
+    child: Killed,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Process {
+    pub fn start() -> Process {
+        let program = build_folder().join("examples/application");
+        assert!(program.exists(), "{} is not built: run tests/run", program.display());
+        let mut command = Command::new(program);
+        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let mut child = Killed(spawned.expect("the application can be run"));
+        let stdout = child.0.stdout.take().expect("BUG: stdout is a pipe");
+        Process { child, answers: BufReader::new(stdout) }
+    }
+
+    fn tell(&mut self, line: &str) -> Answer {
+        let stdin = self.child.0.stdin.as_mut().expect("BUG: stdin is a pipe");
+        if writeln!(stdin, "{line}").is_err() {
+            return Answer::Died;
+        }
+        let mut answer = String::new();
+        match self.answers.read_line(&mut answer) {
+            Ok(length) if length > 0 && answer.ends_with('\n') => {}
+            _ => return Answer::Died,
+        }
+        let answer = answer.trim_end();
+        match answer.split_once(' ').unwrap_or((answer, "")) {
+            ("waiting", _) => Answer::Waiting,
+            ("error", message) => Answer::Error(message.to_owned()),
+            (_, values) => Answer::Ok(values.to_owned()),
+        }
+    }
+}
+
+/// What a connection is in the middle of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    Closed,
+    Idle,
+    Reading,
+    Writing,
+    /// In a checkpoint that waits for readers.
+    Waiting,
+}
+
+/// Files of the database, as a watch would see them change.
+#[derive(PartialEq, Eq, Clone, Copy)]
+struct Seen {
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+}
+
+impl Seen {
+    fn of(path: &Path) -> Option<Seen> {
+        let metadata = path.metadata().ok()?;
+        let (inode, length) = (metadata.ino(), metadata.len());
+        Some(Seen { inode, length, modified: (metadata.mtime(), metadata.mtime_nsec()) })
+    }
+}
+
+/// How an application treats its database.
+#[derive(Debug, Clone, Copy)]
+pub struct Habits {
+    pub page_size: u32,
+    pub synchronous: &'static str,
+    pub autocheckpoint: u32,
+    pub auto_vacuum: u32,
+    pub cache_pages: u32,
+    /// Whether the watch misses what it does now and then.
+    pub is_overlooked: bool,
+}
+
+/// The application.
+pub struct Application {
+    database: PathBuf,
+    habits: Habits,
+    processes: Vec<Process>,
+    slots: [Slot; CONNECTIONS],
+    random: StdRng,
+    states: Vec<State>,
+    /// Whether the last of `states` is the present one.
+    is_certain: bool,
+    /// Asks for the state while the agent holds the database, so that its own comings and goings mean nothing.
+    onlooker: Process,
+    dirty: Dirty,
+    /// Since the watch last looked, somebody has closed the database.
+    has_closed: bool,
+    seen: [Option<Seen>; 3],
+    log: Vec<String>,
+    injected: BTreeMap<String, u64>,
+}
+
+impl Application {
+    /// An application whose database is not there yet. `processes` have no connection open.
+    pub fn new(database: &Path, habits: Habits, mut processes: Vec<Process>, seed: u64) -> Self {
+        processes.resize_with(PROCESSES + 1, Process::start);
+        for process in &mut processes {
+            process.tell(&format!("seed {}", seed & 0xFFFF));
+        }
+        let onlooker = processes.pop().expect("there is one more than the application has");
+        let (slots, random) = ([Slot::Closed; CONNECTIONS], StdRng::seed_from_u64(seed));
+        let (states, log, injected) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let (dirty, seen) = (Dirty::default(), [None; 3]);
+        let database = database.to_owned();
+        Application {
+            database,
+            habits,
+            processes,
+            slots,
+            random,
+            states,
+            is_certain: true,
+            onlooker,
+            dirty,
+            has_closed: false,
+            seen,
+            log,
+            injected,
+        }
+    }
+
+    /// The states so far; the last one is the present.
+    pub fn states(&self) -> &[State] {
+        &self.states
+    }
+
+    /// How it treats its database.
+    pub fn habits(&self) -> Habits {
+        self.habits
+    }
+
+    /// What was done, for people.
+    pub fn log(&self) -> String {
+        self.log.join("\n")
+    }
+
+    pub fn note(&mut self, line: String) {
+        self.log.push(line);
+    }
+
+    /// Faults by kind.
+    pub fn injected(&self) -> BTreeMap<String, u64> {
+        self.injected.clone()
+    }
+
+    /// What a watch has seen since this was last asked.
+    pub fn take_dirty(&mut self) -> Dirty {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// All connections are closed; the processes go back.
+    pub fn end(mut self) -> Vec<Process> {
+        (0..CONNECTIONS).for_each(|connection| self.close(connection));
+        self.processes.push(self.onlooker);
+        self.processes
+    }
+
+    /// All processes die.
+    pub fn kill_all(&mut self) {
+        for process in 0..PROCESSES {
+            self.bury(process);
+        }
+        self.observe();
+    }
+
+    /// Makes the database, with a first commit.
+    pub fn create(&mut self) {
+        let Habits { page_size, auto_vacuum, .. } = self.habits;
+        self.ensure_open(0);
+        self.sql(
+            0,
+            &format!(
+                "PRAGMA page_size={page_size}; PRAGMA auto_vacuum={auto_vacuum}; PRAGMA journal_mode=wal"
+            ),
+        );
+        self.sql(
+            0,
+            "BEGIN; CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER, data BLOB); CREATE INDEX t_n ON t (n); \
+             CREATE TABLE c (n INTEGER); INSERT INTO c VALUES (0); COMMIT",
+        );
+        self.remember();
+    }
+
+    /// Does one thing, whatever comes.
+    pub fn act(&mut self) {
+        let connection = self.random.random_range(0..CONNECTIONS);
+        if self.slots[connection] == Slot::Waiting {
+            let word = if self.random.random_bool(0.7) { "again" } else { "enough" };
+            self.go_on(connection, word);
+            return self.remember();
+        }
+        self.ensure_open(connection);
+        match self.slots[connection] {
+            Slot::Closed | Slot::Waiting => {}
+            Slot::Reading => match self.random.random_range(0..3) {
+                0 => self.sql(connection, "SELECT count(*) FROM t"),
+                _ => self.end_transaction(connection, "COMMIT"),
+            },
+            Slot::Writing => match self.random.random_range(0..6) {
+                0 | 1 => self.change(connection),
+                2 => self.savepoint(connection),
+                3 => self.end_transaction(connection, "ROLLBACK"),
+                _ => self.end_transaction(connection, "COMMIT"),
+            },
+            Slot::Idle => self.begin_something(connection),
+        }
+        self.remember();
+    }
+
+    /// Runs statements on a connection, which is opened for it.
+    pub fn run(&mut self, connection: usize, sql: &str) {
+        self.ensure_open(connection);
+        self.sql(connection, sql);
+        self.remember();
+    }
+
+    /// Begins a checkpoint that waits for readers.
+    ///
+    /// # Panics
+    /// If it need not wait.
+    pub fn wait_in_checkpoint(&mut self, connection: usize, mode: &str) {
+        self.ensure_open(connection);
+        self.tell(connection, &format!("patience {connection} on"));
+        self.sql(connection, &format!("PRAGMA wal_checkpoint({mode})"));
+        assert_eq!(self.slots[connection], Slot::Waiting);
+    }
+
+    fn begin_something(&mut self, connection: usize) {
+        match self.random.random_range(0..100) {
+            0..38 => self.commit(connection),
+            38..46 => self.sql(connection, "BEGIN IMMEDIATE"),
+            46..50 => self.sql(connection, "BEGIN; SELECT count(*) FROM t"),
+            50..66 => {
+                let mode = ["PASSIVE", "FULL", "RESTART", "TRUNCATE"][self.random.random_range(0..4)];
+                self.sql(connection, &format!("PRAGMA wal_checkpoint({mode})"));
+            }
+            66..70 => {
+                // One that waits for readers.
+                self.tell(connection, &format!("patience {connection} on"));
+                let mode = ["FULL", "RESTART", "TRUNCATE"][self.random.random_range(0..3)];
+                self.sql(connection, &format!("PRAGMA wal_checkpoint({mode})"));
+                if self.slots[connection] != Slot::Waiting {
+                    self.tell(connection, &format!("patience {connection} off"));
+                }
+            }
+            70..78 => self.close(connection),
+            78..81 => self.sql(connection, "PRAGMA incremental_vacuum(3)"),
+            81..83 => self.sql(connection, "VACUUM"),
+            83..86 => self.sql(connection, "DELETE FROM t WHERE n % 3 = 0"),
+            86..88 => self.flip_journal_mode(connection),
+            88..91 => self.large(connection),
+            91..97 => self.die(connection),
+            _ => self.fail_sync(connection),
+        }
+    }
+
+    /// A whole transaction.
+    fn commit(&mut self, connection: usize) {
+        self.sql(connection, "BEGIN IMMEDIATE");
+        if self.slots[connection] == Slot::Writing {
+            for _ in 0..self.random.random_range(1..4) {
+                self.change(connection);
+            }
+            let end = if self.random.random_bool(0.9) { "COMMIT" } else { "ROLLBACK" };
+            self.end_transaction(connection, end);
+        }
+    }
+
+    /// A transaction that is larger than the cache, so that its frames are written before it ends.
+    fn large(&mut self, connection: usize) {
+        self.sql(connection, "BEGIN IMMEDIATE");
+        if self.slots[connection] == Slot::Writing {
+            let pages = self.random.random_range(self.habits.cache_pages..self.habits.cache_pages * 3);
+            let size = self.habits.page_size.min(4096);
+            self.sql(
+                connection,
+                &format!(
+                    "UPDATE c SET n = n + 1; INSERT INTO t (n, data) WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL \
+                     SELECT i + 1 FROM s WHERE i < {pages}) SELECT i, randomblob({size}) FROM s"
+                ),
+            );
+            match self.random.random_range(0..3) {
+                0 => self.end_transaction(connection, "ROLLBACK"),
+                1 => self.end_transaction(connection, "COMMIT"),
+                _ => {}
+            }
+        }
+    }
+
+    fn change(&mut self, connection: usize) {
+        let (n, size) = (self.random.random_range(0..50), self.random.random_range(1..3000));
+        let sql = match self.random.random_range(0..5) {
+            0 => format!("UPDATE t SET data = randomblob({size}) WHERE n = {n}"),
+            1 => format!("DELETE FROM t WHERE n = {n}"),
+            _ => format!("INSERT INTO t (n, data) VALUES ({n}, randomblob({size}))"),
+        };
+        // Each commit has a state of its own.
+        self.sql(connection, &format!("UPDATE c SET n = n + 1; {sql}"));
+    }
+
+    fn savepoint(&mut self, connection: usize) {
+        self.sql(connection, "SAVEPOINT s");
+        self.change(connection);
+        self.sql(connection, "ROLLBACK TO s; RELEASE s");
+    }
+
+    fn flip_journal_mode(&mut self, connection: usize) {
+        self.sql(connection, "PRAGMA journal_mode=delete");
+        if self.random.random_bool(0.5) {
+            self.commit(connection);
+            self.remember();
+        }
+        if self.random.random_bool(0.3) {
+            let size = [512, 1024, 4096][self.random.random_range(0..3)];
+            self.sql(connection, &format!("PRAGMA page_size={size}; VACUUM"));
+        }
+        if self.random.random_bool(0.8) {
+            self.sql(connection, "PRAGMA journal_mode=wal");
+        }
+    }
+
+    /// Dies in the middle of something.
+    fn die(&mut self, connection: usize) {
+        let (what, most) = [("wal", 14), ("sync", 3), ("db", 4)][self.random.random_range(0..3)];
+        let count = self.random.random_range(1..=most);
+        self.tell(connection, &format!("die {what} {count}"));
+        *self.injected.entry(format!("writer dies at {what}")).or_default() += 1;
+        match what {
+            "db" => self.sql(connection, "PRAGMA wal_checkpoint(PASSIVE)"),
+            _ => self.commit(connection),
+        }
+        if self.slots[connection] != Slot::Closed {
+            self.remember();
+            self.bury(connection % PROCESSES);
+        }
+    }
+
+    fn fail_sync(&mut self, connection: usize) {
+        let count = self.random.random_range(1..3);
+        self.tell(connection, &format!("fail sync {count}"));
+        *self.injected.entry("writer's fsync fails".to_owned()).or_default() += 1;
+        match self.random.random_bool(0.7) {
+            true => self.commit(connection),
+            false => self.sql(connection, "PRAGMA wal_checkpoint(PASSIVE)"),
+        }
+        let process = connection % PROCESSES;
+        if !self.is_blocked(connection) {
+            self.tell(connection, "fail sync 0");
+        } else {
+            self.bury(process);
+        }
+    }
+
+    /// Ends what is open, and closes everything or nothing.
+    pub fn rest(&mut self) {
+        for connection in 0..CONNECTIONS {
+            if self.slots[connection] == Slot::Waiting {
+                self.go_on(connection, "enough");
+            }
+            if let Slot::Reading | Slot::Writing = self.slots[connection] {
+                self.end_transaction(connection, "COMMIT");
+            }
+            self.remember();
+        }
+        if self.random.random_bool(0.3) {
+            self.close_all();
+        }
+    }
+
+    /// All connections are closed, as an application's that ends.
+    pub fn close_all(&mut self) {
+        for connection in 0..CONNECTIONS {
+            self.close(connection);
+        }
+        self.observe();
+    }
+
+    fn close(&mut self, connection: usize) {
+        if self.slots[connection] == Slot::Waiting {
+            self.go_on(connection, "enough");
+        }
+        if self.slots[connection] != Slot::Closed {
+            self.tell(connection, &format!("close {connection}"));
+            self.slots[connection] = Slot::Closed;
+        }
+    }
+
+    fn ensure_open(&mut self, connection: usize) {
+        if self.slots[connection] != Slot::Closed || self.is_blocked(connection) {
+            return;
+        }
+        let line = format!("open {connection} {}", self.database.display());
+        if !matches!(self.tell(connection, &line), Answer::Ok(_)) {
+            return;
+        }
+        self.slots[connection] = Slot::Idle;
+        if !self.is_certain && !self.states.is_empty() {
+            self.remember();
+        }
+        let Habits { synchronous, autocheckpoint, cache_pages, .. } = self.habits;
+        self.sql(
+            connection,
+            &format!(
+                "PRAGMA synchronous={synchronous}; PRAGMA cache_size={cache_pages}; \
+                 PRAGMA wal_autocheckpoint={autocheckpoint}"
+            ),
+        );
+    }
+
+    fn end_transaction(&mut self, connection: usize, end: &str) {
+        self.sql(connection, end);
+        if self.slots[connection] == Slot::Writing && end == "COMMIT" {
+            // It failed; an application gives up then.
+            self.sql(connection, "ROLLBACK");
+        }
+    }
+
+    /// A process whose connection waits does nothing else.
+    fn is_blocked(&self, connection: usize) -> bool {
+        (0..CONNECTIONS).any(|c| c % PROCESSES == connection % PROCESSES && self.slots[c] == Slot::Waiting)
+    }
+
+    fn sql(&mut self, connection: usize, sql: &str) {
+        let answer = self.tell(connection, &format!("sql {connection} {sql}"));
+        let is_ok = matches!(answer, Answer::Ok(_));
+        let slot = &mut self.slots[connection];
+        match (answer, sql) {
+            (Answer::Died, _) => {}
+            (Answer::Waiting, _) => *slot = Slot::Waiting,
+            (_, sql) if sql.starts_with("BEGIN IMMEDIATE") && is_ok => *slot = Slot::Writing,
+            (_, sql) if sql.starts_with("BEGIN; SELECT") => {
+                if is_ok {
+                    *slot = Slot::Reading;
+                } else {
+                    let _ = self.tell(connection, &format!("sql {connection} ROLLBACK"));
+                }
+            }
+            (_, "COMMIT") if is_ok => *slot = Slot::Idle,
+            (Answer::Error(message), "COMMIT") if message.contains("no transaction") => *slot = Slot::Idle,
+            (_, "ROLLBACK") => *slot = Slot::Idle,
+            _ => {}
+        }
+    }
+
+    fn go_on(&mut self, connection: usize, word: &str) {
+        if self.tell(connection, word) != Answer::Waiting && self.slots[connection] == Slot::Waiting {
+            self.slots[connection] = Slot::Idle;
+            self.tell(connection, &format!("patience {connection} off"));
+        }
+    }
+
+    fn tell(&mut self, connection: usize, line: &str) -> Answer {
+        let process = connection % PROCESSES;
+        let word = line.split(' ').next().unwrap_or_default();
+        if self.is_blocked(connection) && word != "again" && word != "enough" {
+            return Answer::Error("its process waits".to_owned());
+        }
+        let answer = self.processes[process].tell(line);
+        self.has_closed |= word == "close" || answer == Answer::Died;
+        self.log.push(format!("  {line} -> {answer:?}"));
+        if answer == Answer::Died {
+            self.bury(process);
+        }
+        self.observe();
+        answer
+    }
+
+    /// A process is dead, or dies now; the next one takes its place.
+    fn bury(&mut self, process: usize) {
+        self.processes[process] = Process::start();
+        self.has_closed = true;
+        let seed = self.random.random_range(0..65536);
+        self.processes[process].tell(&format!("seed {seed}"));
+        for connection in (process..CONNECTIONS).step_by(PROCESSES) {
+            self.slots[connection] = Slot::Closed;
+        }
+    }
+
+    /// Remembers the committed state, if a connection can be asked for it.
+    pub fn remember(&mut self) {
+        let idle = (0..CONNECTIONS).find(|c| self.slots[*c] == Slot::Idle && !self.is_blocked(*c));
+        self.is_certain = idle.is_some();
+        let Some(connection) = idle else { return };
+        match self.tell(connection, &format!("state {connection}")) {
+            Answer::Ok(values) => self.take_state(&values),
+            _ => self.is_certain = false,
+        }
+    }
+
+    fn take_state(&mut self, values: &str) {
+        let values: Vec<&str> = values.split(' ').collect();
+        let [crc, _pages, page_size, header, frames, _backfilled] = values[..] else {
+            panic!("not a state: {values:?}")
+        };
+        let frames = frames.parse::<i64>().expect("a number").max(0) as u64;
+        let state = State {
+            crc: u64::from_str_radix(crc, 16).expect("a CRC"),
+            page_size: page_size.parse().expect("a number"),
+            header: (header != "-" && frames > 0).then(|| header.to_owned()),
+            frames,
+        };
+        if self.states.last() != Some(&state) {
+            self.log.push(format!("  state {}", self.states.len()));
+            self.states.push(state);
+        }
+    }
+
+    /// Whether the last state is the present one.
+    pub fn is_certain(&self) -> bool {
+        self.is_certain
+    }
+
+    /// The same as [`Application::remember`], by a connection of nobody's. While somebody else holds the database
+    /// only: the last connection's closing would do more.
+    pub fn look_on(&mut self) {
+        let open = format!("open onlooker {}", self.database.display());
+        if !matches!(self.onlooker.tell(&open), Answer::Ok(_)) {
+            return;
+        }
+        let answer = self.onlooker.tell("state onlooker");
+        self.onlooker.tell("close onlooker");
+        self.log.push(format!("  onlooker: {answer:?}"));
+        if let Answer::Ok(values) = answer {
+            self.take_state(&values);
+            self.is_certain = true;
+        }
+        self.observe();
+    }
+
+    /// The same, and if no connection can be asked, one is opened for it.
+    pub fn remember_certainly(&mut self) {
+        self.remember();
+        if !self.is_certain {
+            (0..CONNECTIONS).for_each(|connection| self.close(connection));
+            self.ensure_open(0);
+            self.remember();
+        }
+    }
+
+    /// Checkpoints that wait ask for what they wait for once more.
+    pub fn retry(&mut self) {
+        for connection in 0..CONNECTIONS {
+            if self.slots[connection] == Slot::Waiting {
+                let word = if self.random.random_bool(0.9) { "again" } else { "enough" };
+                self.go_on(connection, word);
+                self.remember();
+            }
+        }
+    }
+
+    /// Writes the present state's pages to a file.
+    pub fn write_image(&mut self, to: &Path) {
+        if let Some(connection) = (0..CONNECTIONS).find(|c| self.slots[*c] == Slot::Idle) {
+            self.tell(connection, &format!("image {connection} {}", to.display()));
+        }
+    }
+
+    /// What a watch would see; some of it is lost, some comes for nothing.
+    fn observe(&mut self) {
+        let beside = |suffix: &str| {
+            let mut name = self.database.clone().into_os_string();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        let now = [self.database.clone(), beside("-wal"), beside("-journal")].map(|path| Seen::of(&path));
+        let moved = |n: usize| now[n].map(|s| s.inode) != self.seen[n].map(|s| s.inode);
+        let exact = Dirty {
+            database: now[0] != self.seen[0],
+            wal: now[1] != self.seen[1],
+            folder: moved(0) || moved(1) || moved(2),
+            closed: self.has_closed,
+        };
+        self.has_closed = false;
+        let seen = match self.random.random_range(0..20) {
+            0 if self.habits.is_overlooked && exact.any() => {
+                *self.injected.entry("event lost".to_owned()).or_default() += 1;
+                Dirty::default()
+            }
+            1 => Dirty::ALL,
+            _ => exact,
+        };
+        self.dirty.database |= seen.database;
+        self.dirty.wal |= seen.wal;
+        self.dirty.folder |= seen.folder;
+        self.dirty.closed |= seen.closed;
+        self.seen = now;
+    }
+}

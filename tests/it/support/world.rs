@@ -1,0 +1,573 @@
+//! Support: the agent's whole machine in the test's process, with a clock, a disk and servers that do as they are told,
+//! beside a real application. What must always hold is checked after every turn.
+
+use super::faulty::FaultyServer;
+use super::history::scratch;
+use super::oracle::{Application, State};
+use super::power;
+use super::sim_disk::SimDisk;
+use super::wait::wait_until;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+use tempfile::TempDir;
+use wal_agent::agent::{Agent, Now};
+use wal_agent::carry::{Order, carry};
+use wal_agent::config::{CheckpointSettings, Config, DatabaseConfig, Durability, ReplicaConfig};
+use wal_agent::core::checksum::Crc64;
+use wal_agent::core::names;
+use wal_agent::core::position::{Generation, Index, Position};
+use wal_agent::core::replica::{Job, Outcome};
+use wal_agent::core::restore::{Check, RestoreGap};
+use wal_agent::core::status::{ReplicaState, ReplicaStatus, SourceState};
+use wal_agent::remote::{Location, Remote};
+use wal_agent::restore::{RestoreError, RestoreOptions, restore};
+use wal_agent::source::LocalJob;
+use wal_agent::worker::{Completed, Workers, do_local};
+
+/// Turns that a machine may take without coming to rest.
+const MOST_TURNS: usize = 50_000;
+/// Everything is looked at this often without an event; and pauses after failures are shorter.
+const REST: Duration = Duration::from_secs(400);
+
+/// SQLite's busy handler asks so often.
+const BUSY_SLEEP: Duration = Duration::from_millis(100);
+
+/// A job that was handed out.
+enum Handed {
+    Local(usize, LocalJob),
+    Remote(usize, usize, Order),
+}
+
+/// The jobs in flight. They are done when the world says so.
+#[derive(Clone, Default)]
+struct Jobs {
+    handed: Arc<Mutex<Vec<Handed>>>,
+    ended: Arc<Mutex<VecDeque<Completed>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Workers for Jobs {
+    fn send_local(&mut self, database: usize, job: LocalJob) {
+        lock(&self.handed).push(Handed::Local(database, job));
+    }
+    fn send_remote(&mut self, database: usize, replica: usize, _location: &Location, order: Order) {
+        lock(&self.handed).push(Handed::Remote(database, replica, order));
+    }
+    fn completed(&mut self) -> Option<Completed> {
+        lock(&self.ended).pop_front()
+    }
+}
+
+/// How an agent is configured.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    pub replicas: usize,
+    pub checkpoint: CheckpointSettings,
+    pub durability: Durability,
+    pub sync_interval: Option<Duration>,
+    pub let_go_after: Option<Duration>,
+}
+
+/// Everything of one history.
+pub struct World {
+    /// The seed, for people.
+    name: u64,
+    folder: TempDir,
+    config: Config,
+    pub disk: SimDisk,
+    pub servers: Vec<FaultyServer>,
+    pub application: Arc<Mutex<Application>>,
+    connections: HashMap<(usize, bool), Box<dyn Remote>>,
+    jobs: Jobs,
+    agent: Option<Agent>,
+    began: (Instant, SystemTime),
+    elapsed: Duration,
+    jumped: i64,
+    random: StdRng,
+    /// The state that each replica is known to hold.
+    acked: Vec<Option<usize>>,
+    headers: BTreeMap<(String, String), String>,
+    restores: u32,
+    /// The last index before which the shadow was seen to be durable.
+    checked: Option<Index>,
+    was_attached: bool,
+    retry_at: Duration,
+    kill_behind: Option<usize>,
+    /// Generations of which the machine may have lost something: a WAL may go on otherwise under the same header.
+    lost: BTreeSet<String>,
+}
+
+impl World {
+    /// A world in which nothing has happened; `application` gets the path of the database.
+    pub fn new(
+        settings: Settings,
+        seed: u64,
+        application: impl FnOnce(&std::path::Path) -> Application,
+    ) -> World {
+        let folder = scratch();
+        power::record(folder.path());
+        let database = folder.path().join("app.db");
+        let replica = |number: usize| ReplicaConfig {
+            name: number.to_string(),
+            location: Location::Folder(PathBuf::from(root(number))),
+            sync_interval: settings.sync_interval,
+            durability: settings.durability,
+        };
+        let mut of_database =
+            DatabaseConfig::new(database.clone(), (0..settings.replicas).map(replica).collect());
+        of_database.checkpoint = settings.checkpoint;
+        of_database.let_go_after = settings.let_go_after;
+        // Rounds are timed by the real clock; here they end when they are done.
+        of_database.max_write_block = Duration::from_secs(60);
+        let disk = SimDisk::new(&of_database.meta_path);
+        let config = Config {
+            socket: folder.path().join("socket"),
+            log_level: None,
+            databases: vec![of_database],
+            notices: Vec::new(),
+        };
+        World {
+            name: seed,
+            config,
+            disk,
+            servers: (0..settings.replicas).map(|_| FaultyServer::reliable()).collect(),
+            application: Arc::new(Mutex::new(application(&database))),
+            connections: HashMap::new(),
+            jobs: Jobs::default(),
+            agent: None,
+            began: (Instant::now(), SystemTime::now()),
+            elapsed: Duration::ZERO,
+            jumped: 0,
+            random: StdRng::seed_from_u64(seed ^ 0x5EED),
+            acked: vec![None; settings.replicas],
+            headers: BTreeMap::new(),
+            restores: 0,
+            checked: None,
+            was_attached: false,
+            retry_at: Duration::ZERO,
+            kill_behind: None,
+            lost: BTreeSet::new(),
+            folder,
+        }
+    }
+
+    pub fn application(&self) -> MutexGuard<'_, Application> {
+        lock(&self.application)
+    }
+
+    fn note(&self, line: &str) {
+        if let Ok(mut application) = self.application.try_lock() {
+            application.note(format!("{:?} {line}", self.elapsed));
+        }
+    }
+
+    fn now(&self) -> Now {
+        let wall = self.began.1 + self.elapsed;
+        let jump = Duration::from_secs(self.jumped.unsigned_abs());
+        let wall = if self.jumped < 0 { wall - jump } else { wall + jump };
+        Now { mono: self.began.0 + self.elapsed, wall }
+    }
+
+    /// The wall clock is set.
+    pub fn jump(&mut self, seconds: i64) {
+        self.jumped += seconds;
+    }
+
+    pub fn has_agent(&self) -> bool {
+        self.agent.is_some()
+    }
+
+    pub fn start_agent(&mut self) {
+        self.note("the agent starts");
+        let disk = Arc::new(self.disk.clone());
+        let (workers, seed) = (Box::new(self.jobs.clone()), self.random.random());
+        self.agent = Some(Agent::new(&self.config, workers, disk, seed, self.now()));
+    }
+
+    /// The agent ends without warning.
+    pub fn kill_agent(&mut self) {
+        self.note("the agent is killed");
+        self.agent = None;
+        self.was_attached = false;
+        let handed = std::mem::take(&mut *lock(&self.jobs.handed));
+        drop(handed);
+        lock(&self.jobs.ended).clear();
+        self.connections.clear();
+        self.disk.restart();
+        // A process that another history starts just now holds a copy of each of our descriptors for a moment.
+        if let Ok(lock) = std::fs::File::open(self.config.databases[0].meta_path.join("lock")) {
+            wait_until("the lock is free", Duration::from_secs(60), || lock.try_lock().is_ok());
+        }
+    }
+
+    /// The agent is asked to stop, and does.
+    pub fn stop_agent(&mut self) {
+        self.note("the agent is stopped");
+        let latest = {
+            let mut application = self.application();
+            application.remember();
+            application.states().len().saturating_sub(1)
+        };
+        let now = self.now();
+        let Some(agent) = &mut self.agent else { return };
+        agent.begin_stop(now, now.mono + Duration::from_secs(10));
+        for _ in 0..MOST_TURNS {
+            self.turn(true);
+            let now = self.now();
+            let Some(agent) = &mut self.agent else { return };
+            if let Some(all) = agent.stopped(now) {
+                let is_attached = agent.status(now).databases[0].state == SourceState::Attached;
+                self.note(&format!("stopped: {all}"));
+                if all && is_attached {
+                    (0..self.servers.len()).for_each(|replica| self.check_restores_from(replica, latest));
+                }
+                return self.kill_agent();
+            }
+        }
+        panic!("the agent does not stop{}", self.story());
+    }
+
+    /// Lets the agent take so many turns, or until it has nothing to do for a while.
+    pub fn drive(&mut self, turns: usize) {
+        for _ in 0..turns {
+            if self.agent.is_none() || !self.turn(false) {
+                return;
+            }
+        }
+    }
+
+    /// Lets everything come to rest.
+    pub fn settle(&mut self) {
+        self.rest_for(REST);
+    }
+
+    /// Lets so much time pass; how many turns the agent took.
+    pub fn rest_for(&mut self, time: Duration) -> usize {
+        let until = self.elapsed + time;
+        for turn in 0..MOST_TURNS {
+            self.turn(true);
+            if self.agent.is_none() || self.elapsed >= until {
+                return turn;
+            }
+        }
+        panic!("the agent does not come to rest{}", self.story());
+    }
+
+    /// One turn, and one job. `false` if nothing is due for a while.
+    fn turn(&mut self, far: bool) -> bool {
+        let now = self.now();
+        if self.elapsed >= self.retry_at {
+            self.retry_at = self.elapsed + BUSY_SLEEP;
+            self.application().retry();
+        }
+        let Some(agent) = &mut self.agent else { return false };
+        let application = Arc::clone(&self.application);
+        let next = agent.step(now, &mut |_| lock(&application).take_dirty());
+        if self.disk.has_crashed() {
+            self.kill_agent();
+            return false;
+        }
+        self.observe();
+        let handed = lock(&self.jobs.handed).len();
+        if handed > 0 && self.random.random_bool(0.9) {
+            let job = lock(&self.jobs.handed).remove(self.random.random_range(0..handed));
+            let completed = self.carry_out(job);
+            let ends_here = self.kill_behind.is_some_and(|at| self.servers[0].operations() > at);
+            if self.disk.has_crashed() || ends_here {
+                self.kill_behind = self.kill_behind.filter(|_| !ends_here);
+                drop(completed);
+                self.kill_agent();
+                return false;
+            }
+            lock(&self.jobs.ended).push_back(completed);
+            return true;
+        }
+        let next = next.unwrap_or(now.mono + REST);
+        let wait = next.saturating_duration_since(now.mono);
+        if handed == 0 && !far && wait > Duration::from_secs(2) {
+            return false;
+        }
+        let wait = if handed > 0 { wait.min(Duration::from_millis(1)) } else { wait };
+        self.elapsed += wait.max(Duration::from_micros(20));
+        true
+    }
+
+    fn carry_out(&mut self, job: Handed) -> Completed {
+        match job {
+            Handed::Local(database, job) => Completed::Local { database, outcome: do_local(job) },
+            Handed::Remote(database, replica, order) => {
+                let generation = order.generation;
+                self.note(&format!("replica {replica}: {:?}", order.job));
+                let for_snapshots =
+                    matches!(order.job, Job::SendSnapshot { .. } | Job::PublishSnapshot { .. });
+                let line = (replica, for_snapshots);
+                let server = &self.servers[replica];
+                let remote = self.connections.entry(line).or_insert_with(|| server.connect());
+                let outcome = carry(&mut **remote, &order).unwrap_or_else(|error| {
+                    if error.is_disconnected() {
+                        self.connections.remove(&line);
+                    }
+                    Outcome::Failed(error.into_failure())
+                });
+                self.note(&format!("replica {replica}: {outcome:?}"));
+                Completed::Remote { database, replica, generation, outcome }
+            }
+        }
+    }
+
+    /// Takes in what is acknowledged, and checks that what is shadowed ends with a commit.
+    fn observe(&mut self) {
+        let Some(agent) = &self.agent else { return };
+        let status = agent.status(self.now());
+        let status = &status.databases[0];
+        let is_attached = status.state == SourceState::Attached;
+        if is_attached && (!self.was_attached || !self.application().is_certain()) {
+            // It may have set the journal mode, which is a state that only it made.
+            self.application().look_on();
+        }
+        self.was_attached = is_attached;
+        if let Some(shadowed) = status.position {
+            self.check_is_commit(shadowed);
+            self.check_is_durable(shadowed);
+        }
+        for (replica, of_replica) in status.replicas.iter().enumerate() {
+            let (Some(acked), ReplicaState::Streaming) = (of_replica.position, &of_replica.state) else {
+                continue;
+            };
+            assert!(
+                acked.generation != status.position.map_or(acked.generation, |p| p.generation)
+                    || Some(acked) <= status.position,
+                "acked {acked} is beyond the shadow{}",
+                self.story()
+            );
+            if let Some(state) = self.state_of(acked) {
+                self.acked[replica] = self.acked[replica].max(Some(state));
+            }
+        }
+    }
+
+    /// The WAL of the index before exists nowhere else any more: its shadow must survive a power cut.
+    fn check_is_durable(&mut self, position: Position) {
+        let Some(before) = position.index.previous().filter(|_| self.checked != Some(position.index)) else {
+            return;
+        };
+        self.checked = Some(position.index);
+        let folder = self.config.databases[0].meta_path.join(names::wal_folder(position.generation));
+        let file = folder.join(names::shadow_file(before));
+        let is_safe = !file.exists() || self.disk.is_durable(&file);
+        assert!(is_safe, "{} would not survive a power cut{}", file.display(), self.story());
+    }
+
+    fn check_is_commit(&mut self, position: Position) {
+        let Some(header) = self.header(position.generation, position.index) else { return };
+        let application = lock(&self.application);
+        if !application.is_certain() {
+            return;
+        }
+        let of_wal = |state: &&State| state.header.as_ref() == Some(&header);
+        let is_known = application.states().iter().filter(of_wal).any(|s| s.end() == position.offset.get());
+        drop(application);
+        let is_begun = position.offset.get() == 0;
+        assert!(is_known || is_begun, "{position} is shadowed, and no commit ends there{}", self.story());
+    }
+
+    /// The last state that everything before a position makes up.
+    fn state_of(&mut self, position: Position) -> Option<usize> {
+        let (mut index, mut offset) =
+            (position.index, Some(position.offset.get()).filter(|offset| *offset > 0));
+        if offset.is_none() {
+            // The whole of the index before.
+            index = index.previous()?;
+        }
+        let header = self.header(position.generation, index)?;
+        let application = lock(&self.application);
+        let end = *offset.get_or_insert(u64::MAX);
+        application.states().iter().rposition(|s| s.header.as_ref() == Some(&header) && s.end() <= end)
+    }
+
+    /// The header of an index's WAL, from the shadow.
+    fn header(&mut self, generation: Generation, index: Index) -> Option<String> {
+        let key = (generation.to_string(), index.to_string());
+        if self.lost.contains(&key.0) {
+            return None;
+        }
+        if let Some(header) = self.headers.get(&key) {
+            return Some(header.clone());
+        }
+        let folder = self.config.databases[0].meta_path.join(names::wal_folder(generation));
+        let bytes = std::fs::read(folder.join(names::shadow_file(index))).ok()?;
+        let header = bytes.get(..32)?.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        self.headers.insert(key, header.clone());
+        Some(header)
+    }
+
+    /// Restores a replica as it is now, or, if `synced`, as it would be if its server lost power now. It must hold
+    /// a state that the application had, not before what was acknowledged.
+    pub fn check_restore(&mut self, replica: usize, synced: bool) {
+        let state = match self.restored(replica, synced) {
+            Ok(state) => state,
+            Err(RestoreError::Gap(RestoreGap::Empty | RestoreGap::NoSnapshot { .. }))
+                if self.acked[replica].is_none() =>
+            {
+                return;
+            }
+            Err(error) => panic!("replica {replica} cannot be restored: {error}{}", self.story()),
+        };
+        assert!(
+            Some(state) >= self.acked[replica],
+            "replica {replica} gives state {state}, and {:?} was acknowledged{}",
+            self.acked[replica],
+            self.story()
+        );
+    }
+
+    /// A restore gives one of the states from `from` on, or what is the same.
+    fn check_restores_from(&mut self, replica: usize, from: usize) {
+        let state = self.restored(replica, false);
+        let application = self.application();
+        let states = application.states();
+        let is_there =
+            matches!(&state, Ok(state) if *state >= from || states[*state].crc == states[from].crc);
+        drop(application);
+        assert!(is_there, "replica {replica} gives {state:?}, and {from} was acknowledged{}", self.story());
+    }
+
+    /// Restores every replica: it must hold what the application has now.
+    pub fn check_all_is_replicated(&mut self) {
+        for replica in 0..self.servers.len() {
+            let synced = self.config.databases[0].replicas[replica].durability == Durability::Fsync;
+            let state = self.restored(replica, synced);
+            let application = self.application();
+            let last = application.states().last().map(|state| state.crc);
+            let is_last = matches!(&state, Ok(state) if Some(application.states()[*state].crc) == last);
+            drop(application);
+            assert!(is_last, "replica {replica} gives {state:?}, not the newest state{}", self.story());
+        }
+    }
+
+    fn restored(&mut self, replica: usize, synced: bool) -> Result<usize, RestoreError> {
+        self.restores += 1;
+        let output = self.folder.path().join(format!("restored-{}", self.restores));
+        let server = self.servers[replica].copy(synced);
+        let report = restore(RestoreOptions {
+            remotes: &|| Ok(server.connect()),
+            root: &root(replica),
+            output: output.clone(),
+            check: Check::None,
+            progress: &mut |_| {},
+        })?;
+        let image = std::fs::read(&output).expect("it was just restored");
+        let crc = Crc64::of(&image);
+        let application = self.application();
+        let state = application.states().iter().rposition(|state| state.crc == crc);
+        drop(application);
+        let Some(state) = state else {
+            panic!(
+                "replica {replica} gives a state that the application never had: {} bytes to {}{}",
+                image.len(),
+                report.position,
+                self.story()
+            );
+        };
+        std::fs::remove_file(output).expect("it is ours");
+        Ok(state)
+    }
+
+    /// Files of the shadow, of all generations.
+    pub fn shadow_files(&self) -> usize {
+        let meta = self.config.databases[0].meta_path.join(names::GENERATIONS);
+        let files = super::scene::files(&meta);
+        files.len()
+    }
+
+    /// Removes a file of the present generation's shadow; `false` if it is not there.
+    pub fn remove_shadow(&self, index: u32) -> bool {
+        let meta = &self.config.databases[0].meta_path;
+        let generation = std::fs::read_to_string(meta.join("generation")).expect("there is a generation");
+        let generation =
+            generation.split(' ').next().and_then(|text| text.parse().ok()).expect("it has a name");
+        let index = Index::new(index).expect("a small number");
+        std::fs::remove_file(meta.join(names::wal_folder(generation)).join(names::shadow_file(index))).is_ok()
+    }
+
+    /// The agent ends with the job that does this operation of the first server.
+    pub fn kill_behind(&mut self, operation: usize) {
+        self.kill_behind = Some(operation);
+    }
+
+    /// Either everything is replicated all the same, or the status names the trouble.
+    pub fn check_trouble_is_named(&mut self, name: &str) {
+        let Some(agent) = &self.agent else { return };
+        let status = agent.status(self.now());
+        let status = &status.databases[0];
+        let in_source = matches!(&status.state, SourceState::Refused(why) if why.contains(name));
+        let is_named = |replica: &ReplicaStatus| matches!(&replica.state, ReplicaState::Failing { error, .. } if error.contains(name));
+        if !in_source && !status.replicas.iter().any(is_named) {
+            let newest = self.application().states().len() - 1;
+            (0..self.servers.len()).for_each(|replica| self.check_restores_from(replica, newest));
+        }
+    }
+
+    /// Everything that happened, for people.
+    pub fn story(&self) -> String {
+        let Some(folder) = std::env::var_os("WAL_AGENT_STORY").map(PathBuf::from) else {
+            return String::new();
+        };
+        let application = self.application.try_lock().map(|application| application.log());
+        let servers = self.servers.iter().map(FaultyServer::log).collect::<Vec<_>>().join("\n-- \n");
+        let story = format!(
+            "{}\n-- disk\n{}\n-- servers\n{servers}",
+            application.unwrap_or_default(),
+            self.disk.log()
+        );
+        let file = folder.join(self.name.to_string());
+        std::fs::write(&file, story).expect("WAL_AGENT_STORY names a folder");
+        format!("; the story is in {}", file.display())
+    }
+
+    /// The machine loses power: nobody survives, and what was not synced to the disk may be lost.
+    pub fn lose_power(&mut self) {
+        self.note("power is lost");
+        self.kill_agent();
+        self.application().kill_all();
+        let meta = &self.config.databases[0].meta_path;
+        let generation = std::fs::read_to_string(meta.join("generation")).unwrap_or_default();
+        self.lost.extend(generation.split(' ').next().map(str::to_owned));
+        self.disk.lose_power(self.random.random());
+        let _ = std::fs::remove_file(self.folder.path().join("app.db-shm"));
+        // Without syncs, SQLite itself promises nothing then.
+        if self.application().habits().synchronous != "OFF" {
+            for name in ["app.db", "app.db-wal", "app.db-journal"] {
+                power::cut(&self.folder.path().join(name), self.random.random());
+            }
+        }
+    }
+
+    /// The processes of the application go back, and all faults by kind.
+    pub fn end(mut self) -> (Vec<super::oracle::Process>, BTreeMap<String, u64>) {
+        self.story();
+        self.agent = None;
+        lock(&self.jobs.handed).clear();
+        lock(&self.jobs.ended).clear();
+        self.disk.interrupt(None);
+        let mut injected = self.disk.injected();
+        let server_faults = self.servers.iter().flat_map(FaultyServer::injected);
+        let application = Arc::into_inner(self.application).expect("BUG: nobody interrupts any more");
+        let application = application.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for (kind, count) in server_faults.chain(application.injected()) {
+            *injected.entry(kind).or_default() += count;
+        }
+        (application.end(), injected)
+    }
+}
+
+fn root(replica: usize) -> String {
+    format!("/replica-{replica}")
+}
