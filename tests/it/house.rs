@@ -5,13 +5,13 @@ use std::fs;
 use std::path::Path;
 
 /// The pipes: each carries for one outside thing, and knows no other.
-const PIPES: [&str; 5] = ["disk", "sqlite", "watch", "control", "remote"];
+const PIPES: [&str; 6] = ["disk", "sqlite", "watch", "control", "service", "remote"];
 
 /// What a pipe may import of this crate, besides itself.
 const BELOW_PIPES: [&str; 2] = ["core", "error"];
 
 /// Outside crates, each with the only places that may use it: files (without `.rs`) or folders of `src`.
-const DOORS: [(&str, &[&str]); 14] = [
+const DOORS: [(&str, &[&str]); 15] = [
     ("base64", &["remote/sftp"]),
     ("clap", &["cli", "main"]),
     ("crc64fast", &["core/checksum"]),
@@ -23,6 +23,7 @@ const DOORS: [(&str, &[&str]); 14] = [
     ("notify", &["watch"]),
     ("rand", &["agent"]),
     ("rusqlite", &["sqlite"]),
+    ("sd_notify", &["service"]),
     ("serde_saphyr", &["config"]),
     ("sha2", &["remote/sftp"]),
     ("ssh2", &["remote/sftp"]),
