@@ -211,7 +211,7 @@ pub fn attach(request: &AttachRequest) -> AttachOutcome {
         Ok(metadata) if metadata.len() > 0 => {}
         Ok(_) => return AttachOutcome::Absent,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return AttachOutcome::Absent,
-        Err(e) => return AttachOutcome::Refused(Refusal::NoAccess(e.to_string())),
+        Err(e) => return AttachOutcome::Refused(Refusal::NoAccess(remedy(&request.database, &e))),
     }
     try_attach(request).unwrap_or_else(AttachOutcome::Refused)
 }
@@ -224,7 +224,7 @@ fn try_attach(request: &AttachRequest) -> Result<AttachOutcome, Refusal> {
         .write(true)
         .custom_flags(libc::O_CLOEXEC)
         .open(path)
-        .map_err(|e| Refusal::NoAccess(e.to_string()))?;
+        .map_err(|e| Refusal::NoAccess(remedy(path, &e)))?;
     let query = Handle::open(path)?;
     let was_switched = ensure_wal_mode(&query)?;
     let (reader, spare) = (Handle::open(path)?, Handle::open(path)?);
@@ -235,7 +235,7 @@ fn try_attach(request: &AttachRequest) -> Result<AttachOutcome, Refusal> {
         handle.journal_mode()?;
     }
     let guard = Guard::begin(reader, spare, query, Index::ZERO)?;
-    let meta_error = |e: io::Error| Refusal::Meta(format!("{}: {e}", request.meta.display()));
+    let meta_error = |e: io::Error| meta_refusal(request, &e);
     let inode = FileIdentity::of_file(&descriptor).map_err(|e| Refusal::NoAccess(e.to_string()))?.inode();
     let (shadow, reason) = match recover(request, inode).map_err(meta_error)? {
         Ok(shadow) => (shadow, None),
@@ -264,9 +264,28 @@ fn recover(request: &AttachRequest, inode: u64) -> io::Result<Result<ShadowWal, 
     }
 }
 
+fn meta_refusal(request: &AttachRequest, error: &io::Error) -> Refusal {
+    Refusal::Meta(format!("{}: {}", request.meta.display(), remedy(&request.meta, error)))
+}
+
+/// An error of the kernel, and what to write into a unit whose sandbox is the reason.
+fn remedy(path: &Path, error: &io::Error) -> String {
+    let folder = path.parent().unwrap_or(path).display();
+    match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => {
+            format!("{error}; a sandboxed systemd service needs `ReadWritePaths={folder}`: systemctl edit wal-agent")
+        }
+        io::ErrorKind::PermissionDenied => format!(
+            "{error}; a systemd service needs the user that the files belong to as `User=`, or no `User=` and \
+             `CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_CHOWN`: systemctl edit wal-agent"
+        ),
+        _ => error.to_string(),
+    }
+}
+
 /// Two agents on one database would tear each other's shadow apart.
 fn lock_meta(request: &AttachRequest) -> Result<File, Refusal> {
-    let error = |e: io::Error| Refusal::Meta(format!("{}: {e}", request.meta.display()));
+    let error = |e: io::Error| meta_refusal(request, &e);
     request.disk.create_folder(&request.meta).map_err(error)?;
     let path = request.meta.join("lock");
     let file =
