@@ -13,6 +13,9 @@ fn assert_valid(text: &str) {
     }
 }
 
+/// What the package says about its folder of configurations.
+const CONF_D: &str = include_str!("../../packaging/conf.d-README");
+
 /// The sample with everything switched on: `# key: value` is a key; `# Words and words` are not.
 fn with_all_keys(sample: &str) -> String {
     let is_yaml = |text: &str| {
@@ -27,17 +30,26 @@ fn with_all_keys(sample: &str) -> String {
 }
 
 #[test]
-fn every_yaml_block_of_the_readme_is_a_configuration() {
-    let blocks: Vec<_> =
-        README.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert!(!blocks.is_empty());
-    blocks.into_iter().for_each(assert_valid);
+fn every_configuration_that_the_readme_writes_is_valid() {
+    let texts: Vec<_> =
+        README.split("<<END\n").skip(1).filter_map(|rest| rest.split("END\n").next()).collect();
+    assert!(!texts.is_empty());
+    texts.into_iter().for_each(assert_valid);
+}
+
+#[test]
+fn the_example_for_the_folder_is_a_configuration() {
+    let example: String =
+        CONF_D.lines().filter_map(|line| line.strip_prefix("    ")).map(|l| format!("{l}\n")).collect();
+    assert!(example.starts_with("dbs:"), "{example}");
+    assert_valid(&example);
 }
 
 #[test]
 fn the_sample_is_a_configuration_as_it_is_and_with_everything_switched_on() {
     assert_valid(SAMPLE);
-    let all = with_all_keys(SAMPLE);
+    // What is an example within an example, has two signs to take away.
+    let all = with_all_keys(&with_all_keys(SAMPLE));
     assert!(all.contains("\nsocket:") && all.contains("\n    max-write-block:"), "{all}");
     assert_valid(&all);
 }

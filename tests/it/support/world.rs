@@ -130,6 +130,7 @@ impl World {
         let config = Config {
             socket: folder.path().join("socket"),
             log_level: None,
+            include: None,
             databases: vec![of_database],
             notices: Vec::new(),
         };
