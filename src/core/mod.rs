@@ -9,6 +9,7 @@ pub mod inventory;
 pub mod job;
 pub mod names;
 pub mod page;
+pub mod page_table;
 pub mod position;
 pub mod replay;
 pub mod replica;

@@ -15,6 +15,7 @@ mod house;
 mod interop;
 mod litestream;
 mod outside_world;
+mod page_table;
 mod outsider;
 mod planners;
 mod remote_contract;
