@@ -125,7 +125,7 @@ impl ShadowWal {
         let mut shadow = ShadowWal {
             disk,
             folder,
-            extent: ShadowExtent { generation, complete, index, end: Offset::ZERO },
+            extent: ShadowExtent { generation, complete, index, end: Offset::ZERO, states: BTreeMap::new() },
             present: None,
             stale,
             scratch: Vec::new(),

@@ -19,4 +19,5 @@ pub mod segment;
 pub mod shadow;
 pub mod status;
 pub mod sync;
+pub mod table_file;
 pub mod wal;

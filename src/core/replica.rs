@@ -3,6 +3,7 @@
 //! There is no queue. The next job is computed from the difference between what the shadow WAL holds and what the
 //! replica has acknowledged, and there is at most one job in flight.
 
+use super::page_table::DatabaseState;
 use super::position::{Generation, Index, Offset, Position};
 use super::shadow::ShadowExtent;
 use std::time::{Duration, Instant};
@@ -46,12 +47,14 @@ struct Tail {
     replace: bool,
     /// Segments of this index so far.
     segments: u32,
+    /// What the database was at `end`, where that was known.
+    state: Option<DatabaseState>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Snapshot {
     Missing,
-    Sent { sent: SentSnapshot, valid_from: (Index, Offset) },
+    Sent { sent: SentSnapshot, valid_from: (Index, Offset), state: Option<DatabaseState> },
     Published,
 }
 
@@ -105,6 +108,8 @@ pub struct Replica {
     generation: Generation,
     phase: Phase,
     in_flight: Option<Job>,
+    /// Where the shadow ended when the job in flight was handed out, and what the database was there.
+    state_ahead: Option<(Offset, DatabaseState)>,
     acked: Option<(Index, Offset)>,
     /// Failures since something was last sent, or found to be there.
     failures: u32,
@@ -125,6 +130,7 @@ impl Replica {
             generation,
             phase: Phase::Unknown,
             in_flight: None,
+            state_ahead: None,
             acked: None,
             failures: 0,
             retry_at: None,
@@ -220,6 +226,8 @@ impl Replica {
             Phase::Streaming { tail, snapshot } => {
                 let job = next_streaming_job(tail, *snapshot, shadow, now);
                 let is_push = matches!(job, Some(Job::Begin { .. } | Job::Extend { .. }));
+                self.state_ahead =
+                    shadow.end_of(tail.index).and_then(|end| Some((end, shadow.state_at(tail.index, end)?)));
                 let too_early = self.last_push.is_some_and(|at| now < at + self.sync_interval);
                 if is_push && !too_early {
                     self.last_push = Some(now);
@@ -284,7 +292,8 @@ impl Replica {
             (Job::Look, Outcome::Found(listing)) => return self.on_listing(&listing, shadow),
             (Job::SendSnapshot { index }, Outcome::SnapshotSent(sent)) => {
                 // The reading is over, so nothing in it is newer than what the shadow holds now.
-                let snapshot = Snapshot::Sent { sent, valid_from: (shadow.index, shadow.end) };
+                let state = shadow.state_at(shadow.index, shadow.end);
+                let snapshot = Snapshot::Sent { sent, valid_from: (shadow.index, shadow.end), state };
                 match &mut self.phase {
                     Phase::Streaming { snapshot: present, .. } => *present = snapshot,
                     Phase::Unknown | Phase::Empty => {
@@ -302,7 +311,8 @@ impl Replica {
             (Job::Begin { segment, .. }, Outcome::Appended { end, length }) => {
                 if let Phase::Streaming { tail, .. } = &mut self.phase {
                     let open = Some(OpenSegment { name: segment, length, opened: now });
-                    *tail = Tail { end, open, replace: false, segments: tail.segments + 1, ..*tail };
+                    *tail = Tail { open, replace: false, segments: tail.segments + 1, ..*tail };
+                    tail.move_to(end, self.state_ahead);
                     self.acked = Some((tail.index, end));
                     self.last_segment = Some((segment, length));
                 }
@@ -310,7 +320,7 @@ impl Replica {
             (Job::Extend { segment, .. }, Outcome::Appended { end, length }) => {
                 if let Phase::Streaming { tail, .. } = &mut self.phase {
                     tail.open = tail.open.map(|open| OpenSegment { length, ..open });
-                    tail.end = end;
+                    tail.move_to(end, self.state_ahead);
                     self.acked = Some((tail.index, end));
                     self.last_segment = Some((segment, length));
                 }
@@ -346,7 +356,7 @@ impl Replica {
             (Some(SegmentStart { index, start }), _) => {
                 let segments = listing.segments.iter().filter(|(name, _)| name.index == index).count();
                 let segments = u32::try_from(segments).unwrap_or(u32::MAX).saturating_sub(1);
-                Tail { index, end: start, open: None, replace: true, segments }
+                Tail { replace: true, segments, ..Tail::at(index, start) }
             }
         };
         let continues = match shadow.end_of(tail.index) {
@@ -371,7 +381,13 @@ impl Replica {
 
 impl Tail {
     fn at(index: Index, end: Offset) -> Self {
-        Tail { index, end, open: None, replace: false, segments: 0 }
+        Tail { index, end, open: None, replace: false, segments: 0, state: None }
+    }
+
+    /// Moves the end; what the database is there is known if the shadow ended there when that was handed out.
+    fn move_to(&mut self, end: Offset, ahead: Option<(Offset, DatabaseState)>) {
+        self.end = end;
+        self.state = ahead.filter(|(at, _)| *at == end).map(|(_, state)| state);
     }
 
     fn open_is_full(&self, open: &OpenSegment, now: Instant) -> bool {
@@ -392,10 +408,11 @@ fn next_streaming_job(
     if let Snapshot::Missing = snapshot {
         return Some(Job::SendSnapshot { index: shadow.index });
     }
-    if let Snapshot::Sent { sent, valid_from } = snapshot
+    if let Snapshot::Sent { sent, valid_from, state } = snapshot
         && (tail.index, tail.end) >= valid_from
     {
-        return Some(Job::PublishSnapshot { sent, valid_from });
+        let state = state.or_else(|| shadow.state_at(valid_from.0, valid_from.1));
+        return Some(Job::PublishSnapshot { sent, valid_from, state });
     }
     // An index that a restart ended before its first commit leaves no segment.
     let to = shadow.end_of(tail.index)?;
@@ -405,6 +422,7 @@ fn next_streaming_job(
         length: open.length,
         end: tail.end,
         last_of_index,
+        state: tail.state.or_else(|| shadow.state_at(tail.index, tail.end)),
     };
     match tail.open {
         Some(open) if tail.end == to => is_over.then(|| seal(open, true)),

@@ -22,7 +22,13 @@ fn next(index: Index) -> Index {
 }
 
 fn shadow(end: u64) -> ShadowExtent {
-    ShadowExtent { generation: generation(), complete: BTreeMap::new(), index: INDEX, end: Offset::new(end) }
+    ShadowExtent {
+        generation: generation(),
+        complete: BTreeMap::new(),
+        index: INDEX,
+        end: Offset::new(end),
+        states: BTreeMap::new(),
+    }
 }
 
 fn sent(index: Index) -> SentSnapshot {
@@ -32,7 +38,7 @@ fn sent(index: Index) -> SentSnapshot {
     SentSnapshot {
         attempt: 7,
         length: 100,
-        trailer: SnapshotTrailer { index, valid_from, page_size, page_count, crc: 5 },
+        trailer: SnapshotTrailer { index, valid_from, page_size, page_count, crc: 5, state: None },
     }
 }
 
@@ -88,7 +94,7 @@ fn a_snapshot_is_published_only_when_everything_up_to_the_end_of_its_reading_is_
     let valid_from = (INDEX, Offset::new(3000));
     assert_eq!(
         replica.next_job(&shadow(9000), now),
-        Some(Job::PublishSnapshot { sent: sent(INDEX), valid_from })
+        Some(Job::PublishSnapshot { sent: sent(INDEX), valid_from, state: None })
     );
 }
 
