@@ -11,7 +11,7 @@
 //!
 //! ```text
 //! front door   main  cli/  config/
-//! rooms        event_loop -> agent -> source/ -> shadow
+//! rooms        event_loop -> agent -> source/ -> page_table -> shadow
 //!                            agent -> worker -> carry -> shadow (read side)      restore/
 //! pipes        disk  sqlite  watch  locks  control  remote/          each opens one outside crate
 //! ground       core/                                          pure: values in, values out
@@ -81,6 +81,7 @@ pub mod core;
 pub mod disk;
 pub mod event_loop;
 pub mod locks;
+pub mod page_table;
 pub mod remote;
 pub mod restore;
 pub mod shadow;

@@ -6,6 +6,7 @@
 use crate::carry::{CarryError, Order, carry};
 use crate::core::position::Generation;
 use crate::core::replica::{Job, Outcome};
+use crate::page_table::TableJob;
 use crate::remote::{self, Location, Remote, RemoteError};
 use crate::source::{CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, let_go, urgent_round};
 use crate::sqlite::{Handle, WalExtent};
@@ -80,6 +81,8 @@ struct Lines {
 /// in flight.
 pub struct Workers {
     local: Sender<LocalOrder>,
+    /// For work that reads a whole database: one at a time, so that it keeps nothing else waiting.
+    long: Sender<LocalOrder>,
     lines: HashMap<Destination, Lines>,
     completed: (Sender<Completed>, Receiver<Completed>),
     wake: Arc<dyn Fn() + Send + Sync>,
@@ -90,9 +93,11 @@ impl Workers {
     /// Starts the local threads. `wake` is called after each job; `home` is where `.ssh/known_hosts` is looked for.
     pub fn start(wake: Arc<dyn Fn() + Send + Sync>, home: Option<PathBuf>) -> Self {
         let (local, orders) = unbounded::<LocalOrder>();
+        let (long, long_orders) = unbounded::<LocalOrder>();
         let completed = unbounded();
-        for _ in 0..LOCAL_THREADS {
-            let (orders, done, wake) = (orders.clone(), completed.0.clone(), Arc::clone(&wake));
+        let threads = (0..LOCAL_THREADS).map(|_| orders.clone()).chain([long_orders]);
+        for orders in threads {
+            let (done, wake) = (completed.0.clone(), Arc::clone(&wake));
             thread::spawn(move || {
                 for (database, job) in orders {
                     let outcome = do_local(job);
@@ -103,12 +108,16 @@ impl Workers {
                 }
             });
         }
-        Workers { local, lines: HashMap::new(), completed, wake, home }
+        Workers { local, long, lines: HashMap::new(), completed, wake, home }
     }
 
     /// Hands a local job to the pool.
     pub fn send_local(&self, database: usize, job: LocalJob) {
-        self.local.send((database, job)).expect("BUG: the local threads live as long as this");
+        let threads = match &job {
+            LocalJob::Table(TableJob::Build(_)) => &self.long,
+            _ => &self.local,
+        };
+        threads.send((database, job)).expect("BUG: the local threads live as long as this");
     }
 
     /// Hands an order to its destination; its threads are started by the first one.
@@ -220,6 +229,7 @@ fn do_local(job: LocalJob) -> LocalOutcome {
             let report = urgent_round(&mut attached, &database, budget);
             LocalOutcome::Urgent(attached, report)
         }
+        LocalJob::Table(job) => LocalOutcome::Table(job.run()),
         LocalJob::Remove { paths, disk } => {
             LocalOutcome::Removed(paths.iter().try_for_each(|path| disk.remove(path)))
         }

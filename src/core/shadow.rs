@@ -22,7 +22,8 @@ pub struct ShadowExtent {
 impl ShadowExtent {
     /// A generation in which nothing has been copied yet.
     pub fn beginning(generation: Generation) -> Self {
-        ShadowExtent { generation, complete: BTreeMap::new(), index: Index::ZERO, end: Offset::ZERO }
+        let (complete, states) = (BTreeMap::new(), BTreeMap::new());
+        ShadowExtent { generation, complete, index: Index::ZERO, end: Offset::ZERO, states }
     }
 
     /// The next byte that will be committed.

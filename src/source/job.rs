@@ -4,6 +4,7 @@ use super::attach::{AttachOutcome, AttachRequest, Attached, FileIdentity};
 use super::let_go::{LetGoOutcome, LetGoRequest};
 use super::round::UrgentReport;
 use crate::disk::Disk;
+use crate::page_table::{TableJob, TableOutcome};
 use crate::shadow::ShadowSync;
 use crate::sqlite::{Handle, SqliteError, WalExtent};
 use std::io;
@@ -39,6 +40,8 @@ pub enum LocalJob {
     },
     /// Let go of a database that nobody else has open.
     LetGo(LetGoRequest),
+    /// Work on the page table; beside the others.
+    Table(TableJob),
     /// Remove the shadows of earlier generations. They are named: a generation that begins meanwhile is not among them.
     Remove {
         /// Folders.
@@ -67,6 +70,8 @@ pub enum LocalOutcome {
     Urgent(Box<Attached>, UrgentReport),
     /// Of `LetGo`.
     LetGo(LetGoOutcome),
+    /// Of `Table`.
+    Table(TableOutcome),
     /// Of `Remove`.
     Removed(io::Result<()>),
 }

@@ -18,6 +18,7 @@ mod outside_world;
 mod outsider;
 mod page_table;
 mod planners;
+mod proof;
 mod remote_contract;
 mod replica;
 mod replica_faults;
