@@ -60,6 +60,7 @@ enum Snapshot {
     Published,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one to a replica, and it streams most of its life")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Nobody knows what the replica holds.

@@ -162,9 +162,9 @@ impl Trailer {
     /// Reads the trailer at the beginning of what stands behind an EndMark, and says how long it is; `None` if there
     /// is no whole one.
     pub fn parse(bytes: &[u8]) -> Option<(Trailer, usize)> {
-        let length = match bytes.first_chunk::<8>()? {
-            &TRAILER_MAGIC => TRAILER_LENGTH,
-            &TRAILER_MAGIC_1 => TRAILER_LENGTH_1,
+        let length = match *bytes.first_chunk::<8>()? {
+            TRAILER_MAGIC => TRAILER_LENGTH,
+            TRAILER_MAGIC_1 => TRAILER_LENGTH_1,
             _ => return None,
         };
         let (body, crc) = bytes.get(..length)?.split_at(length - 8);

@@ -41,7 +41,7 @@ fn a_graceful_stop_leaves_a_replica_that_proves_itself() {
     for page_size in ["512", "4096", "65536"] {
         let place = Place::new();
         let arguments = ["--mode", "churn", "--rows", "1-5", "--size", "1-3000", "--autocheckpoint", "20"];
-        let writer =
+        let mut writer =
             Writer::start(&place.database(), &[&arguments[..], &["--page-size", page_size]].concat());
         let agent = place.agent(&["min-checkpoint-page-count: 20"]);
         wait_until_provable_in_passing(&agent);
