@@ -73,9 +73,7 @@ impl<'a, 'f> Applier<'a, 'f> {
         self.output.end_snapshot(page_size);
         let snapshot = plan.snapshot.object(plan.generation);
         let not_the_source = |damage| RestoreError::Damaged { object: snapshot, damage };
-        if let (Some(proof), Some(SnapshotTrailer { valid_from, state: Some(state), .. })) =
-            (&mut self.proof, trailer)
-        {
+        if let (Some(proof), Some(SnapshotTrailer { valid_from, state, .. })) = (&mut self.proof, trailer) {
             proof.expect(valid_from, state).map_err(not_the_source)?;
         }
         let mut end = (plan.snapshot.index, Offset::ZERO);

@@ -15,8 +15,10 @@ pub(super) struct Proof {
     carry: Vec<u8>,
     /// How far the WAL of the present index was followed.
     at: (Index, Offset),
-    /// What the snapshot's trailer says of a later position.
-    expected: Option<((Index, Offset), DatabaseState)>,
+    /// From where on what is restored is exact: before, pages of the snapshot may be newer.
+    valid_from: (Index, Offset),
+    /// What the snapshot's trailer says of that position.
+    expected: Option<DatabaseState>,
     /// The last position at which the two were compared, and equal.
     proven: Option<(Index, Offset)>,
 }
@@ -25,7 +27,7 @@ impl Proof {
     /// Of a snapshot that is to be replayed from `index` on.
     pub(super) fn new(page_size: PageSize, index: Index) -> Self {
         let (table, at) = (Some(PageTable::new(page_size)), (index, Offset::ZERO));
-        Proof { table, carry: Vec::new(), at, expected: None, proven: None }
+        Proof { table, carry: Vec::new(), at, valid_from: at, expected: None, proven: None }
     }
 
     /// The last position at which what is restored was compared with the source, and equal.
@@ -54,19 +56,23 @@ impl Proof {
         }
     }
 
-    /// Says what the source was at the position from which on the snapshot is exact.
+    /// Says from where on the snapshot is exact, and what the source was there, if that is known.
     ///
     /// # Errors
     /// That is here, and it is not what is restored.
-    pub(super) fn expect(&mut self, at: (Index, Offset), state: DatabaseState) -> Result<(), Damage> {
+    pub(super) fn expect(
+        &mut self,
+        valid_from: (Index, Offset),
+        state: Option<DatabaseState>,
+    ) -> Result<(), Damage> {
         // Before the first commit, an application's file may be longer than its database.
-        if at == self.at
-            && let Some(table) = &mut self.table
+        if valid_from == self.at
+            && let (Some(table), Some(state)) = (&mut self.table, state)
             && table.state().is_some_and(|here| here.page_count > state.page_count)
         {
             table.resize(state.page_count);
         }
-        self.expected = Some((at, state));
+        (self.valid_from, self.expected) = (valid_from, state);
         self.compare_expected()
     }
 
@@ -113,7 +119,9 @@ impl Proof {
     /// # Errors
     /// They are not the same.
     pub(super) fn compare(&mut self, at: (Index, Offset), expected: DatabaseState) -> Result<(), Damage> {
-        let Some(restored) = self.table.as_ref().and_then(PageTable::state) else { return Ok(()) };
+        let is_exact = at >= self.valid_from;
+        let restored = self.table.as_ref().filter(|_| is_exact).and_then(PageTable::state);
+        let Some(restored) = restored else { return Ok(()) };
         if restored != expected {
             return Err(Damage::NotTheSource { at, expected, restored });
         }
@@ -122,12 +130,9 @@ impl Proof {
     }
 
     fn compare_expected(&mut self) -> Result<(), Damage> {
-        match self.expected {
-            Some((at, state)) if at == self.at => {
-                self.expected = None;
-                self.compare(at, state)
-            }
-            _ => Ok(()),
+        match self.expected.take_if(|_| self.at == self.valid_from) {
+            Some(state) => self.compare(self.valid_from, state),
+            None => Ok(()),
         }
     }
 }

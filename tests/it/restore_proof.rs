@@ -190,6 +190,28 @@ fn a_snapshot_is_compared_with_the_source_where_it_becomes_exact() {
 }
 
 #[test]
+fn nothing_is_compared_before_the_snapshot_is_exact() {
+    let history = history();
+    let mut objects = replica(&history, &history.wals, true);
+    // The snapshot was read while index 1 was written: its pages are those of its end already.
+    let end = history.wals[1].len() as u64;
+    let content = replayed(&history.databases[1], &history.wals[1], end);
+    let trailer = Trailer::Snapshot(SnapshotTrailer {
+        index: index(0),
+        valid_from: (index(1), Offset::new(end)),
+        page_size: PageSize::new(PAGE).unwrap(),
+        page_count: PageCount::new(content.len() as u32 / PAGE).unwrap(),
+        crc: Crc64::of(&content),
+        state: None,
+    });
+    let path = Object::Snapshot { generation: generation(), index: index(0) }.path();
+    objects.insert(path, encode(Style::Ours, &content, Some(trailer)));
+    let (report, restored) = restore(objects).unwrap();
+    assert_eq!(report.proven, Some(report.position));
+    assert_eq!(state_of(&restored), state_at(&history, 1, end));
+}
+
+#[test]
 fn the_end_of_the_last_index_proves_the_whole_restore() {
     let history = history();
     let mut objects = replica(&history, &history.wals[..1], false);
