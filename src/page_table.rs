@@ -31,6 +31,8 @@ use work::{checksum_of, finish, read_frames};
 
 /// Changed pages in memory from which on they are written into the table: half a megabyte or so.
 const MANY_CHANGES: usize = 16 << 10;
+/// Shadow WAL, in bytes, that is kept for the table: more, and it is written at once.
+const MUCH_SHADOW: u64 = 64 << 20;
 /// Fewer are written when an index is over, and so its shadow could go, but not more often than this.
 const WRITE_PAUSE: Duration = Duration::from_secs(10);
 /// After a table was lost: the first pause before it is built anew, doubled each time up to the longest.
@@ -235,11 +237,15 @@ impl SourceTable {
             // The frames of a transaction that is half copied would be missing.
             (Work::None, None) => Some(self.build_at.unwrap_or(now)).filter(|_| is_whole),
             (Work::Built(_), _) => Some(now),
-            (Work::None, Some(standing)) if self.changes.len() >= MANY_CHANGES => {
-                Some(now).filter(|_| standing.position != (extent.index, extent.end))
-            }
-            (Work::None, Some(standing)) if standing.position.0 < extent.index => {
-                Some(self.written_at.map_or(now, |at| at + WRITE_PAUSE))
+            (Work::None, Some(standing)) if standing.position == (extent.index, extent.end) => None,
+            (Work::None, Some(standing)) => {
+                let (index, offset) = standing.position;
+                let is_over = index < extent.index;
+                let is_much = extent.bytes_since(index, offset).is_some_and(|bytes| bytes >= MUCH_SHADOW);
+                match self.changes.len() >= MANY_CHANGES || (is_over && is_much) {
+                    true => Some(now),
+                    false => is_over.then(|| self.written_at.map_or(now, |at| at + WRITE_PAUSE)),
+                }
             }
             _ => None,
         }
