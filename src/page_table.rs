@@ -11,7 +11,7 @@
 
 mod work;
 
-pub use work::{BuiltTable, TableBuild, TableJob, TableOutcome, TableWrite, WrittenTable};
+pub use work::{BuiltTable, Difference, TableBuild, TableJob, TableOutcome, TableWrite, WrittenTable};
 
 use crate::core::names::{PAGE_TABLE, PAGE_TABLE_CHANGES};
 use crate::core::page::{PageCount, PageNumber, PageSize};
@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use work::{checksum_of, finish, read_frames};
+use work::{checksum_of, compare, finish, read_frames};
 
 /// Changed pages in memory from which on they are written into the table: half a megabyte or so.
 const MANY_CHANGES: usize = 16 << 10;
@@ -351,6 +351,19 @@ impl SourceTable {
             }
         }
         self.standing = Some(standing);
+    }
+
+    /// Compares a database file, which must be the whole database and must not change meanwhile, with the table.
+    ///
+    /// # Errors
+    /// What could not be read, or is no database of this kind.
+    pub fn compare(&self, database: &File) -> Result<Difference, TableError> {
+        let (Some(entries), Some(standing), Some(state), Work::None) =
+            (self.entries, &self.standing, self.state, &self.work)
+        else {
+            return Err(TableError::Cancelled);
+        };
+        compare(database, &*standing.file, (standing.page_count, state.page_count), &self.changes, entries)
     }
 
     /// Takes over what is on the disk, and follows the shadow from there on.

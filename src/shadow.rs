@@ -113,6 +113,15 @@ impl ShadowWal {
             }
         }
         let stale = other_generations(&*disk, meta, generation)?;
+        let mut scratch = Vec::new();
+        // An index that was begun and never got its first commit is none; its WAL, or another one, comes again.
+        while files.len() > 1
+            && let Some(last) = files.last_entry()
+            && verify_file(&**last.get(), &mut scratch)?.and_then(|chain| chain.commit()).is_none()
+        {
+            disk.remove(&folder.join(names::shadow_file(*last.key())))?;
+            last.remove();
+        }
         let Some((index, file)) = files.pop_last() else {
             let beginning = ShadowExtent::beginning(generation);
             // Without a rest, a WAL may have come and gone before anything of it was copied.
@@ -139,7 +148,7 @@ impl ShadowWal {
             present: None,
             needed_from: None,
             stale,
-            scratch: Vec::new(),
+            scratch,
         };
         let Some(chain) = verify_file(&*file, &mut shadow.scratch)? else {
             return Ok(Err(Break::ShadowDamaged));
@@ -268,6 +277,24 @@ impl ShadowWal {
         // A thousand databases that were busy once must not keep a window each.
         if self.scratch.capacity() as u64 > LASTING_SCRATCH && length <= LASTING_SCRATCH {
             self.scratch = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// Takes in whole frames of our own making, which follow the end of the present index, and hands each to `each`.
+    ///
+    /// # Errors
+    /// Why they are not in the shadow.
+    pub fn append(
+        &mut self,
+        frames: &[u8],
+        each: impl FnMut(&FrameHeader, &[u8]),
+    ) -> Result<(), AbsorbError> {
+        let present = self.present.as_mut().expect("BUG: frames come after their header");
+        present.file.write_at(frames, present.chain.end().get())?;
+        present.chain.extend(frames, each)?;
+        if let Some(commit) = present.chain.commit() {
+            self.extent.end = commit.end;
         }
         Ok(())
     }

@@ -19,5 +19,6 @@ pub mod segment;
 pub mod shadow;
 pub mod status;
 pub mod sync;
+pub mod synthetic;
 pub mod table_file;
 pub mod wal;

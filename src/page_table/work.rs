@@ -215,6 +215,76 @@ fn write_entries(file: &dyn DiskFile, writes: &[(u32, PageEntry)], page_count: P
     file.set_length(table_length(page_count))
 }
 
+/// How a database differs from what its table says.
+pub struct Difference {
+    /// Its size.
+    pub page_count: PageCount,
+    /// The pages that differ, in order; with another size, one of them at the least.
+    pub pages: Vec<PageNumber>,
+    /// How to make the entries of pages.
+    pub entries: Entries,
+}
+
+/// `counts` are the pages in the table on disk, and with `changes` laid over it.
+pub(super) fn compare(
+    database: &File,
+    table: &dyn DiskFile,
+    counts: (PageCount, PageCount),
+    changes: &PageChanges,
+    entries: Entries,
+) -> Result<Difference, TableError> {
+    let page_count = page_count_of(database, entries.page_size())?;
+    let size = entries.page_size().get() as usize;
+    let (mut pages, mut known) = (Vec::new(), Vec::new());
+    let (mut buffer, mut first) = (vec![0; CHUNK], 1);
+    let (on_disk, before) = counts;
+    while first <= page_count.get() {
+        let wanted = (CHUNK / size).min((page_count.get() - first) as usize + 1);
+        let part = buffer.get_mut(..wanted * size).unwrap_or_default();
+        let at = u64::from(first - 1) * size as u64;
+        FileExt::read_exact_at(database, part, at).map_err(TableError::Database)?;
+        let in_table = (on_disk.get() + 1).saturating_sub(first).min(wanted as u32) as usize;
+        known.resize(in_table * ENTRY_LENGTH, 0);
+        table.read_at(&mut known, entry_offset(first))?;
+        for (page, number) in part.chunks_exact(size).zip(first..) {
+            let at = (number - first) as usize;
+            let in_table = || known.as_chunks::<ENTRY_LENGTH>().0.get(at).map(|e| u64::from_le_bytes(*e));
+            let entry = match changes.get(number, &entries) {
+                Some(entry) => entry,
+                None => in_table().map_or(entries.blank(number), PageEntry::new),
+            };
+            let number = PageNumber::new(number).ok_or(TableError::NotADatabase)?;
+            let is_new = number.get() > before.get();
+            let now = entries.of(number, page);
+            // The lock-byte page is in no WAL.
+            if (is_new || now != entry) && now != PageEntry::default() {
+                pages.push(number);
+            }
+        }
+        first += wanted as u32;
+    }
+    if pages.is_empty() && page_count != before {
+        pages.extend(PageNumber::new(1));
+    }
+    Ok(Difference { page_count, pages, entries })
+}
+
+/// The size of a database whose file is the whole of it: the header's, where that is valid (SQLite file format, 1.3.7),
+/// or the file's.
+fn page_count_of(database: &File, page_size: PageSize) -> Result<PageCount, TableError> {
+    let mut header = [0; 100];
+    FileExt::read_exact_at(database, &mut header, 0).map_err(TableError::Database)?;
+    if PageSize::from_database_header([header[16], header[17]]) != Some(page_size) {
+        return Err(TableError::NotADatabase);
+    }
+    let length = database.metadata().map_err(TableError::Database)?.len();
+    let in_file = u32::try_from(length / u64::from(page_size.get())).ok();
+    let word = |at: usize| header.get(at..at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
+    let in_header = word(28).filter(|_| word(24) == word(92));
+    let count = in_header.filter(|count| *count > 0 && Some(*count) <= in_file).or(in_file);
+    count.and_then(PageCount::new).ok_or(TableError::NotADatabase)
+}
+
 /// The XOR of all entries.
 pub(super) fn checksum_of(file: &dyn DiskFile, page_count: PageCount) -> io::Result<DatabaseChecksum> {
     let mut checksum = DatabaseChecksum::default();

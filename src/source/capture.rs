@@ -67,6 +67,9 @@ pub struct Capture {
     pub guarded: bool,
     /// Whether it is proven that nothing was committed between the shadow's end and our readers' beginning.
     pub continues: bool,
+    /// The WAL whose content is in the shadow already, though not as an index: its header and frames. Nothing of it is
+    /// copied.
+    pub settled: Option<(Option<WalHeader>, u32)>,
 }
 
 impl Capture {
@@ -74,13 +77,22 @@ impl Capture {
     pub fn new(wal_path: PathBuf, mut shadow: ShadowWal) -> Self {
         let table = SourceTable::of(&mut shadow);
         let staged = StagedFrames::default();
-        Capture { wal_path, live: None, shadow, table, staged, guarded: false, continues: false }
+        Capture {
+            wal_path,
+            live: None,
+            shadow,
+            table,
+            staged,
+            guarded: false,
+            continues: false,
+            settled: None,
+        }
     }
 
     /// Begins a generation: the first look at it compares with nothing.
     pub fn begin(&mut self, mut shadow: ShadowWal) {
         self.table = SourceTable::of(&mut shadow);
-        (self.shadow, self.guarded, self.continues) = (shadow, false, false);
+        (self.shadow, self.guarded, self.continues, self.settled) = (shadow, false, false, None);
     }
 
     /// Looks at the WAL, and copies what is newly committed, up to a bounded number of bytes.
@@ -105,6 +117,16 @@ impl Capture {
                 continue;
             }
             let live = before.and_then(|bytes| WalHeader::parse(&bytes).ok());
+            if let Some((header, frames)) = self.settled.filter(|_| extent.frames > 0) {
+                match (header == live, frames == extent.frames) {
+                    (true, true) => {
+                        let in_flight = self.has_frame_behind(live, extent.frames)?;
+                        return Ok(Look::UpToDate { extent, in_flight });
+                    }
+                    (true, false) => return Ok(Look::Broken(Break::WalContinued)),
+                    (false, _) => self.settled = None,
+                }
+            }
             let guarded = self.guarded || self.continues;
             let facts = WalFacts {
                 shadow: self.shadow.facts(),

@@ -6,6 +6,7 @@
 mod attach;
 mod breaks;
 mod capture;
+mod compare;
 mod guard;
 mod job;
 mod let_go;
