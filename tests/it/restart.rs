@@ -171,20 +171,35 @@ fn little_is_sent_of_a_database_that_changed_little() {
     place.assert_restores();
 }
 
+/// What becomes of the page table while the agent is down.
+#[derive(Clone, Copy)]
+enum Spoil {
+    Nothing,
+    Remove,
+    Damage,
+}
+
+impl Spoil {
+    fn apply(self, path: &Path) {
+        match self {
+            Spoil::Nothing => {}
+            Spoil::Remove => std::fs::remove_file(path).expect("it is ours"),
+            Spoil::Damage => {
+                let mut bytes = std::fs::read(path).expect("it is ours");
+                bytes[64] ^= 1;
+                std::fs::write(path, bytes).expect("it is ours");
+            }
+        }
+    }
+}
+
 #[test]
 fn without_a_page_table_that_can_tell_a_new_generation_begins_and_says_why() {
-    let remove = |path: &Path| std::fs::remove_file(path).expect("it is ours");
-    let damage = |path: &Path| {
-        let mut bytes = std::fs::read(path).expect("it is ours");
-        bytes[64] ^= 1;
-        std::fs::write(path, bytes).expect("it is ours");
-    };
-    let nothing = |_: &Path| {};
     let no_table = "there is no page table to compare with";
-    let cases: [(&dyn Fn(&Path), &str, &str); 3] = [
-        (&remove, "UPDATE t SET data = x'00' WHERE id = 3", no_table),
-        (&damage, "UPDATE t SET data = x'00' WHERE id = 3", no_table),
-        (&nothing, "UPDATE t SET data = randomblob(3000)", "most pages have changed"),
+    let cases = [
+        (Spoil::Remove, "UPDATE t SET data = x'00' WHERE id = 3", no_table),
+        (Spoil::Damage, "UPDATE t SET data = x'00' WHERE id = 3", no_table),
+        (Spoil::Nothing, "UPDATE t SET data = randomblob(3000)", "most pages have changed"),
     ];
     for (spoil, sql, why) in cases {
         let place = Place::new();
@@ -195,7 +210,7 @@ fn without_a_page_table_that_can_tell_a_new_generation_begins_and_says_why() {
         wait_for_page_table(&agent);
         let (generation_before, configuration) = (generation(&agent), agent.configuration().to_owned());
         place.stop(agent);
-        spoil(&page_table(&place));
+        spoil.apply(&page_table(&place));
         application.run(&format!("{sql}; PRAGMA wal_checkpoint(TRUNCATE)"));
         let agent = Agent::start_again(&configuration);
         agent.wait_for_log("the WAL was restarted while the agent did not hold it");
@@ -233,10 +248,11 @@ fn a_page_that_was_changed_without_sqlite_while_nobody_was_there_is_found_and_co
 #[test]
 fn an_agent_killed_while_the_database_goes_on_without_it_begins_no_generation() {
     let place = Place::new();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE filling (data BLOB)");
+    application.run("INSERT INTO filling SELECT randomblob(3000) FROM generate_series(1, 3000)");
+    application.close();
     let arguments = ["--mode", "churn", "--rows", "1-3", "--size", "1-3000", "--autocheckpoint", "30"];
-    let mut writer = Writer::start(&place.database(), &arguments);
-    writer.wait_for(200);
-    writer.finish();
     let mut agent = place.agent(&["min-checkpoint-page-count: 20"]);
     wait_for_page_table(&agent);
     let (generation_before, configuration) = (generation(&agent), agent.configuration().to_owned());
