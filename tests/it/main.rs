@@ -17,6 +17,7 @@ mod litestream;
 mod outside_world;
 mod outsider;
 mod page_table;
+mod page_table_crash;
 mod planners;
 mod proof;
 mod remote_contract;
