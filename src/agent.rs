@@ -127,12 +127,16 @@ impl Agent {
             }
             database.remember_shadow();
         }
+        if let Some(job) = database.source.table_job(now.mono) {
+            self.workers.send_local(at, job);
+        }
         if matches!(database.source.state(), State::Attached(_) | State::Resting(_)) {
             for (replica, generation, outcome) in std::mem::take(&mut database.held_back) {
                 database.on_replica(replica, generation, outcome, now, 0.0);
             }
         }
-        let mut next = database.source.next_timeout(now.mono);
+        let next = [database.source.next_timeout(now.mono), database.source.table_timeout(now.mono)];
+        let mut next = next.into_iter().flatten().min();
         if let Some((extent, folder)) = &database.shadow {
             for (number, room) in database.replicas.iter_mut().enumerate() {
                 let descriptor = || database.source.descriptor();
@@ -328,7 +332,9 @@ impl Database {
                     return Some(format!("{name}: {why}"));
                 };
                 let (extent, _) = self.shadow.as_ref()?;
-                let room = self.replicas.iter().find(|room| !room.holds(end))?;
+                // Each is told, not only the first that has not finished.
+                let unfinished = self.replicas.iter_mut().map(|room| (room.finish(end), room));
+                let (_, room) = unfinished.filter(|(is_finished, _)| !is_finished).last()?;
                 Some(format!("{name}: replica {} ({} bytes behind)", room.config.name, room.lag(extent)))
             }
         }
@@ -364,6 +370,7 @@ impl Database {
             state,
             generation: extent.map(|extent| extent.generation),
             position: extent.map(ShadowExtent::position),
+            is_provable: extent.is_some_and(|extent| extent.state_at(extent.index, extent.end).is_some()),
             replicas: self.replicas.iter().map(|room| room.status(extent, now)).collect(),
             breaks: Breaks { count: u64::from(count), last_reason: last.map(ToString::to_string) },
             wal_pages: self.source.wal_extent().frames,

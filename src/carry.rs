@@ -4,6 +4,7 @@
 use crate::core::checksum::Crc64;
 use crate::core::names::{self, Object};
 use crate::core::page::{PageCount, PageSize};
+use crate::core::page_table::DatabaseState;
 use crate::core::position::{Generation, Index, Offset};
 use crate::core::replica::{Failure, Job, Listing, Outcome, SegmentStart, SentSnapshot, cut_of};
 use crate::core::segment::{
@@ -118,13 +119,15 @@ pub fn carry(remote: &mut dyn Remote, order: &Order) -> Result<Outcome, CarryErr
     match order.job {
         Job::Look => look(remote, order).map(Outcome::Found),
         Job::SendSnapshot { index } => send_snapshot(remote, order, index).map(Outcome::SnapshotSent),
-        Job::PublishSnapshot { sent, valid_from } => {
-            publish_snapshot(remote, order, sent, valid_from).map(|()| Outcome::SnapshotPublished)
+        Job::PublishSnapshot { sent, valid_from, state } => {
+            publish_snapshot(remote, order, sent, valid_from, state).map(|()| Outcome::SnapshotPublished)
         }
         Job::Begin { segment, to, replace } => begin(remote, order, segment, to, replace),
         Job::Extend { segment, length, from, to } => extend(remote, order, segment, length, from, to),
-        Job::Seal { segment, length, end, last_of_index } => {
-            seal(remote, order, segment, length, end, last_of_index).map(|()| Outcome::Sealed)
+        Job::Seal { segment, length, end, last_of_index, state } => {
+            let SegmentStart { index, start } = segment;
+            let trailer = SegmentTrailer { index, start, end, last_of_index, crc: 0, state };
+            seal(remote, order, segment, length, trailer).map(|()| Outcome::Sealed)
         }
     }
 }
@@ -309,7 +312,8 @@ fn send_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result
     let ReadDatabase { page_size, length: database_length, crc } = read.ok_or(CarryError::NotADatabase)?;
     let pages = u32::try_from(database_length / u64::from(page_size.get())).ok();
     let page_count = pages.and_then(PageCount::new).ok_or(CarryError::NotADatabase)?;
-    let trailer = SnapshotTrailer { index, valid_from: (index, Offset::ZERO), page_size, page_count, crc };
+    let valid_from = (index, Offset::ZERO);
+    let trailer = SnapshotTrailer { index, valid_from, page_size, page_count, crc, state: None };
     Ok(SentSnapshot { attempt: order.attempt, length: length + END_MARK.len() as u64, trailer })
 }
 
@@ -318,10 +322,11 @@ fn publish_snapshot(
     order: &Order,
     sent: SentSnapshot,
     valid_from: (Index, Offset),
+    state: Option<DatabaseState>,
 ) -> Result<(), CarryError> {
     let object = Object::Snapshot { generation: order.generation, index: sent.trailer.index };
     let temporary = order.path(&object.temporary_path(sent.attempt));
-    let trailer = Trailer::Snapshot(SnapshotTrailer { valid_from, ..sent.trailer }).encode();
+    let trailer = Trailer::Snapshot(SnapshotTrailer { valid_from, state, ..sent.trailer }).encode();
     remote.write_at(&temporary, sent.length, &trailer)?;
     let others = newest_of_others(remote, order)?;
     for _ in 0..MOST_TICKS {
@@ -471,21 +476,19 @@ fn seal(
     order: &Order,
     segment: SegmentStart,
     length: u64,
-    end: Offset,
-    last_of_index: bool,
+    trailer: SegmentTrailer,
 ) -> Result<(), CarryError> {
     assert!(length > EMPTY_LENGTH, "BUG: an empty segment is sealed");
     let mut reader = open_shadow(order, segment.index, segment.start)?;
     let (mut crc, mut buffer) = (Crc64::new(), Vec::new());
     loop {
-        reader.read(&mut buffer, end, end, BLOCK)?;
+        reader.read(&mut buffer, trailer.end, trailer.end, BLOCK)?;
         if buffer.is_empty() {
             break;
         }
         crc.update(&buffer);
     }
-    let SegmentStart { index, start } = segment;
-    let trailer = Trailer::Segment(SegmentTrailer { index, start, end, last_of_index, crc: crc.value() });
+    let trailer = Trailer::Segment(SegmentTrailer { crc: crc.value(), ..trailer });
     let path = order.path(&order.segment(segment).path());
     remote.write_at(&path, length, &trailer.encode())?;
     order.sync(remote, &path)?;

@@ -11,7 +11,7 @@
 //!
 //! ```text
 //! front door   main  cli/  config/
-//! rooms        event_loop -> agent -> source/ -> shadow
+//! rooms        event_loop -> agent -> source/ -> page_table -> shadow
 //!                            agent -> worker -> carry -> shadow (read side)      restore/
 //! pipes        disk  sqlite  watch  locks  control  service  remote/ each opens one outside crate
 //! ground       core/                                          pure: values in, values out
@@ -27,6 +27,13 @@
 //! frames are committed and copies them, and only them, from a map of the WAL into the shadow, checking every salt and
 //! checksum on the copy. [`core::replica`] compares the shadow with what the replica has, and a worker appends the
 //! difference to the open segment, whose file is a whole LZ4 frame after every packet ([`core::segment`]).
+//!
+//! # What proves a restore
+//!
+//! [`core::page_table`] has one entry for every page; the XOR of all is the checksum of the database at a position, and
+//! follows each commit while it is copied. [`page_table`] keeps it on disk, and a worker builds it where there is none.
+//! Sealed segments and snapshots carry it in their trailers, and a restore compares: what it says to be proven has the
+//! source's pages, all of them, at exactly that position. No table costs a proof, and nothing else.
 //!
 //! # What always holds
 //!
@@ -70,6 +77,10 @@
 //!   begins.
 //! - The inode of the database is kept beside the generation's name: after a file was replaced while the agent was
 //!   down, an unchanged `-wal` would otherwise look like continuity.
+//! - The page table is read with `pread`, eight bytes at a time, and never mapped: a disk that fails is an error then, and
+//!   not SIGBUS, and the simulated disks of tests can hold it.
+//! - The page table stands at any position whose shadow is durable, not only at the start of an index, and what is being
+//!   written into it stands beside it first: so it never needs the shadow of what it already knows.
 //! - `core` uses `lz4_flex`'s block functions and `thiserror`'s derive beside std and `crc64fast`: both are pure.
 
 pub mod agent;
@@ -81,6 +92,7 @@ pub mod core;
 pub mod disk;
 pub mod event_loop;
 pub mod locks;
+pub mod page_table;
 pub mod remote;
 pub mod restore;
 pub mod service;

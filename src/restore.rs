@@ -8,6 +8,7 @@ mod apply;
 mod error;
 mod fetch;
 mod output;
+mod proof;
 mod report;
 
 pub use error::{Damage, RestoreError};
@@ -135,10 +136,11 @@ fn carry_out(
     })?;
     (options.progress)(Progress { phase: Phase::Check, done: 0, total: 0 });
     let pages = output.publish(options.check)?;
-    let Applied { position, page_size, cut, mut notes } = applied;
+    let Applied { position, proven, page_size, cut, mut notes } = applied;
     notes.splice(0..0, plan.notes.iter().cloned());
     Ok(RestoreReport {
         position,
+        proven,
         snapshot: plan.snapshot.index,
         indexes: plan.indexes.len(),
         fetched,

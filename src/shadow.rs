@@ -5,11 +5,12 @@
 
 use crate::core::evidence::DatabaseHeader;
 use crate::core::names;
+use crate::core::page_table::DatabaseState;
 use crate::core::position::{Generation, Index, Offset, Position};
 use crate::core::scan::{Chain, FrameError};
 use crate::core::shadow::ShadowExtent;
 use crate::core::sync::{Break, ShadowFacts};
-use crate::core::wal::WalHeader;
+use crate::core::wal::{FrameHeader, WalHeader};
 use crate::disk::{Disk, DiskFile, WalMap};
 use std::collections::BTreeMap;
 use std::io;
@@ -51,6 +52,8 @@ pub struct ShadowWal {
     folder: PathBuf,
     extent: ShadowExtent,
     present: Option<Present>,
+    /// The index from which on the page table needs the files.
+    needed_from: Option<Index>,
     /// Folders of earlier generations, and files before a gap, which nobody needs any more.
     stale: Vec<PathBuf>,
     scratch: Vec<u8>,
@@ -81,7 +84,7 @@ impl ShadowWal {
         disk.create_folder(&folder)?;
         disk.replace(&meta.join(GENERATION_FILE), format!("{generation} {inode}\n").as_bytes())?;
         let extent = ShadowExtent::beginning(generation);
-        Ok(ShadowWal { disk, folder, extent, present: None, stale, scratch: Vec::new() })
+        Ok(ShadowWal { disk, folder, extent, present: None, needed_from: None, stale, scratch: Vec::new() })
     }
 
     /// Opens what an earlier run left of the database file `inode`, which was let go of at `rest`, if it was. The file
@@ -112,12 +115,28 @@ impl ShadowWal {
             }
         }
         let mut stale = other_generations(&*disk, meta, generation)?;
+        let mut scratch = Vec::new();
+        // An index that was begun and never got its first commit is none; its WAL, or another one, comes again.
+        while files.len() > 1
+            && let Some(last) = files.last_entry()
+            && verify_file(&**last.get(), &mut scratch)?.and_then(|chain| chain.commit()).is_none()
+        {
+            disk.remove(&folder.join(names::shadow_file(*last.key())))?;
+            last.remove();
+        }
         let Some((index, file)) = files.pop_last() else {
             let beginning = ShadowExtent::beginning(generation);
             // Without a rest, a WAL may have come and gone before anything of it was copied.
             let is_beginning = rest == Some(beginning.position());
-            let shadow =
-                ShadowWal { disk, folder, extent: beginning, present: None, stale, scratch: Vec::new() };
+            let shadow = ShadowWal {
+                disk,
+                folder,
+                extent: beginning,
+                present: None,
+                needed_from: None,
+                stale,
+                scratch: Vec::new(),
+            };
             return Ok(if is_beginning { Ok(shadow) } else { Err(Break::ShadowMissing) });
         };
         // After a power cut a file may be missing in between: a replica that still needs it cannot go on.
@@ -130,10 +149,11 @@ impl ShadowWal {
         let mut shadow = ShadowWal {
             disk,
             folder,
-            extent: ShadowExtent { generation, complete, index, end: Offset::ZERO },
+            extent: ShadowExtent { generation, complete, index, end: Offset::ZERO, states: BTreeMap::new() },
             present: None,
+            needed_from: None,
             stale,
-            scratch: Vec::new(),
+            scratch,
         };
         let Some(chain) = verify_file(&*file, &mut shadow.scratch)? else {
             return Ok(Err(Break::ShadowDamaged));
@@ -150,6 +170,25 @@ impl ShadowWal {
     /// What replicas compare themselves with.
     pub fn extent(&self) -> &ShadowExtent {
         &self.extent
+    }
+
+    /// Where the shadow files are.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    /// Whether no part of a transaction was copied behind the end.
+    pub fn is_whole(&self) -> bool {
+        let copied = self.present.as_ref().map(|present| present.chain.end());
+        copied.is_none_or(|end| end == self.extent.end.max(Offset::FIRST_FRAME))
+    }
+
+    /// Keeps what the database is where an index ends.
+    pub fn set_state(&mut self, index: Index, state: Option<DatabaseState>) {
+        match state {
+            Some(state) => self.extent.states.insert(index, state),
+            None => self.extent.states.remove(&index),
+        };
     }
 
     /// The folder of the shadow files, for readers.
@@ -216,11 +255,16 @@ impl ShadowWal {
     }
 
     /// Copies the next committed frames, up to a bounded number of bytes before `to`, verifies the copy, and moves
-    /// the end to its last commit.
+    /// the end to its last commit. What was valid is handed to `each`.
     ///
     /// # Errors
     /// Why nothing more than before is in the shadow.
-    pub fn absorb(&mut self, map: &WalMap, to: Offset) -> Result<(), AbsorbError> {
+    pub fn absorb(
+        &mut self,
+        map: &WalMap,
+        to: Offset,
+        each: impl FnMut(&FrameHeader, &[u8]),
+    ) -> Result<(), AbsorbError> {
         let present = self.present.as_mut().expect("BUG: frames are copied after their header");
         let from = present.chain.end();
         let frame = present.chain.header().page_size().frame_length();
@@ -235,7 +279,7 @@ impl ShadowWal {
         self.scratch.resize(length as usize, 0);
         present.file.read_at(&mut self.scratch, from.get())?;
         let mut chain = present.chain;
-        chain.extend(&self.scratch, |_, _| {})?;
+        chain.extend(&self.scratch, each)?;
         present.chain = chain;
         if let Some(commit) = chain.commit() {
             self.extent.end = commit.end;
@@ -268,6 +312,24 @@ impl ShadowWal {
         Ok(headers)
     }
 
+    /// Takes in whole frames of our own making, which follow the end of the present index, and hands each to `each`.
+    ///
+    /// # Errors
+    /// Why they are not in the shadow.
+    pub fn append(
+        &mut self,
+        frames: &[u8],
+        each: impl FnMut(&FrameHeader, &[u8]),
+    ) -> Result<(), AbsorbError> {
+        let present = self.present.as_mut().expect("BUG: frames come after their header");
+        present.file.write_at(frames, present.chain.end().get())?;
+        present.chain.extend(frames, each)?;
+        if let Some(commit) = present.chain.commit() {
+            self.extent.end = commit.end;
+        }
+        Ok(())
+    }
+
     /// What is to be made durable; `None` if everything is.
     pub fn to_sync(&self) -> Option<ShadowSync> {
         let present = self.present.as_ref().filter(|p| p.durable < self.extent.end)?;
@@ -286,15 +348,22 @@ impl ShadowWal {
         std::mem::take(&mut self.stale)
     }
 
-    /// Removes the files of indexes before `index`, which no replica needs any more.
+    /// Keeps the files from this index on, whoever else needs them.
+    pub fn keep_from(&mut self, index: Option<Index>) {
+        self.needed_from = index;
+    }
+
+    /// Removes the files of indexes before `index`, which no replica needs any more, unless the page table does.
     ///
     /// # Errors
     /// The disk's.
     pub fn forget_before(&mut self, index: Index) -> io::Result<()> {
+        let index = self.needed_from.map_or(index, |needed| needed.min(index));
         while let Some(entry) = self.extent.complete.first_entry().filter(|e| *e.key() < index) {
             self.disk.remove(&self.folder.join(names::shadow_file(*entry.key())))?;
             entry.remove();
         }
+        self.extent.states.retain(|kept, _| *kept >= index);
         Ok(())
     }
 }
@@ -306,6 +375,23 @@ fn first_without_gap<T>(before: &BTreeMap<Index, T>, last: Index) -> Index {
         first = index;
     }
     first
+}
+
+/// Makes the shadow files of the indexes from `first` to `last`, and their names, durable.
+///
+/// # Errors
+/// The disk's.
+pub fn sync_indexes(disk: &dyn Disk, folder: &Path, first: Index, last: Index) -> io::Result<()> {
+    let mut index = Some(first);
+    while let Some(present) = index.filter(|index| *index <= last) {
+        match disk.open(&folder.join(names::shadow_file(present)), false) {
+            // An index without a commit has no file.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            file => file?.sync()?,
+        }
+        index = present.next();
+    }
+    disk.sync_folder(folder)
 }
 
 /// The folders of all generations but `present`.
@@ -391,6 +477,17 @@ impl ShadowReader {
     /// Where the next byte is.
     pub fn position(&self) -> Offset {
         self.at
+    }
+
+    /// The frames in what was read last.
+    pub fn frames<'a>(&self, buffer: &'a [u8]) -> impl Iterator<Item = (FrameHeader, &'a [u8])> + use<'a> {
+        let frame = self.chain.header().page_size().frame_length() as usize;
+        // The header of the WAL stands before the first one.
+        let frames = buffer.get(buffer.len() % frame..).unwrap_or_default().chunks_exact(frame);
+        frames.filter_map(|frame| {
+            let (head, page) = frame.split_first_chunk()?;
+            Some((FrameHeader::parse(head), page))
+        })
     }
 
     /// Whether the shadow has `theirs` at `at`, as far as it reaches, and reaches beyond `at`.

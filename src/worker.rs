@@ -7,6 +7,7 @@ use crate::carry::{CarryError, Order, carry};
 use crate::core::evidence::Stamp;
 use crate::core::position::Generation;
 use crate::core::replica::{Job, Outcome};
+use crate::page_table::TableJob;
 use crate::remote::{self, Location, Remote, RemoteError};
 use crate::source::{
     CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, let_go, stamp_at, urgent_round,
@@ -93,6 +94,8 @@ struct Lines {
 /// in flight.
 pub struct Threads {
     local: Sender<LocalOrder>,
+    /// For work that reads a whole database: one at a time, so that it keeps nothing else waiting.
+    long: Sender<LocalOrder>,
     lines: HashMap<Destination, Lines>,
     completed: (Sender<Completed>, Receiver<Completed>),
     wake: Arc<dyn Fn() + Send + Sync>,
@@ -103,9 +106,11 @@ impl Threads {
     /// Starts the local threads. `wake` is called after each job; `home` is where `.ssh/known_hosts` is looked for.
     pub fn start(wake: Arc<dyn Fn() + Send + Sync>, home: Option<PathBuf>) -> Self {
         let (local, orders) = unbounded::<LocalOrder>();
+        let (long, long_orders) = unbounded::<LocalOrder>();
         let completed = unbounded();
-        for _ in 0..LOCAL_THREADS {
-            let (orders, done, wake) = (orders.clone(), completed.0.clone(), Arc::clone(&wake));
+        let threads = (0..LOCAL_THREADS).map(|_| orders.clone()).chain([long_orders]);
+        for orders in threads {
+            let (done, wake) = (completed.0.clone(), Arc::clone(&wake));
             thread::spawn(move || {
                 for (database, job) in orders {
                     let outcome = do_local(job);
@@ -116,7 +121,7 @@ impl Threads {
                 }
             });
         }
-        Threads { local, lines: HashMap::new(), completed, wake, home }
+        Threads { local, long, lines: HashMap::new(), completed, wake, home }
     }
 
     fn start_line(&self, location: &Location) -> Sender<RemoteOrder> {
@@ -142,7 +147,11 @@ impl Threads {
 
 impl Workers for Threads {
     fn send_local(&mut self, database: usize, job: LocalJob) {
-        self.local.send((database, job)).expect("BUG: the local threads live as long as this");
+        let threads = match &job {
+            LocalJob::Table(TableJob::Build(_)) => &self.long,
+            _ => &self.local,
+        };
+        threads.send((database, job)).expect("BUG: the local threads live as long as this");
     }
 
     fn send_remote(&mut self, database: usize, replica: usize, location: &Location, order: Order) {
@@ -234,6 +243,7 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
             let report = urgent_round(&mut attached, &database, budget);
             LocalOutcome::Urgent(attached, report)
         }
+        LocalJob::Table(job) => LocalOutcome::Table(job.run()),
         LocalJob::Remove { paths, disk } => {
             LocalOutcome::Removed(paths.iter().try_for_each(|path| disk.remove(path)))
         }

@@ -131,9 +131,12 @@ impl ReplicaRoom {
         lag.unwrap_or_else(|| extent.bytes_kept())
     }
 
-    /// Whether the replica holds everything before `position` and can be restored from.
-    pub fn holds(&self, position: Position) -> bool {
-        self.course.as_ref().is_some_and(|course| course.holds(position))
+    /// Sends nothing behind `position` any more; whether everything before it is there, and sealed.
+    pub fn finish(&mut self, position: Position) -> bool {
+        self.course.as_mut().is_some_and(|course| {
+            course.finish_at(position);
+            course.is_finished(position)
+        })
     }
 
     /// What status says of it.

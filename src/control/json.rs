@@ -33,6 +33,7 @@ fn database(database: &DatabaseStatus) -> Value {
         "refused_because": reason,
         "generation": database.generation.map(|generation| generation.to_string()),
         "position": database.position.map(|position| position.to_string()),
+        "proof": database.position.filter(|_| database.is_provable).map(|position| position.to_string()),
         "wal_pages": database.wal_pages,
         "breaks": { "count": database.breaks.count, "last_reason": database.breaks.last_reason },
         "write_lock_holds": write_lock_holds(&database.write_lock_holds),

@@ -5,7 +5,7 @@
 //! compression, 4 MiB each.
 
 use super::checksum::Crc64;
-use super::segment::{END_MARK, MAX_BLOCK, TRAILER_LENGTH, Trailer};
+use super::segment::{END_MARK, MAX_BLOCK, TRAILER_LENGTH, TRAILER_LENGTH_1, Trailer};
 use lz4_flex::block::decompress_into_with_dict;
 use twox_hash::XxHash32;
 
@@ -177,7 +177,8 @@ impl FrameDecoder {
         let fault = match self.part {
             Part::Behind => {
                 let trailer = Trailer::parse(&self.input);
-                let unfinished = self.behind.saturating_sub(trailer.map_or(0, |_| TRAILER_LENGTH as u64));
+                let unfinished = self.behind.saturating_sub(trailer.map_or(0, |(_, length)| length as u64));
+                let trailer = trailer.map(|(trailer, _)| trailer);
                 let checked = self.descriptor.content_checksum;
                 return Ok(Ending::Whole { checked, trailer, unfinished });
             }
@@ -307,7 +308,9 @@ impl FrameDecoder {
             self.input.get(end.checked_sub(length)?..end)
         };
         before(checksum, END_MARK.len()).is_some_and(|bytes| bytes == END_MARK)
-            || before(0, TRAILER_LENGTH).is_some_and(|bytes| Trailer::parse(bytes).is_some())
+            || [TRAILER_LENGTH, TRAILER_LENGTH_1]
+                .into_iter()
+                .any(|length| before(0, length).is_some_and(|bytes| Trailer::parse(bytes).is_some()))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a worker is asked to do on a replica, and what it answers.
 
+use super::page_table::DatabaseState;
 use super::position::{Index, Offset};
 use super::segment::SnapshotTrailer;
 
@@ -28,6 +29,8 @@ pub enum Job {
         sent: SentSnapshot,
         /// Everything up to here is acknowledged.
         valid_from: (Index, Offset),
+        /// What the database was there.
+        state: Option<DatabaseState>,
     },
     /// Write a new segment, whole, under a temporary name, and give it its name.
     Begin {
@@ -59,6 +62,8 @@ pub enum Job {
         end: Offset,
         /// Whether its WAL ends there, too.
         last_of_index: bool,
+        /// What the database was there.
+        state: Option<DatabaseState>,
     },
 }
 

@@ -99,6 +99,11 @@ fn parse_attempt(text: &str) -> Option<u64> {
     (format!("{attempt:016x}") == text).then_some(attempt)
 }
 
+/// The name of the page table, in the folder of its generation in the meta folder.
+pub const PAGE_TABLE: &str = "page-table";
+/// The name of the changes that are about to be written into it.
+pub const PAGE_TABLE_CHANGES: &str = "page-table.changes";
+
 /// The name of a shadow WAL's file.
 pub fn shadow_file(index: Index) -> String {
     format!("{index}.wal")

@@ -37,6 +37,11 @@ impl Generation {
     pub fn from_random(bits: u64) -> Self {
         Generation(bits)
     }
+
+    /// All its bits.
+    pub fn get(self) -> u64 {
+        self.0
+    }
 }
 
 impl fmt::Display for Generation {

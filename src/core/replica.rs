@@ -3,6 +3,7 @@
 //! There is no queue. The next job is computed from the difference between what the shadow WAL holds and what the
 //! replica has acknowledged, and there is at most one job in flight.
 
+use super::page_table::DatabaseState;
 use super::position::{Generation, Index, Offset, Position};
 use super::shadow::ShadowExtent;
 use std::time::{Duration, Instant};
@@ -42,19 +43,24 @@ struct Tail {
     index: Index,
     end: Offset,
     open: Option<OpenSegment>,
+    /// The last segment, sealed though its index may turn out to end there.
+    closed: Option<OpenSegment>,
     /// An object that begins at `end` is there, in doubt.
     replace: bool,
     /// Segments of this index so far.
     segments: u32,
+    /// What the database was at `end`, where that was known.
+    state: Option<DatabaseState>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Snapshot {
     Missing,
-    Sent { sent: SentSnapshot, valid_from: (Index, Offset) },
+    Sent { sent: SentSnapshot, valid_from: (Index, Offset), state: Option<DatabaseState> },
     Published,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one to a replica, and it streams most of its life")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Nobody knows what the replica holds.
@@ -105,6 +111,8 @@ pub struct Replica {
     generation: Generation,
     phase: Phase,
     in_flight: Option<Job>,
+    /// Where the shadow ended when the job in flight was handed out, and what the database was there.
+    state_ahead: Option<(Offset, DatabaseState)>,
     acked: Option<(Index, Offset)>,
     /// Failures since something was last sent, or found to be there.
     failures: u32,
@@ -115,6 +123,8 @@ pub struct Replica {
     /// The segment that was written last, and its length when that was acknowledged.
     last_segment: Option<(SegmentStart, u64)>,
     sync_interval: Duration,
+    /// The agent is about to stop, and nothing behind this is sent any more.
+    finish_at: Option<Position>,
     last_error: Option<String>,
 }
 
@@ -125,6 +135,7 @@ impl Replica {
             generation,
             phase: Phase::Unknown,
             in_flight: None,
+            state_ahead: None,
             acked: None,
             failures: 0,
             retry_at: None,
@@ -132,6 +143,7 @@ impl Replica {
             last_push: None,
             last_segment: None,
             sync_interval,
+            finish_at: None,
             last_error: None,
         }
     }
@@ -155,6 +167,17 @@ impl Replica {
     /// Pushes and tries again without pauses from now on: the agent is about to stop.
     pub fn hurry(&mut self) {
         (self.sync_interval, self.retry_at) = (Duration::ZERO, None);
+    }
+
+    /// Sends nothing any more once everything before `position` is there, but for the trailer of the last segment.
+    pub fn finish_at(&mut self, position: Position) {
+        self.finish_at = Some(position);
+    }
+
+    /// Whether the replica holds everything before `position`, in segments that are sealed.
+    pub fn is_finished(&self, position: Position) -> bool {
+        let is_open = matches!(self.phase, Phase::Streaming { tail: Tail { open: Some(_), .. }, .. });
+        self.holds(position) && !is_open
     }
 
     /// Everything before this is on the replica.
@@ -199,8 +222,13 @@ impl Replica {
         if self.retry_at.is_some() {
             return self.retry_at;
         }
-        let pending = self.acked() != Some(shadow.position());
-        self.last_push.filter(|_| pending).map(|at| at + self.sync_interval)
+        if self.acked() != Some(shadow.position()) {
+            return self.last_push.map(|at| at + self.sync_interval);
+        }
+        match &self.phase {
+            Phase::Streaming { tail, .. } => tail.seals_at(shadow),
+            Phase::Unknown | Phase::Empty => None,
+        }
     }
 
     /// Whether the next job reads the database file.
@@ -218,8 +246,17 @@ impl Replica {
             Phase::Unknown => Some(Job::Look),
             Phase::Empty => Some(Job::SendSnapshot { index: shadow.index }),
             Phase::Streaming { tail, snapshot } => {
-                let job = next_streaming_job(tail, *snapshot, shadow, now);
+                let is_finishing = self
+                    .acked
+                    .zip(self.finish_at)
+                    .is_some_and(|((index, offset), at)| Position::new(self.generation, index, offset) >= at);
+                let job = match (is_finishing, *snapshot) {
+                    (true, Snapshot::Published) => tail.open.map(|open| tail.seal(open, false, shadow)),
+                    (_, snapshot) => next_streaming_job(tail, snapshot, shadow, now),
+                };
                 let is_push = matches!(job, Some(Job::Begin { .. } | Job::Extend { .. }));
+                self.state_ahead =
+                    shadow.end_of(tail.index).and_then(|end| Some((end, shadow.state_at(tail.index, end)?)));
                 let too_early = self.last_push.is_some_and(|at| now < at + self.sync_interval);
                 if is_push && !too_early {
                     self.last_push = Some(now);
@@ -284,7 +321,8 @@ impl Replica {
             (Job::Look, Outcome::Found(listing)) => return self.on_listing(&listing, shadow),
             (Job::SendSnapshot { index }, Outcome::SnapshotSent(sent)) => {
                 // The reading is over, so nothing in it is newer than what the shadow holds now.
-                let snapshot = Snapshot::Sent { sent, valid_from: (shadow.index, shadow.end) };
+                let state = shadow.state_at(shadow.index, shadow.end);
+                let snapshot = Snapshot::Sent { sent, valid_from: (shadow.index, shadow.end), state };
                 match &mut self.phase {
                     Phase::Streaming { snapshot: present, .. } => *present = snapshot,
                     Phase::Unknown | Phase::Empty => {
@@ -302,7 +340,8 @@ impl Replica {
             (Job::Begin { segment, .. }, Outcome::Appended { end, length }) => {
                 if let Phase::Streaming { tail, .. } = &mut self.phase {
                     let open = Some(OpenSegment { name: segment, length, opened: now });
-                    *tail = Tail { end, open, replace: false, segments: tail.segments + 1, ..*tail };
+                    *tail = Tail { open, closed: None, replace: false, segments: tail.segments + 1, ..*tail };
+                    tail.move_to(end, self.state_ahead);
                     self.acked = Some((tail.index, end));
                     self.last_segment = Some((segment, length));
                 }
@@ -310,14 +349,14 @@ impl Replica {
             (Job::Extend { segment, .. }, Outcome::Appended { end, length }) => {
                 if let Phase::Streaming { tail, .. } = &mut self.phase {
                     tail.open = tail.open.map(|open| OpenSegment { length, ..open });
-                    tail.end = end;
+                    tail.move_to(end, self.state_ahead);
                     self.acked = Some((tail.index, end));
                     self.last_segment = Some((segment, length));
                 }
             }
             (Job::Seal { last_of_index, .. }, Outcome::Sealed) => {
                 if let Phase::Streaming { tail, .. } = &mut self.phase {
-                    tail.open = None;
+                    tail.closed = tail.open.take();
                     if last_of_index && let Some(next) = tail.index.next() {
                         *tail = Tail::at(next, Offset::ZERO);
                         self.acked = Some((next, Offset::ZERO));
@@ -346,7 +385,7 @@ impl Replica {
             (Some(SegmentStart { index, start }), _) => {
                 let segments = listing.segments.iter().filter(|(name, _)| name.index == index).count();
                 let segments = u32::try_from(segments).unwrap_or(u32::MAX).saturating_sub(1);
-                Tail { index, end: start, open: None, replace: true, segments }
+                Tail { replace: true, segments, ..Tail::at(index, start) }
             }
         };
         let continues = match shadow.end_of(tail.index) {
@@ -371,7 +410,33 @@ impl Replica {
 
 impl Tail {
     fn at(index: Index, end: Offset) -> Self {
-        Tail { index, end, open: None, replace: false, segments: 0 }
+        Tail { index, end, open: None, closed: None, replace: false, segments: 0, state: None }
+    }
+
+    /// Moves the end; what the database is there is known if the shadow ended there when that was handed out.
+    fn move_to(&mut self, end: Offset, ahead: Option<(Offset, DatabaseState)>) {
+        self.end = end;
+        self.state = ahead.filter(|(at, _)| *at == end).map(|(_, state)| state);
+    }
+
+    /// When the open segment is sealed though nothing new comes: what it ends with can be proven then.
+    fn seals_at(&self, shadow: &ShadowExtent) -> Option<Instant> {
+        let open = self.open.filter(|_| self.state_here(shadow).is_some())?;
+        (self.segments < MOST_SEGMENTS_BY_AGE && self.end.get() < NAMEABLE).then(|| open.opened + SEGMENT_AGE)
+    }
+
+    fn state_here(&self, shadow: &ShadowExtent) -> Option<DatabaseState> {
+        self.state.or_else(|| shadow.state_at(self.index, self.end))
+    }
+
+    fn seal(&self, segment: OpenSegment, last_of_index: bool, shadow: &ShadowExtent) -> Job {
+        Job::Seal {
+            segment: segment.name,
+            length: segment.length,
+            end: self.end,
+            last_of_index,
+            state: self.state_here(shadow),
+        }
     }
 
     fn open_is_full(&self, open: &OpenSegment, now: Instant) -> bool {
@@ -392,28 +457,28 @@ fn next_streaming_job(
     if let Snapshot::Missing = snapshot {
         return Some(Job::SendSnapshot { index: shadow.index });
     }
-    if let Snapshot::Sent { sent, valid_from } = snapshot
+    if let Snapshot::Sent { sent, valid_from, state } = snapshot
         && (tail.index, tail.end) >= valid_from
     {
-        return Some(Job::PublishSnapshot { sent, valid_from });
+        let state = state.or_else(|| shadow.state_at(valid_from.0, valid_from.1));
+        return Some(Job::PublishSnapshot { sent, valid_from, state });
     }
     // An index that a restart ended before its first commit leaves no segment.
     let to = shadow.end_of(tail.index)?;
     let is_over = tail.index < shadow.index;
-    let seal = |open: OpenSegment, last_of_index| Job::Seal {
-        segment: open.name,
-        length: open.length,
-        end: tail.end,
-        last_of_index,
-    };
     match tail.open {
-        Some(open) if tail.end == to => is_over.then(|| seal(open, true)),
-        Some(open) if tail.open_is_full(&open, now) => Some(seal(open, false)),
+        Some(open) if tail.end == to && is_over => Some(tail.seal(open, true, shadow)),
+        Some(open) if tail.end == to => {
+            let is_due = tail.seals_at(shadow).is_some_and(|at| now >= at);
+            is_due.then(|| tail.seal(open, false, shadow))
+        }
+        Some(open) if tail.open_is_full(&open, now) => Some(tail.seal(open, false, shadow)),
         Some(open) => Some(Job::Extend { segment: open.name, length: open.length, from: tail.end, to }),
         None if tail.end < to => {
             let segment = SegmentStart { index: tail.index, start: tail.end };
             Some(Job::Begin { segment, to, replace: tail.replace })
         }
+        None if is_over && tail.closed.is_some() => tail.closed.map(|closed| tail.seal(closed, true, shadow)),
         None if is_over => {
             *tail = Tail::at(tail.index.next()?, Offset::ZERO);
             next_streaming_job(tail, snapshot, shadow, now)

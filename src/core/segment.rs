@@ -5,6 +5,7 @@
 
 use super::checksum::Crc64;
 use super::page::{PageCount, PageSize};
+use super::page_table::{DatabaseChecksum, DatabaseState};
 use super::position::{Index, Offset};
 
 /// Version 1, independent blocks, no checksums, no size; blocks of at most 4 MiB; the header's checksum.
@@ -90,6 +91,8 @@ pub struct SegmentTrailer {
     pub last_of_index: bool,
     /// CRC-64 of the content before compression.
     pub crc: u64,
+    /// What the database was at exactly `end`, where that was known.
+    pub state: Option<DatabaseState>,
 }
 
 /// What stands behind the EndMark of a snapshot.
@@ -105,6 +108,8 @@ pub struct SnapshotTrailer {
     pub page_count: PageCount,
     /// CRC-64 of the content before compression.
     pub crc: u64,
+    /// What the database was at exactly `valid_from`, where that was known.
+    pub state: Option<DatabaseState>,
 }
 
 /// Facts about a whole object, written behind its EndMark, where Litestream does not look.
@@ -116,10 +121,13 @@ pub enum Trailer {
     Snapshot(SnapshotTrailer),
 }
 
-/// Begins every trailer: ours, version 1.
-const TRAILER_MAGIC: [u8; 8] = *b"walagt\x00\x01";
-/// Bytes of a trailer: magic, kind, six numbers, and the CRC-64 of all before it.
-pub const TRAILER_LENGTH: usize = 8 + 8 + 6 * 8 + 8;
+/// Begins every trailer: ours. The last byte is the version; the first one had no state of the database.
+const TRAILER_MAGIC: [u8; 8] = *b"walagt\x00\x02";
+const TRAILER_MAGIC_1: [u8; 8] = *b"walagt\x00\x01";
+/// Bytes of a trailer: magic, kind, eight numbers, and the CRC-64 of all before it.
+pub const TRAILER_LENGTH: usize = 8 + 8 + 8 * 8 + 8;
+/// The same of version 1, which has six numbers.
+pub const TRAILER_LENGTH_1: usize = TRAILER_LENGTH - 2 * 8;
 
 const KIND_SEGMENT: u64 = 1;
 const KIND_SEGMENT_LAST: u64 = 2;
@@ -128,38 +136,53 @@ const KIND_SNAPSHOT: u64 = 3;
 impl Trailer {
     /// The bytes to write behind the EndMark.
     pub fn encode(&self) -> [u8; TRAILER_LENGTH] {
-        let (kind, fields) = match *self {
-            Trailer::Segment(SegmentTrailer { index, start, end, last_of_index, crc }) => {
+        let (kind, fields, state) = match *self {
+            Trailer::Segment(SegmentTrailer { index, start, end, last_of_index, crc, state }) => {
                 let kind = if last_of_index { KIND_SEGMENT_LAST } else { KIND_SEGMENT };
-                (kind, [u64::from(index.get()), start.get(), end.get(), 0, 0, crc])
+                (kind, [u64::from(index.get()), start.get(), end.get(), 0, 0, crc], state)
             }
-            Trailer::Snapshot(SnapshotTrailer { index, valid_from, page_size, page_count, crc }) => {
-                let (valid_index, valid_offset) = valid_from;
+            Trailer::Snapshot(SnapshotTrailer { index, valid_from, page_size, page_count, crc, state }) => {
+                let (valid_index, valid_offset) = (u64::from(valid_from.0.get()), valid_from.1.get());
                 let (size, count) = (u64::from(page_size.get()), u64::from(page_count.get()));
                 let index = u64::from(index.get());
-                (KIND_SNAPSHOT, [index, u64::from(valid_index.get()), valid_offset.get(), size, count, crc])
+                (KIND_SNAPSHOT, [index, valid_index, valid_offset, size, count, crc], state)
             }
         };
+        // No database has no pages.
+        let state = state.map_or([0, 0], |s| [u64::from(s.page_count.get()), s.checksum.get()]);
         let mut bytes = Vec::with_capacity(TRAILER_LENGTH);
         bytes.extend_from_slice(&TRAILER_MAGIC);
         bytes.extend_from_slice(&kind.to_be_bytes());
-        fields.iter().for_each(|field| bytes.extend_from_slice(&field.to_be_bytes()));
+        fields.iter().chain(&state).for_each(|field| bytes.extend_from_slice(&field.to_be_bytes()));
         let crc = Crc64::of(&bytes);
         bytes.extend_from_slice(&crc.to_be_bytes());
-        bytes.try_into().expect("BUG: a trailer is 8 numbers of 8 bytes and the magic")
+        bytes.try_into().expect("BUG: a trailer is 10 numbers of 8 bytes and the magic")
     }
 
-    /// Reads the trailer at the beginning of what stands behind an EndMark; `None` if there is no whole one.
-    pub fn parse(bytes: &[u8]) -> Option<Trailer> {
-        let (bytes, _) = bytes.split_first_chunk::<TRAILER_LENGTH>()?;
-        let (body, crc) = bytes.split_at(TRAILER_LENGTH - 8);
-        let number = |at: usize| body.get(at..at + 8)?.try_into().ok().map(u64::from_be_bytes);
-        if body.get(..8)? != TRAILER_MAGIC || crc != Crc64::of(body).to_be_bytes() {
+    /// Reads the trailer at the beginning of what stands behind an EndMark, and says how long it is; `None` if there
+    /// is no whole one.
+    pub fn parse(bytes: &[u8]) -> Option<(Trailer, usize)> {
+        let length = match *bytes.first_chunk::<8>()? {
+            TRAILER_MAGIC => TRAILER_LENGTH,
+            TRAILER_MAGIC_1 => TRAILER_LENGTH_1,
+            _ => return None,
+        };
+        let (body, crc) = bytes.get(..length)?.split_at(length - 8);
+        if crc != Crc64::of(body).to_be_bytes() {
             return None;
         }
+        Some((Trailer::parse_body(body)?, length))
+    }
+
+    /// The magic and the numbers, whose CRC was right.
+    fn parse_body(body: &[u8]) -> Option<Trailer> {
+        let number = |at: usize| body.get(at..at + 8)?.try_into().ok().map(u64::from_be_bytes);
         let small = |at: usize| u32::try_from(number(at)?).ok();
         let index = Index::new(small(16)?)?;
         let crc = number(56)?;
+        let state = small(64).and_then(PageCount::new).zip(number(72));
+        let state = state
+            .map(|(page_count, bits)| DatabaseState { page_count, checksum: DatabaseChecksum::new(bits) });
         match number(8)? {
             kind @ (KIND_SEGMENT | KIND_SEGMENT_LAST) => Some(Trailer::Segment(SegmentTrailer {
                 index,
@@ -167,6 +190,7 @@ impl Trailer {
                 end: Offset::new(number(32)?),
                 last_of_index: kind == KIND_SEGMENT_LAST,
                 crc,
+                state,
             })),
             KIND_SNAPSHOT => Some(Trailer::Snapshot(SnapshotTrailer {
                 index,
@@ -174,6 +198,7 @@ impl Trailer {
                 page_size: PageSize::new(small(40)?)?,
                 page_count: PageCount::new(small(48)?)?,
                 crc,
+                state,
             })),
             _ => None,
         }

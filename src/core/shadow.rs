@@ -1,5 +1,6 @@
 //! What the shadow WAL holds, as a value that replicas compare themselves with.
 
+use super::page_table::DatabaseState;
 use super::position::{Generation, Index, Offset, Position};
 use std::collections::BTreeMap;
 
@@ -14,12 +15,15 @@ pub struct ShadowExtent {
     pub index: Index,
     /// The end of its last commit; 0 before the first.
     pub end: Offset,
+    /// What the database was where an index ended, and at the end, as far as the page table knew.
+    pub states: BTreeMap<Index, DatabaseState>,
 }
 
 impl ShadowExtent {
     /// A generation in which nothing has been copied yet.
     pub fn beginning(generation: Generation) -> Self {
-        ShadowExtent { generation, complete: BTreeMap::new(), index: Index::ZERO, end: Offset::ZERO }
+        let (complete, states) = (BTreeMap::new(), BTreeMap::new());
+        ShadowExtent { generation, complete, index: Index::ZERO, end: Offset::ZERO, states }
     }
 
     /// The next byte that will be committed.
@@ -30,6 +34,11 @@ impl ShadowExtent {
     /// Where the bytes of an index end; `None` if they are not kept.
     pub fn end_of(&self, index: Index) -> Option<Offset> {
         if index == self.index { Some(self.end) } else { self.complete.get(&index).copied() }
+    }
+
+    /// What the database was at a position; `None` if that is not known.
+    pub fn state_at(&self, index: Index, offset: Offset) -> Option<DatabaseState> {
+        self.states.get(&index).copied().filter(|_| self.end_of(index) == Some(offset))
     }
 
     /// All bytes that are kept.

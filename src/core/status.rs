@@ -44,6 +44,8 @@ pub struct DatabaseStatus {
     pub generation: Option<Generation>,
     /// The shadowed position: what has been copied, and what replicas are compared with.
     pub position: Option<Position>,
+    /// Whether the page table knows what the database is there, so that a restore can be proven equal.
+    pub is_provable: bool,
     /// In the order of the configuration.
     pub replicas: Vec<ReplicaStatus>,
     /// How often continuity was lost since the agent started.

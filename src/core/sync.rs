@@ -56,6 +56,8 @@ pub enum Break {
     DatabaseChanged,
     /// The WAL was deleted or replaced under the agent.
     WalReplaced,
+    /// What was compared with the page table was to be the end of its WAL, and writers continued that WAL.
+    WalContinued,
     /// A replica holds more than the shadow WAL, or does not continue in it.
     ReplicaDiverged,
     /// The shadow WAL could not be made durable; what is in it is in doubt.
@@ -78,6 +80,9 @@ impl fmt::Display for Break {
             Break::DatabaseOverwritten => "something other than SQLite has written over the database",
             Break::DatabaseChanged => "the database was changed while the agent did not hold it",
             Break::WalReplaced => "the WAL was deleted or replaced while it was being read",
+            Break::WalContinued => {
+                "another reader kept the WAL from being restarted after the database was compared"
+            }
             Break::ReplicaDiverged => "a replica does not continue in the shadow WAL",
             Break::ShadowSyncFailed => "the shadow WAL could not be written durably",
         })

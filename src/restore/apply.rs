@@ -3,6 +3,7 @@
 use super::error::{Damage, RestoreError};
 use super::fetch::Feed;
 use super::output::Output;
+use super::proof::Proof;
 use super::report::Cut;
 use crate::core::frame::{Ending, FrameDecoder};
 use crate::core::inventory::Segment;
@@ -21,6 +22,7 @@ const DATABASE_HEADER: usize = 100;
 /// What carrying out a plan came to.
 pub(super) struct Applied {
     pub(super) position: Position,
+    pub(super) proven: Option<Position>,
     pub(super) page_size: PageSize,
     pub(super) cut: Option<Cut>,
     pub(super) notes: Vec<Note>,
@@ -31,6 +33,8 @@ pub(super) struct Applier<'a, 'f> {
     plan: &'a RestorePlan,
     feed: &'a mut Feed<'f>,
     output: &'a mut Output,
+    /// There is one as soon as the size of pages is known.
+    proof: Option<Proof>,
     cut: Option<Cut>,
     notes: Vec<Note>,
     /// The first index whose salts jumped, and how many did.
@@ -59,7 +63,7 @@ impl From<ReplayFault> for Refused {
 
 impl<'a, 'f> Applier<'a, 'f> {
     pub(super) fn new(plan: &'a RestorePlan, feed: &'a mut Feed<'f>, output: &'a mut Output) -> Self {
-        Applier { plan, feed, output, cut: None, notes: Vec::new(), jumps: None }
+        Applier { plan, feed, output, proof: None, cut: None, notes: Vec::new(), jumps: None }
     }
 
     /// Writes the snapshot and replays every WAL on it.
@@ -67,11 +71,17 @@ impl<'a, 'f> Applier<'a, 'f> {
         let plan = self.plan;
         let (page_size, trailer) = self.write_snapshot()?;
         self.output.end_snapshot(page_size);
+        let snapshot = plan.snapshot.object(plan.generation);
+        let not_the_source = |damage| RestoreError::Damaged { object: snapshot, damage };
+        if let (Some(proof), Some(SnapshotTrailer { valid_from, state, .. })) = (&mut self.proof, trailer) {
+            proof.expect(valid_from, state).map_err(not_the_source)?;
+        }
         let mut end = (plan.snapshot.index, Offset::ZERO);
         // The end of an index that is complete is the beginning of the next one.
         let mut reached = end;
         let mut salt = None;
         for (at, index) in plan.indexes.iter().enumerate() {
+            self.prove(|proof| proof.begin_index(index.index)).map_err(not_the_source)?;
             let (replay, complete) = self.replay(index, plan.indexes.get(at + 1), page_size)?;
             self.compare_salts(index, salt, replay.salt())?;
             salt = replay.salt();
@@ -90,19 +100,42 @@ impl<'a, 'f> Applier<'a, 'f> {
             let object = plan.snapshot.object(plan.generation);
             return Err(RestoreError::SnapshotTooNew { object, valid_from, reached: end });
         }
+        if reached != end {
+            self.prove(|proof| proof.begin_index(reached.0)).map_err(not_the_source)?;
+        }
         let jumps = self.jumps.map(|(first, count)| Note::SaltsJumped { first, count });
         self.notes.extend(jumps);
         let position = Position::new(plan.generation, end.0, end.1);
-        Ok(Applied { position, page_size, cut: self.cut, notes: self.notes })
+        let proven = self.proof.as_ref().and_then(Proof::proven);
+        // The end of an index that is complete is the beginning of the next one.
+        let proven = proven.map(|at| if at == reached { end } else { at });
+        let proven = proven.map(|(index, offset)| Position::new(plan.generation, index, offset));
+        Ok(Applied { position, proven, page_size, cut: self.cut, notes: self.notes })
+    }
+
+    fn prove(&mut self, step: impl FnOnce(&mut Proof) -> Result<(), Damage>) -> Result<(), Damage> {
+        self.proof.as_mut().map_or(Ok(()), step)
     }
 
     fn write_snapshot(&mut self) -> Result<(PageSize, Option<SnapshotTrailer>), RestoreError> {
         let object = self.plan.snapshot.object(self.plan.generation);
         let damaged = |damage| RestoreError::Damaged { object, damage };
         let mut start = Vec::with_capacity(DATABASE_HEADER);
-        let output = &mut *self.output;
+        let (output, proof) = (&mut *self.output, &mut self.proof);
+        let index = self.plan.snapshot.index;
         let content = decode(self.feed, object, |block| {
-            start.extend(block.iter().take(DATABASE_HEADER - start.len()));
+            let known = start.len();
+            start.extend(block.iter().take(DATABASE_HEADER - known));
+            match proof {
+                Some(proof) => proof.append(block),
+                None => {
+                    if let Some(page_size) = database_page_size(&start) {
+                        let proof = proof.insert(Proof::new(page_size, index));
+                        proof.append(&start[..known]);
+                        proof.append(block);
+                    }
+                }
+            }
             output.append(block)
         })?;
         let page_size = database_page_size(&start).ok_or(damaged(Damage::NotADatabase))?;
@@ -139,6 +172,14 @@ impl<'a, 'f> Applier<'a, 'f> {
             agree_segment(&trailer, segment, &content)
                 .map_err(|what| RestoreError::Damaged { object, damage: Damage::Trailer(what) })?;
             complete = trailer.last_of_index;
+            if let Some(state) = trailer.state {
+                let is_commit = replay.commit().is_some_and(|commit| commit.end == trailer.end);
+                let compared = match is_commit {
+                    true => self.prove(|proof| proof.compare((trailer.index, trailer.end), state)),
+                    false => Err(Damage::Trailer("commits")),
+                };
+                compared.map_err(|damage| RestoreError::Damaged { object, damage })?;
+            }
             self.agree_last(&trailer, object, following)?;
         }
         self.judge_commit(&replay, index, next.is_some())?;
@@ -169,9 +210,14 @@ impl<'a, 'f> Applier<'a, 'f> {
         object: Object,
         must_commit: bool,
     ) -> Result<Content, RestoreError> {
-        let output = &mut *self.output;
+        let (output, proof) = (&mut *self.output, &mut self.proof);
+        let snapshot = self.plan.snapshot.object(self.plan.generation);
         decode(self.feed, object, |block| {
             let fed = replay.feed(block, |frames: Frames| {
+                let proven = proof.as_mut().map_or(Ok(()), |proof| proof.push(frames));
+                // What is met on the way is what the snapshot's trailer said.
+                let not_the_source = |damage| RestoreError::Damaged { object: snapshot, damage };
+                proven.map_err(not_the_source).map_err(Refused::Output)?;
                 let written = match must_commit {
                     true => output.write_through(frames),
                     false => output.write_committed(frames),

@@ -2,6 +2,7 @@
 
 use crate::core::frame::FrameError;
 use crate::core::names::Object;
+use crate::core::page_table::DatabaseState;
 use crate::core::position::{Index, Offset};
 use crate::core::replay::ReplayFault;
 use crate::core::restore::RestoreGap;
@@ -36,6 +37,20 @@ pub enum Damage {
     /// A WAL that is followed by another one must end with a commit.
     #[error("it ends inside a transaction, and yet another index follows")]
     NoCommit,
+    /// A trailer says what the source was at a position, and what is restored is something else there.
+    #[error(
+        "at {}:{} the source had {expected}, and what is restored has {restored}. Every checksum of the objects is right, \
+         so they are not all of this history, or the source's file was changed without SQLite",
+        at.0, at.1
+    )]
+    NotTheSource {
+        /// The position, of the plan's generation.
+        at: (Index, Offset),
+        /// What the source was there.
+        expected: DatabaseState,
+        /// What came out of the replica.
+        restored: DatabaseState,
+    },
     /// Its salts were in use before those of the index before it.
     #[error("its WAL is not newer than that of the index before it: objects were exchanged or copied")]
     OutOfOrder,

@@ -55,6 +55,8 @@ impl fmt::Display for Cut {
 pub struct RestoreReport {
     /// The end of the last commit that is in the restored database.
     pub position: Position,
+    /// Where the restored pages were compared with the checksum of the source's, and equal; the last such position.
+    pub proven: Option<Position>,
     /// The snapshot it began with.
     pub snapshot: Index,
     /// WALs replayed on it.
@@ -84,6 +86,13 @@ impl fmt::Display for RestoreReport {
             Check::Full => "every checksum is right and SQLite's integrity_check found nothing wrong",
             Check::None => "every checksum is right; SQLite was not asked",
         })?;
+        match self.proven {
+            Some(proven) if proven == *position => {
+                f.write_str("\nproven equal to the source at that position")?
+            }
+            Some(proven) => write!(f, "\nproven equal to the source at {proven}")?,
+            None => {}
+        }
         self.cut.iter().try_for_each(|cut| write!(f, "\nwarning: {cut}"))?;
         self.notes.iter().try_for_each(|note| write!(f, "\nnote: {note}"))
     }

@@ -1,6 +1,7 @@
 //! Attaching to a database, and letting go of it.
 
-use super::capture::Capture;
+use super::capture::{Capture, Look};
+use super::compare::{can_settle, compare};
 use super::guard::Guard;
 use super::let_go::Resting;
 use super::proof;
@@ -8,11 +9,12 @@ use crate::core::evidence::{Evidence, Stamp};
 use crate::core::names;
 use crate::core::position::Generation;
 use crate::core::sync::Break;
+use crate::core::wal::Salt;
 use crate::disk::Disk;
 use crate::locks;
 use crate::shadow::ShadowWal;
 use crate::sqlite::{Handle, SqliteError};
-use log::{error, warn};
+use log::{error, info, warn};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -270,7 +272,7 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let guard = Guard::new(reader, open_ready(path)?, query, mark, shadow.extent().index);
     let mut capture = Capture::new(request.wal.clone(), shadow);
     capture.continues = beginning == Beginning::Proven;
-    let attached = Attached {
+    let mut attached = Attached {
         guard,
         write_lock: open_ready(path)?,
         checkpointer: Some(open_ready(path)?),
@@ -279,10 +281,46 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
         lock,
     };
     let reason = match beginning {
-        Beginning::Proven | Beginning::ToBeSeen => None,
+        Beginning::Proven => None,
         Beginning::New(reason) => Some(reason),
+        Beginning::Doubtful(reason) => go_on_compared(&mut attached, request, reason)?,
+        // What else it finds, the next look finds again.
+        Beginning::ToBeSeen => match attached.capture.look(&attached.guard.query) {
+            Ok(Look::Broken(reason)) if can_settle(&reason) => {
+                go_on_compared(&mut attached, request, reason)?
+            }
+            _ => None,
+        },
     };
     Ok(AttachOutcome::Attached { attached: Box::new(attached), reason, was_switched })
+}
+
+/// Proves by the page table what became of the database, or begins a new generation; returns why.
+fn go_on_compared(
+    attached: &mut Attached,
+    request: &AttachRequest,
+    reason: Break,
+) -> Result<Option<Break>, Refusal> {
+    let name = request.database.display();
+    // Of the random generation that would begin: no other WAL has it.
+    let bits = request.next_generation.get();
+    let salt = Salt((bits >> 32) as u32, bits as u32);
+    match compare(attached, &request.database, &request.wal, salt) {
+        Ok(0) => info!(
+            "{name}: {reason}; compared with the page table: no page has changed, the generation goes on"
+        ),
+        Ok(pages) => info!(
+            "{name}: {reason}; compared with the page table: {pages} pages have changed and are copied, the generation \
+             goes on"
+        ),
+        Err(doubt) => {
+            info!("{name}: {reason}; the generation cannot go on by comparing: {doubt}");
+            let begun = attached.begin_generation(&request.disk, &request.meta, request.next_generation);
+            begun.map_err(|e| meta_error(request, e))?;
+            return Ok(Some(reason));
+        }
+    }
+    Ok(None)
 }
 
 /// A handle asks for the mode so that it has read page 1, and with it the page size, before it is asked more.
@@ -306,6 +344,8 @@ enum Beginning {
     Proven,
     /// The first look compares the WAL with its copy.
     ToBeSeen,
+    /// Only comparing its pages can tell.
+    Doubtful(Break),
     /// It does not; a new generation has begun.
     New(Break),
 }
@@ -364,7 +404,7 @@ impl Past {
                 if is_copied || rested_at != Some(shadow.extent().position()) {
                     return Ok((shadow, self.lock, Beginning::ToBeSeen));
                 }
-                Break::DatabaseChanged
+                return Ok((shadow, self.lock, Beginning::Doubtful(Break::DatabaseChanged)));
             }
         };
         let disk = Arc::clone(&request.disk);

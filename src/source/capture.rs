@@ -5,6 +5,7 @@ use crate::core::position::{Offset, WAL_HEADER_LENGTH};
 use crate::core::sync::{Break, SyncDecision, WalFacts, decide};
 use crate::core::wal::{FrameHeader, WalHeader, WalHeaderBytes};
 use crate::disk::WalMap;
+use crate::page_table::{SourceTable, StagedFrames};
 use crate::shadow::{AbsorbError, ShadowWal};
 use crate::sqlite::{Handle, SqliteError, WalExtent};
 use std::fs::File;
@@ -59,21 +60,39 @@ pub struct Capture {
     live: Option<LiveWal>,
     /// The copy.
     pub shadow: ShadowWal,
+    /// Of the pages in it.
+    pub table: SourceTable,
+    staged: StagedFrames,
     /// Whether our readers held the WAL without a gap since the shadow's end was copied.
     pub guarded: bool,
     /// Whether it is proven that nothing was committed between the shadow's end and our readers' beginning.
     pub continues: bool,
+    /// The WAL whose content is in the shadow already, though not as an index: its header and frames. Nothing of it is
+    /// copied.
+    pub settled: Option<(Option<WalHeader>, u32)>,
 }
 
 impl Capture {
     /// A capture that has not looked yet, and so is not guarded.
-    pub fn new(wal_path: PathBuf, shadow: ShadowWal) -> Self {
-        Capture { wal_path, live: None, shadow, guarded: false, continues: false }
+    pub fn new(wal_path: PathBuf, mut shadow: ShadowWal) -> Self {
+        let table = SourceTable::of(&mut shadow);
+        let staged = StagedFrames::default();
+        Capture {
+            wal_path,
+            live: None,
+            shadow,
+            table,
+            staged,
+            guarded: false,
+            continues: false,
+            settled: None,
+        }
     }
 
     /// Begins a generation: the first look at it compares with nothing.
-    pub fn begin(&mut self, shadow: ShadowWal) {
-        (self.shadow, self.guarded, self.continues) = (shadow, false, false);
+    pub fn begin(&mut self, mut shadow: ShadowWal) {
+        self.table = SourceTable::of(&mut shadow);
+        (self.shadow, self.guarded, self.continues, self.settled) = (shadow, false, false, None);
     }
 
     /// Looks at the WAL, and copies what is newly committed, up to a bounded number of bytes.
@@ -98,6 +117,16 @@ impl Capture {
                 continue;
             }
             let live = before.and_then(|bytes| WalHeader::parse(&bytes).ok());
+            if let Some((header, frames)) = self.settled.filter(|_| extent.frames > 0) {
+                match (header == live, frames == extent.frames) {
+                    (true, true) => {
+                        let in_flight = self.has_frame_behind(live, extent.frames)?;
+                        return Ok(Look::UpToDate { extent, in_flight });
+                    }
+                    (true, false) => return Ok(Look::Broken(Break::WalContinued)),
+                    (false, _) => self.settled = None,
+                }
+            }
             let guarded = self.guarded || self.continues;
             let facts = WalFacts {
                 shadow: self.shadow.facts(),
@@ -115,7 +144,11 @@ impl Capture {
                 SyncDecision::NewGeneration(reason) => return Ok(Look::Broken(reason)),
                 SyncDecision::Copy { to } => to,
                 SyncDecision::NextIndex { header, to } => match self.shadow.begin_index(header) {
-                    Ok(Ok(())) => to,
+                    Ok(Ok(())) => {
+                        self.table.begin_index(header.page_size());
+                        self.keep_state();
+                        to
+                    }
                     Ok(Err(reason)) => return Ok(Look::Broken(reason)),
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {
                         return Ok(Look::Broken(Break::ShadowMissing));
@@ -144,10 +177,20 @@ impl Capture {
                 WalMap::new(&live.file, to.get()).map_err(|e| LookError::Wal(self.wal_path.clone(), e))?;
         }
         let saved = self.shadow.save();
-        let result = self.shadow.absorb(&live.map, to);
+        let (entries, staged) = (self.table.wanted_entries(), &mut self.staged);
+        staged.clear();
+        let result = self.shadow.absorb(&live.map, to, |frame, page| {
+            if let (Some(entries), Some(number)) = (&entries, frame.page) {
+                staged.push(number, entries.of(number, page), frame.commit);
+            }
+        });
         if self.live_header()? == header {
             return match result {
-                Ok(()) => Ok(None),
+                Ok(()) => {
+                    self.table.take(&mut self.staged);
+                    self.keep_state();
+                    Ok(None)
+                }
                 Err(AbsorbError::Disk(error)) => Err(LookError::Shadow(error)),
                 Err(AbsorbError::Shrunk | AbsorbError::Frame(_)) => Ok(Some(Break::ChainBroken)),
             };
@@ -155,6 +198,12 @@ impl Capture {
         // Guarded, this cannot be; at the beginning, on read lock 0, it can. What was overwritten, nobody knows.
         self.shadow.go_back(saved);
         Ok(Some(Break::WalRestarted))
+    }
+
+    /// Keeps what the database is where the shadow ends, and what the table needs of the shadow.
+    pub fn keep_state(&mut self) {
+        self.shadow.set_state(self.shadow.extent().index, self.table.state());
+        self.shadow.keep_from(self.table.needs_from());
     }
 
     /// Opens the WAL if there is one. `false` if the one that was open is not at its path any more.

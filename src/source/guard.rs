@@ -65,6 +65,45 @@ impl Guard {
         self.pending.is_none() && newest
     }
 
+    /// Brings everything into the database file, and moves the reader to read lock 0; returns what the wal-index says
+    /// then. `None` if others write meanwhile.
+    ///
+    /// # Errors
+    /// SQLite's; the reader still holds.
+    pub fn settle(&mut self, checkpointer: &Handle) -> Result<Option<WalExtent>, SqliteError> {
+        if self.pending.take().is_some() {
+            self.spare.end_read();
+        }
+        if !self.query.wal_extent()?.is_backfilled() {
+            // From the newest mark, a checkpoint can copy everything.
+            self.spare.begin_read()?;
+            self.swap();
+            checkpointer.checkpoint()?;
+        }
+        let before = self.query.wal_extent()?;
+        if !before.is_backfilled() {
+            return Ok(None);
+        }
+        self.spare.begin_read()?;
+        if self.query.wal_extent()? != before {
+            self.spare.end_read();
+            return Ok(None);
+        }
+        self.swap();
+        self.mark = Mark { frames: before.frames, on_lock_zero: true, ..self.mark };
+        Ok(Some(before))
+    }
+
+    fn swap(&mut self) {
+        self.reader.end_read();
+        std::mem::swap(&mut self.reader, &mut self.spare);
+    }
+
+    /// Says that the reader's mark belongs to this index.
+    pub fn stand_at(&mut self, index: Index) {
+        self.mark.index = index;
+    }
+
     /// Ends the reader. What follows is not guarded until [`Guard::come_back`] and a look.
     pub fn step_aside(&mut self, capture: &mut Capture) {
         if self.pending.take().is_some() {

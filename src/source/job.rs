@@ -5,6 +5,7 @@ use super::let_go::{LetGoOutcome, LetGoRequest};
 use super::round::UrgentReport;
 use crate::core::evidence::Stamp;
 use crate::disk::Disk;
+use crate::page_table::{TableJob, TableOutcome};
 use crate::shadow::ShadowSync;
 use crate::sqlite::{Handle, SqliteError, WalExtent};
 use std::io;
@@ -42,6 +43,8 @@ pub enum LocalJob {
     },
     /// Let go of a database that nobody else has open.
     LetGo(LetGoRequest),
+    /// Work on the page table; beside the others.
+    Table(TableJob),
     /// Remove the shadows of earlier generations. They are named: a generation that begins meanwhile is not among them.
     Remove {
         /// Folders.
@@ -72,6 +75,8 @@ pub enum LocalOutcome {
     Urgent(Box<Attached>, UrgentReport),
     /// Of `LetGo`.
     LetGo(LetGoOutcome),
+    /// Of `Table`.
+    Table(TableOutcome),
     /// Of `Remove`.
     Removed(io::Result<()>),
 }

@@ -6,6 +6,7 @@
 mod attach;
 mod breaks;
 mod capture;
+mod compare;
 mod guard;
 mod job;
 mod let_go;
@@ -14,6 +15,7 @@ mod proof;
 mod recheck;
 mod resting;
 mod round;
+mod table;
 mod yielding;
 
 pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, Refusal, attach};
@@ -40,6 +42,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+use table::TableWork;
 use yielding::Aside;
 
 /// A commit frame can be in the WAL before it is in the wal-index, and no event follows: the first pause before
@@ -151,6 +154,7 @@ pub struct Source {
     breaks: u32,
     last_break: Option<Break>,
     holds: WriteLockHolds,
+    table: TableWork,
     problems: BTreeMap<Task, String>,
 }
 
@@ -195,6 +199,7 @@ impl Source {
             breaks: 0,
             last_break: None,
             holds: WriteLockHolds::default(),
+            table: TableWork::default(),
             problems: BTreeMap::new(),
         }
     }
@@ -256,7 +261,7 @@ impl Source {
         self.dirty.closed |= dirty.closed;
     }
 
-    /// Removes shadow files that no replica needs any more.
+    /// Removes shadow files that neither a replica nor the page table needs any more.
     pub fn forget_before(&mut self, index: Index) {
         let shadow = match &mut self.state {
             State::Attached(attached) => &mut attached.capture.shadow,
@@ -272,9 +277,7 @@ impl Source {
     pub fn next_timeout(&self, now: Instant) -> Option<Instant> {
         match &self.state {
             State::Lent => None,
-            State::Absent | State::Detached | State::Resting(_) | State::Refused(_) if self.job_in_flight => {
-                None
-            }
+            State::Absent | State::Detached | State::Resting(_) | State::Refused(_) if self.is_busy() => None,
             State::Absent => self.dirty.any().then_some(now),
             State::Resting(_) => self.resting_timeout(now),
             State::Detached if self.settle_at.is_some() => self.resting_timeout(now),
@@ -326,15 +329,20 @@ impl Source {
         job
     }
 
+    /// Whether a worker still has something of the last attachment.
+    fn is_busy(&self) -> bool {
+        self.job_in_flight || self.table.is_in_flight()
+    }
+
     fn attach_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
         let is_due = match self.state {
             State::Absent => self.dirty.any(),
-            _ if self.job_in_flight => false,
+            _ if self.is_busy() => false,
             State::Resting(_) => self.is_wanted(now),
             State::Detached if self.settle_at.is_some() => self.is_wanted(now),
             _ => self.retry.is_none_or(|retry| now >= retry.at),
         };
-        if self.job_in_flight || !is_due {
+        if self.is_busy() || !is_due {
             // A refused database may be written without a pause: it is tried again by the clock only.
             if matches!(self.state, State::Refused(_)) {
                 self.dirty = Dirty::default();

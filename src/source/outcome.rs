@@ -16,6 +16,9 @@ use std::time::Instant;
 impl Source {
     /// Takes in how the job in flight ended.
     pub fn on_outcome(&mut self, outcome: LocalOutcome, now: Instant) {
+        if let LocalOutcome::Table(outcome) = outcome {
+            return self.on_table(outcome);
+        }
         // Whatever waited for the job is decided in the next turn.
         (self.job_in_flight, self.hot) = (false, true);
         match outcome {
@@ -44,6 +47,7 @@ impl Source {
                 self.on_urgent(report, now);
             }
             LocalOutcome::LetGo(outcome) => self.on_let_go(outcome, now),
+            LocalOutcome::Table(_) => unreachable!("BUG: it was taken in above"),
             LocalOutcome::Removed(result) => {
                 if let Err(e) = result {
                     let meta = self.settings.meta.display();

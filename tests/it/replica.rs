@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use wal_agent::core::page::{PageCount, PageSize};
+use wal_agent::core::page_table::{DatabaseChecksum, DatabaseState};
 use wal_agent::core::position::{Generation, Index, Offset, Position};
 use wal_agent::core::replica::{
     Activity, Failure, Finding, Job, Listing, Outcome, Replica, SEGMENT_AGE, SEGMENT_LENGTH, SegmentStart,
@@ -22,7 +23,13 @@ fn next(index: Index) -> Index {
 }
 
 fn shadow(end: u64) -> ShadowExtent {
-    ShadowExtent { generation: generation(), complete: BTreeMap::new(), index: INDEX, end: Offset::new(end) }
+    ShadowExtent {
+        generation: generation(),
+        complete: BTreeMap::new(),
+        index: INDEX,
+        end: Offset::new(end),
+        states: BTreeMap::new(),
+    }
 }
 
 fn sent(index: Index) -> SentSnapshot {
@@ -32,7 +39,7 @@ fn sent(index: Index) -> SentSnapshot {
     SentSnapshot {
         attempt: 7,
         length: 100,
-        trailer: SnapshotTrailer { index, valid_from, page_size, page_count, crc: 5 },
+        trailer: SnapshotTrailer { index, valid_from, page_size, page_count, crc: 5, state: None },
     }
 }
 
@@ -88,7 +95,7 @@ fn a_snapshot_is_published_only_when_everything_up_to_the_end_of_its_reading_is_
     let valid_from = (INDEX, Offset::new(3000));
     assert_eq!(
         replica.next_job(&shadow(9000), now),
-        Some(Job::PublishSnapshot { sent: sent(INDEX), valid_from })
+        Some(Job::PublishSnapshot { sent: sent(INDEX), valid_from, state: None })
     );
 }
 
@@ -123,6 +130,82 @@ fn an_idle_replica_asks_for_no_turn() {
     let mut replica = streaming(1000, now);
     assert_eq!(replica.next_job(&shadow(1000), now + SEGMENT_AGE * 100), None);
     assert_eq!(replica.next_timeout(&shadow(1000)), None);
+}
+
+/// A shadow whose page table knows what the database is at its end.
+fn known(end: u64) -> ShadowExtent {
+    let mut extent = shadow(end);
+    extent.states.insert(INDEX, state(end));
+    extent
+}
+
+fn state(bits: u64) -> DatabaseState {
+    DatabaseState { page_count: PageCount::new(3).unwrap(), checksum: DatabaseChecksum::new(bits) }
+}
+
+/// What a job says of the end of the segment that it seals, and whether its index is over.
+fn sealed(job: Option<Job>) -> (Option<DatabaseState>, bool) {
+    match job {
+        Some(Job::Seal { state, last_of_index, .. }) => (state, last_of_index),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_seal_says_what_the_database_was_exactly_there() {
+    let now = Instant::now();
+    let extend = |end: u64| {
+        let mut replica = streaming(1000, now);
+        assert!(matches!(replica.next_job(&known(5000), now), Some(Job::Extend { .. })));
+        let appended = Outcome::Appended { end: Offset::new(end), length: 60 };
+        replica.on_outcome(appended, &known(7000), now, 0.0);
+        replica
+    };
+    let later = now + SEGMENT_AGE;
+    assert_eq!(sealed(extend(5000).next_job(&known(7000), later)), (Some(state(5000)), false));
+    // It was cut before what was handed out, and nobody knows what the database was there.
+    assert_eq!(sealed(extend(4000).next_job(&known(7000), later)), (None, false));
+    let mut over = known(5000);
+    over.complete.insert(INDEX, Offset::new(5000));
+    over.index = next(INDEX);
+    assert_eq!(sealed(extend(5000).next_job(&over, now)), (Some(state(5000)), true));
+}
+
+#[test]
+fn a_segment_that_can_be_proven_is_sealed_though_nothing_comes_and_again_if_its_index_ends_there() {
+    let now = Instant::now();
+    let mut replica = streaming(1000, now);
+    assert_eq!(replica.next_job(&known(1000), now), None);
+    assert_eq!(replica.next_timeout(&known(1000)), Some(now + SEGMENT_AGE));
+    assert_eq!(sealed(replica.next_job(&known(1000), now + SEGMENT_AGE)), (Some(state(1000)), false));
+    replica.on_outcome(Outcome::Sealed, &known(1000), now, 0.0);
+    assert_eq!(replica.next_job(&known(1000), now + SEGMENT_AGE), None);
+    assert_eq!(replica.next_timeout(&known(1000)), None);
+    let mut over = known(1000);
+    over.complete.insert(INDEX, Offset::new(1000));
+    over.index = next(INDEX);
+    let mut longer = replica.clone();
+    assert_eq!(sealed(replica.next_job(&over, now)), (Some(state(1000)), true));
+    replica.on_outcome(Outcome::Sealed, &over, now, 0.0);
+    assert!(matches!(replica.next_job(&over, now), Some(Job::Begin { .. })), "the next index");
+    // If more came, the next segment is the last one.
+    let start = Offset::new(1000);
+    let segment = SegmentStart { index: INDEX, start };
+    let begin = Job::Begin { segment, to: Offset::new(3000), replace: false };
+    assert_eq!(longer.next_job(&known(3000), now + SEGMENT_AGE), Some(begin));
+}
+
+#[test]
+fn a_replica_that_finishes_seals_what_it_has_and_sends_nothing_behind_it() {
+    let now = Instant::now();
+    let mut replica = streaming(1000, now);
+    let end = shadow(1000).position();
+    replica.finish_at(end);
+    assert!(!replica.is_finished(end));
+    assert_eq!(sealed(replica.next_job(&known(1000), now)), (Some(state(1000)), false));
+    replica.on_outcome(Outcome::Sealed, &known(1000), now, 0.0);
+    assert!(replica.is_finished(end));
+    assert_eq!(replica.next_job(&known(9000), now), None);
 }
 
 #[test]

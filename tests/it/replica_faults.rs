@@ -82,7 +82,7 @@ impl Driver {
             let header = WalHeader::parse(wal.first_chunk().unwrap()).unwrap();
             self.shadow.begin_index(header).unwrap().unwrap();
             for end in history.ends(k) {
-                self.shadow.absorb(&map, Offset::new(end)).unwrap();
+                self.shadow.absorb(&map, Offset::new(end), |_, _| {}).unwrap();
                 assert_eq!(self.shadow.extent().end.get(), end);
                 self.pump();
                 match commit {

@@ -7,6 +7,7 @@ use crate::support::sqlite::{Shell, Writer};
 use crate::support::wait::wait_until;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A database with some rows, and an agent that has replicated it.
@@ -71,19 +72,149 @@ fn a_restart_after_writes_into_the_same_wal_goes_on() {
     }
 }
 
+/// The page table of the present generation.
+fn page_table(place: &Place) -> PathBuf {
+    let generations = place.path(".app.db-agent").join("generations");
+    let mut tables = std::fs::read_dir(generations)
+        .expect("there is a generation")
+        .map(|generation| generation.expect("readable").path().join("page-table"))
+        .filter(|path| path.exists());
+    tables.next().expect("there is a page table")
+}
+
+#[track_caller]
+fn wait_for_page_table(agent: &Agent) {
+    agent.wait_for_status("there is a page table", |status| {
+        first(status)["proof"].is_string() && first(status)["proof"] == first(status)["position"]
+    });
+}
+
+/// Bytes of all segments of the replica.
+fn segment_bytes(place: &Place) -> u64 {
+    let files = super::support::scene::files(&place.replica());
+    let segments = files.iter().filter(|path| path.to_string_lossy().ends_with(".wal.lz4"));
+    segments.map(|path| std::fs::metadata(path).expect("it is there").len()).sum()
+}
+
+/// What becomes of a database and its WAL while the agent is down.
+const WHILE_STOPPED: [&str; 8] = [
+    "PRAGMA wal_checkpoint(RESTART); UPDATE t SET data = randomblob(3000) WHERE id = 7",
+    "PRAGMA wal_checkpoint(TRUNCATE); UPDATE t SET data = randomblob(3000) WHERE id = 7",
+    "PRAGMA wal_checkpoint(TRUNCATE)",
+    "INSERT INTO t (data) SELECT randomblob(3000) FROM generate_series(1, 30); PRAGMA wal_checkpoint(TRUNCATE)",
+    "DELETE FROM t WHERE id > 60; VACUUM; PRAGMA wal_checkpoint(TRUNCATE)",
+    "PRAGMA journal_mode=delete; UPDATE t SET data = randomblob(2000) WHERE id % 10 = 0; PRAGMA journal_mode=wal",
+    "PRAGMA journal_mode=delete; CREATE TABLE u (x); INSERT INTO u VALUES (1)",
+    "PRAGMA wal_checkpoint(TRUNCATE); DELETE FROM t WHERE id = 3; PRAGMA wal_checkpoint(TRUNCATE); \
+     DELETE FROM t WHERE id = 4; PRAGMA wal_checkpoint(TRUNCATE); UPDATE t SET data = x'00' WHERE id = 5",
+];
+
 #[test]
-fn a_restart_after_the_application_restarted_the_wal_begins_a_generation_and_says_why() {
-    for checkpoint in ["RESTART", "TRUNCATE"] {
+fn what_was_changed_while_the_agent_was_down_is_all_that_is_sent() {
+    for (at, sql) in WHILE_STOPPED.into_iter().enumerate() {
+        for (is_killed, closes) in [(false, true), (true, false)] {
+            let place = Place::new();
+            let mut application = Shell::open(&place.database());
+            application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+            application.run("INSERT INTO t (data) SELECT randomblob(3000) FROM generate_series(1, 100)");
+            let agent = place.streaming_agent(&[]);
+            wait_for_page_table(&agent);
+            let (generation_before, configuration) = (generation(&agent), agent.configuration().to_owned());
+            if is_killed {
+                agent.kill();
+            } else {
+                place.stop(agent);
+            }
+            application.run(sql);
+            if closes {
+                application.close();
+                assert!(!place.wal().exists(), "the last close removes the WAL");
+            }
+            let agent = Agent::start_again(&configuration);
+            place.wait_until_replicated(&agent);
+            assert_eq!(generation(&agent), generation_before, "{at}: {}", agent.log());
+            assert_eq!(place.objects("snapshots").len(), 1);
+            let mut application = Shell::open(&place.database());
+            application.run("INSERT INTO t (data) VALUES (randomblob(2500))");
+            place.wait_until_replicated(&agent);
+            wait_for_page_table(&agent);
+            assert_eq!(generation(&agent), generation_before, "{at}: {}", agent.log());
+            place.stop(agent);
+            place.assert_restores();
+            let (_, report) = place.restore_with_report();
+            assert_eq!(report.proven, Some(report.position), "{report}");
+        }
+    }
+}
+
+#[test]
+fn little_is_sent_of_a_database_that_changed_little() {
+    let place = Place::new();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+    application.run("INSERT INTO t (data) SELECT randomblob(4000) FROM generate_series(1, 4000)");
+    let agent = place.streaming_agent(&[]);
+    wait_for_page_table(&agent);
+    let configuration = agent.configuration().to_owned();
+    place.stop(agent);
+    // One page in a hundred.
+    application
+        .run("UPDATE t SET data = randomblob(4000) WHERE id % 100 = 0; PRAGMA wal_checkpoint(TRUNCATE)");
+    application.close();
+    let before = segment_bytes(&place);
+    let agent = Agent::start_again(&configuration);
+    place.wait_until_replicated(&agent);
+    place.stop(agent);
+    let (sent, size) = (segment_bytes(&place) - before, std::fs::metadata(place.database()).unwrap().len());
+    assert!(sent * 1000 <= size * 12, "{sent} bytes for a database of {size}");
+    assert_eq!(place.objects("snapshots").len(), 1);
+    place.assert_restores();
+}
+
+/// What becomes of the page table while the agent is down.
+#[derive(Clone, Copy)]
+enum Spoil {
+    Nothing,
+    Remove,
+    Damage,
+}
+
+impl Spoil {
+    fn apply(self, path: &Path) {
+        match self {
+            Spoil::Nothing => {}
+            Spoil::Remove => std::fs::remove_file(path).expect("it is ours"),
+            Spoil::Damage => {
+                let mut bytes = std::fs::read(path).expect("it is ours");
+                bytes[64] ^= 1;
+                std::fs::write(path, bytes).expect("it is ours");
+            }
+        }
+    }
+}
+
+#[test]
+fn without_a_page_table_that_can_tell_a_new_generation_begins_and_says_why() {
+    let no_table = "there is no page table to compare with";
+    let cases = [
+        (Spoil::Remove, "UPDATE t SET data = x'00' WHERE id = 3", no_table),
+        (Spoil::Damage, "UPDATE t SET data = x'00' WHERE id = 3", no_table),
+        (Spoil::Nothing, "UPDATE t SET data = randomblob(3000)", "most pages have changed"),
+    ];
+    for (spoil, sql, why) in cases {
         let place = Place::new();
-        let (mut application, agent) = replicated(&place);
+        let mut application = Shell::open(&place.database());
+        application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+        application.run("INSERT INTO t (data) SELECT randomblob(3000) FROM generate_series(1, 100)");
+        let agent = place.streaming_agent(&[]);
+        wait_for_page_table(&agent);
         let (generation_before, configuration) = (generation(&agent), agent.configuration().to_owned());
         place.stop(agent);
-        application.run(INSERT);
-        let done = application.value(&format!("PRAGMA wal_checkpoint({checkpoint})"));
-        assert!(done.starts_with("0|"), "{done}");
-        application.run(INSERT);
+        spoil.apply(&page_table(&place));
+        application.run(&format!("{sql}; PRAGMA wal_checkpoint(TRUNCATE)"));
         let agent = Agent::start_again(&configuration);
         agent.wait_for_log("the WAL was restarted while the agent did not hold it");
+        agent.wait_for_log(why);
         place.wait_until_replicated(&agent);
         assert_ne!(generation(&agent), generation_before);
         place.stop(agent);
@@ -92,20 +223,56 @@ fn a_restart_after_the_application_restarted_the_wal_begins_a_generation_and_say
 }
 
 #[test]
-fn a_restart_after_the_application_removed_the_wal_begins_a_generation_and_says_why() {
+fn a_page_that_was_changed_without_sqlite_while_nobody_was_there_is_found_and_copied() {
     let place = Place::new();
-    let (mut application, agent) = replicated(&place);
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+    application.run("INSERT INTO t (data) SELECT randomblob(3000) FROM generate_series(1, 100)");
+    let agent = place.streaming_agent(&[]);
+    wait_for_page_table(&agent);
     let (generation_before, configuration) = (generation(&agent), agent.configuration().to_owned());
     place.stop(agent);
-    application.run(INSERT);
     application.close();
-    assert!(!place.wal().exists(), "the last close removes the WAL");
+    let mut bytes = std::fs::read(place.database()).expect("it is there");
+    let at = bytes.len() - 100;
+    bytes[at] ^= 0x55;
+    std::fs::write(place.database(), bytes).expect("the folder is ours");
     let agent = Agent::start_again(&configuration);
-    agent.wait_for_log("the WAL was restarted while the agent did not hold it");
+    agent.wait_for_log("compared with the page table: 1 pages have changed and are copied");
     place.wait_until_replicated(&agent);
-    assert_ne!(generation(&agent), generation_before);
+    assert_eq!(generation(&agent), generation_before);
     place.stop(agent);
     place.assert_restores();
+}
+
+#[test]
+fn an_agent_killed_while_the_database_goes_on_without_it_begins_no_generation() {
+    let place = Place::new();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE filling (data BLOB)");
+    application.run("INSERT INTO filling SELECT randomblob(3000) FROM generate_series(1, 3000)");
+    application.close();
+    let arguments = ["--mode", "churn", "--rows", "1-3", "--size", "1-3000", "--autocheckpoint", "30"];
+    let mut agent = place.agent(&["min-checkpoint-page-count: 20"]);
+    wait_for_page_table(&agent);
+    let (generation_before, configuration) = (generation(&agent), agent.configuration().to_owned());
+    let mut random = StdRng::seed_from_u64(4);
+    for round in 0..8 {
+        let mut writer = Writer::start(&place.database(), &arguments);
+        writer.wait_for(random.random_range(1..40));
+        agent.kill();
+        let more = writer.committed().len() + random.random_range(1..40);
+        writer.wait_for(more);
+        writer.finish();
+        agent = Agent::start_again(&configuration);
+        place.wait_until_replicated(&agent);
+        assert_eq!(generation(&agent), generation_before, "round {round}: {}", agent.log());
+    }
+    wait_for_page_table(&agent);
+    place.stop(agent);
+    place.assert_restores();
+    let (_, report) = place.restore_with_report();
+    assert_eq!(report.proven, Some(report.position), "{report}");
 }
 
 #[test]

@@ -103,19 +103,23 @@ fn what_was_let_go_of_goes_on_after_the_agent_was_restarted() {
 }
 
 #[test]
-fn a_database_changed_while_the_agent_was_down_begins_a_new_generation() {
+fn a_database_changed_while_the_agent_was_down_is_compared() {
     let place = Place::new();
     application(&place).close();
     let agent = place.streaming_agent(&["let-go-after: 100ms"]);
     wait_until_resting(&place, &agent);
+    agent.wait_for_status("there is a page table", |status| first(status)["proof"].is_string());
     place.stop(agent);
     let mut unseen = application(&place);
     unseen.run(INSERT);
     unseen.close();
     assert!(!place.wal().exists());
     let agent = place.agent(&[]);
-    agent.wait_for_log("the database was changed while the agent did not hold it");
+    agent.wait_for_log(
+        "the database was changed while the agent did not hold it; compared with the page table",
+    );
     place.wait_until_replicated(&agent);
+    assert_eq!(place.objects("snapshots").len(), 1);
     place.stop(agent);
     place.assert_restores();
 }

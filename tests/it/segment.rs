@@ -2,14 +2,16 @@
 
 use crate::support::history::{History, Style, encode, generation, lz4, noise};
 use proptest::prelude::*;
+use wal_agent::core::checksum::Crc64;
 use wal_agent::core::frame::{Ending, FrameDecoder, FrameError, FrameFault};
 use wal_agent::core::names::{Object, parse_segment, parse_set_aside, parse_snapshot};
 use wal_agent::core::page::{PageCount, PageSize};
+use wal_agent::core::page_table::{DatabaseChecksum, DatabaseState};
 use wal_agent::core::position::{Generation, Index, MAX_INDEX, Offset, Position};
 use wal_agent::core::replay::{Replay, ReplayFault};
 use wal_agent::core::segment::{
-    END_MARK, FRAME_HEADER, PACKET, SegmentTrailer, SnapshotTrailer, TRAILER_LENGTH, Trailer, append,
-    push_block,
+    END_MARK, FRAME_HEADER, PACKET, SegmentTrailer, SnapshotTrailer, TRAILER_LENGTH, TRAILER_LENGTH_1,
+    Trailer, append, push_block,
 };
 
 /// The content of an object that arrives in pieces of `piece` bytes, and how it ends.
@@ -172,6 +174,7 @@ fn a_trailer_stands_behind_the_end_and_what_else_is_there_is_counted() {
         end: Offset::new(5),
         last_of_index: true,
         crc: 9,
+        state: None,
     });
     let bytes = encode(Style::Ours, b"hello", Some(trailer));
     let ending = |unfinished| Ending::Whole { checked: false, trailer: Some(trailer), unfinished };
@@ -182,6 +185,37 @@ fn a_trailer_stands_behind_the_end_and_what_else_is_there_is_counted() {
     for length in bytes.len() - TRAILER_LENGTH..bytes.len() {
         let unfinished = length + TRAILER_LENGTH - bytes.len();
         assert_eq!(decode(&bytes[..length]).unwrap().1, whole(unfinished), "half a trailer is none");
+    }
+}
+
+/// A trailer as version 1 wrote it: without a state of the database.
+fn version_1(trailer: Trailer) -> Vec<u8> {
+    let mut bytes = trailer.encode()[..TRAILER_LENGTH_1 - 8].to_vec();
+    bytes[7] = 1;
+    let crc = Crc64::of(&bytes).to_be_bytes();
+    bytes.extend_from_slice(&crc);
+    bytes
+}
+
+#[test]
+fn trailers_of_the_first_version_are_read() {
+    let (index, page_size) = (Index::new(3).unwrap(), PageSize::new(4096).unwrap());
+    let segment = SegmentTrailer {
+        index,
+        start: Offset::ZERO,
+        end: Offset::new(5),
+        last_of_index: false,
+        crc: 9,
+        state: None,
+    };
+    let (valid_from, page_count) = ((index, Offset::new(7)), PageCount::new(2).unwrap());
+    let snapshot = SnapshotTrailer { index, valid_from, page_size, page_count, crc: 8, state: None };
+    for trailer in [Trailer::Segment(segment), Trailer::Snapshot(snapshot)] {
+        let bytes = version_1(trailer);
+        assert_eq!(Trailer::parse(&bytes), Some((trailer, TRAILER_LENGTH_1)));
+        let object = [&encode(Style::Ours, b"hello", None)[..], &bytes, b"xyz"].concat();
+        let ending = Ending::Whole { checked: false, trailer: Some(trailer), unfinished: 3 };
+        assert_eq!(decode(&object).unwrap().1, ending);
     }
 }
 
@@ -205,20 +239,27 @@ fn page_sizes() -> impl Strategy<Value = PageSize> {
     (9u32..=16).prop_map(|power| PageSize::new(1 << power).unwrap())
 }
 
+fn states() -> impl Strategy<Value = Option<DatabaseState>> {
+    let state = (1u32.., any::<u64>()).prop_map(|(count, bits)| DatabaseState {
+        page_count: PageCount::new(count).unwrap(),
+        checksum: DatabaseChecksum::new(bits),
+    });
+    proptest::option::of(state)
+}
+
 fn trailers() -> impl Strategy<Value = Trailer> {
-    let segments = (indexes(), any::<u64>(), any::<u64>(), any::<bool>(), any::<u64>()).prop_map(
-        |(index, start, end, last_of_index, crc)| {
+    let segments = (indexes(), any::<u64>(), any::<u64>(), any::<bool>(), any::<u64>(), states()).prop_map(
+        |(index, start, end, last_of_index, crc, state)| {
             let (start, end) = (Offset::new(start), Offset::new(end));
-            Trailer::Segment(SegmentTrailer { index, start, end, last_of_index, crc })
+            Trailer::Segment(SegmentTrailer { index, start, end, last_of_index, crc, state })
         },
     );
-    let snapshots = (indexes(), indexes(), any::<u64>(), page_sizes(), 1u32.., any::<u64>()).prop_map(
-        |(index, valid_index, valid_offset, page_size, count, crc)| {
+    let snapshots = (indexes(), indexes(), any::<u64>(), page_sizes(), 1u32.., any::<u64>(), states())
+        .prop_map(|(index, valid_index, valid_offset, page_size, count, crc, state)| {
             let valid_from = (valid_index, Offset::new(valid_offset));
             let page_count = PageCount::new(count).unwrap();
-            Trailer::Snapshot(SnapshotTrailer { index, valid_from, page_size, page_count, crc })
-        },
-    );
+            Trailer::Snapshot(SnapshotTrailer { index, valid_from, page_size, page_count, crc, state })
+        });
     segments.boxed().prop_union(snapshots.boxed())
 }
 
@@ -256,7 +297,7 @@ proptest! {
     #[test]
     fn trailers_come_back(trailer in trailers(), behind: Vec<u8>) {
         let bytes = [&trailer.encode()[..], &behind].concat();
-        prop_assert_eq!(Trailer::parse(&bytes), Some(trailer));
+        prop_assert_eq!(Trailer::parse(&bytes), Some((trailer, TRAILER_LENGTH)));
     }
 
     #[test]

@@ -79,7 +79,7 @@ fn a_snapshot_read_while_pages_change_is_exact_at_every_commit_from_its_valid_fr
     let (snapshot_path, snapshot) =
         objects.iter().find(|(path, _)| path.contains("/snapshots/")).expect("there is a snapshot");
     let trailer = snapshot.len().checked_sub(TRAILER_LENGTH).map(|at| Trailer::parse(&snapshot[at..]));
-    let Some(Some(Trailer::Snapshot(trailer))) = trailer else { panic!("the snapshot has no trailer") };
+    let Some(Some((Trailer::Snapshot(trailer), _))) = trailer else { panic!("the snapshot has no trailer") };
     let wals = wals(&objects);
     let commits = commits(&wals);
     let is_exact = |at: &(Index, Offset)| *at >= trailer.valid_from;

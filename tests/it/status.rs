@@ -29,6 +29,7 @@ fn database(state: SourceState, replicas: Vec<ReplicaStatus>) -> DatabaseStatus 
         position: None,
         replicas,
         breaks: Breaks::default(),
+        is_provable: false,
         wal_pages: 12,
         write_lock_holds: WriteLockHolds::default(),
     }

@@ -149,6 +149,7 @@ impl History {
             page_size: PageSize::new(self.page_size).unwrap(),
             page_count: PageCount::new(count).unwrap(),
             crc: Crc64::of(content),
+            state: None,
         })
     }
 
@@ -164,6 +165,7 @@ impl History {
                 end: Offset::new(end),
                 last_of_index,
                 crc: Crc64::of(content),
+                state: None,
             });
             let open = last_of_index && k + 1 == self.wals.len();
             let encoded = encode(style, content, (!open).then_some(trailer));

@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
+use wal_agent::core::restore::Check;
+use wal_agent::remote::dir::DirRemote;
+use wal_agent::restore::{self, RestoreOptions, RestoreReport};
 
 /// How long the agent may take to catch up.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -71,6 +74,20 @@ impl Place {
         let path = self.new_output();
         restore(&self.replica(), &path);
         path
+    }
+
+    /// Restores the replica; the file, and what is said of it.
+    #[track_caller]
+    pub fn restore_with_report(&self) -> (PathBuf, RestoreReport) {
+        let path = self.new_output();
+        let report = restore::restore(RestoreOptions {
+            remotes: &|| Ok(Box::new(DirRemote::new())),
+            root: self.replica().to_str().expect("a plain name"),
+            output: path.clone(),
+            check: Check::Full,
+            progress: &mut |_| {},
+        });
+        (path, report.unwrap_or_else(|error| panic!("{error}")))
     }
 
     /// Restores the replica with Litestream; the file.

@@ -1,0 +1,142 @@
+//! Going on after nobody of us held a database: its pages are compared with the page table, and what has changed becomes
+//! one index of our own making.
+//!
+//! Why that is complete: first everything committed is brought into the database file, and our reader begins on read
+//! lock 0, where it forbids all backfill. From then on the file does not change, and is the whole database at that
+//! moment. Each of its pages is compared with the entry that the table has at the end of the shadow, which is the end of
+//! the generation's history; a page that is not equal goes into the new index, and the size does. Replayed on the history,
+//! it gives the file, whatever happened in between: nothing is concluded from inodes, times, counters or salts. Writers go
+//! on meanwhile, in the next WAL, which is the next index. A WAL that they continue instead of restarting it (another
+//! reader kept them from that) has frames that no index can begin with; then a new generation begins.
+
+use super::attach::Attached;
+use super::proof;
+use crate::core::sync::Break;
+use crate::core::synthetic::SyntheticWal;
+use crate::core::wal::Salt;
+use crate::page_table::{Difference, StagedFrames, TableError};
+use crate::shadow::AbsorbError;
+use crate::sqlite::SqliteError;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+/// How often it is tried to bring everything into the file while others write, and the pause between two tries.
+const TRIES: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(2);
+/// Frames that are written at once, in bytes: bounds memory.
+const WINDOW: usize = 1 << 20;
+
+/// Why the generation cannot go on by comparing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Doubt {
+    #[error("there is no page table to compare with")]
+    NoTable,
+    #[error("others wrote without a pause")]
+    Busy,
+    #[error("most pages have changed")]
+    TooMuch,
+    #[error("no further index can begin: {0}")]
+    Index(Break),
+    #[error("another file is at the database's path")]
+    Replaced,
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error(transparent)]
+    Sqlite(#[from] SqliteError),
+    #[error("cannot write the shadow WAL: {0}")]
+    Shadow(#[from] AbsorbError),
+    #[error("cannot read or write: {0}")]
+    Disk(#[from] io::Error),
+}
+
+/// Whether comparing can tell what a break is about.
+pub(super) fn can_settle(reason: &Break) -> bool {
+    matches!(
+        reason,
+        Break::WalRestarted | Break::TailDiffers | Break::WalShorterThanShadow | Break::DatabaseChanged
+    )
+}
+
+/// Compares, and copies what has changed; returns how many pages did. `salt` is random.
+///
+/// # Errors
+/// Why a new generation must begin; our reader holds the WAL all the same.
+pub(super) fn compare(
+    attached: &mut Attached,
+    database: &Path,
+    wal: &Path,
+    salt: Salt,
+) -> Result<usize, Doubt> {
+    if attached.capture.table.state().is_none() {
+        return Err(Doubt::NoTable);
+    }
+    settle(attached, database, wal)?;
+    let difference = attached.capture.table.compare(&attached.descriptor)?;
+    let changed = difference.pages.len();
+    if changed > difference.page_count.get() as usize / 2 + 16 {
+        return Err(Doubt::TooMuch);
+    }
+    if changed > 0 {
+        copy(attached, &difference, salt)?;
+    }
+    let index = attached.capture.shadow.extent().index;
+    attached.guard.stand_at(index);
+    attached.capture.guarded = true;
+    Ok(changed)
+}
+
+/// Brings everything into the file, with our reader on read lock 0.
+fn settle(attached: &mut Attached, database: &Path, wal: &Path) -> Result<(), Doubt> {
+    for _ in 0..TRIES {
+        // Our reader has its mark: a checkpoint copies nothing that is newer than this comparison.
+        if !attached.is_at_path(database) {
+            return Err(Doubt::Replaced);
+        }
+        let Some(checkpointer) = &attached.checkpointer else { return Err(Doubt::Busy) };
+        let header = proof::wal_header(wal);
+        let settled = match attached.guard.settle(checkpointer) {
+            Err(SqliteError::Busy) => None,
+            other => other?,
+        };
+        if let Some(extent) = settled
+            && proof::wal_header(wal) == header
+        {
+            attached.capture.settled = Some((header, extent.frames));
+            return Ok(());
+        }
+        thread::sleep(PAUSE);
+    }
+    Err(Doubt::Busy)
+}
+
+/// Writes the pages that differ as one transaction into the next index.
+fn copy(attached: &mut Attached, difference: &Difference, salt: Salt) -> Result<(), Doubt> {
+    let page_size = difference.entries.page_size();
+    let mut wal = SyntheticWal::new(page_size, salt);
+    let capture = &mut attached.capture;
+    capture.shadow.begin_index(*wal.header())?.map_err(Doubt::Index)?;
+    capture.table.begin_index(page_size);
+    let (mut frames, mut staged) = (Vec::with_capacity(WINDOW), StagedFrames::default());
+    let mut page = vec![0; page_size.get() as usize];
+    let last = difference.pages.last();
+    for number in &difference.pages {
+        FileExt::read_exact_at(&*attached.descriptor, &mut page, number.file_offset(page_size))?;
+        let commit = (Some(number) == last).then_some(difference.page_count);
+        wal.push(&mut frames, *number, &page, commit);
+        if frames.len() >= WINDOW || commit.is_some() {
+            let entries = difference.entries;
+            capture.shadow.append(&frames, |header, page| {
+                if let Some(number) = header.page {
+                    staged.push(number, entries.of(number, page), header.commit);
+                }
+            })?;
+            frames.clear();
+            capture.table.take(&mut staged);
+        }
+    }
+    capture.keep_state();
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! Keeping the page table: its jobs go beside the others, because reading a whole database takes long.
+
+use super::job::LocalJob;
+use super::{Source, State};
+use crate::core::sync::Break;
+use crate::page_table::{TableError, TableOutcome};
+use log::{info, warn};
+use std::time::Instant;
+
+/// What a source knows of the work on its page table.
+#[derive(Default)]
+pub struct TableWork {
+    /// A worker has a job.
+    in_flight: bool,
+    /// How a job ended while the database was lent.
+    held_back: Option<TableOutcome>,
+    /// Said when the table was lost, until there is one again.
+    problem: Option<String>,
+}
+
+impl TableWork {
+    /// Whether a worker has a job, and with it perhaps a file of the present generation.
+    pub fn is_in_flight(&self) -> bool {
+        self.in_flight
+    }
+}
+
+impl Source {
+    /// When [`Source::table_job`] is due though nothing happens.
+    pub fn table_timeout(&self, now: Instant) -> Option<Instant> {
+        let State::Attached(attached) = &self.state else { return None };
+        let capture = &attached.capture;
+        let may_begin = capture.guarded && self.leaving.is_none() && self.requested_break.is_none();
+        if self.table.held_back.is_some() {
+            return Some(now);
+        }
+        if self.table.in_flight || !may_begin {
+            return None;
+        }
+        capture.table.next_timeout(capture.shadow.extent(), capture.shadow.is_whole(), now)
+    }
+
+    /// The job for the page table that is due, if any.
+    pub fn table_job(&mut self, now: Instant) -> Option<LocalJob> {
+        if self.table_timeout(now).is_none_or(|due| due > now) {
+            return None;
+        }
+        if let Some(outcome) = self.table.held_back.take() {
+            self.on_table(outcome);
+        }
+        let State::Attached(attached) = &mut self.state else { return None };
+        let capture = &mut attached.capture;
+        let problem = capture.table.take_problem(now);
+        let shadow = &capture.shadow;
+        let (extent, is_whole) = (shadow.extent(), shadow.is_whole());
+        let job = capture.table.next_job(extent, is_whole, &attached.descriptor, now).map(LocalJob::Table);
+        self.table.in_flight = job.is_some();
+        problem.into_iter().for_each(|problem| self.on_lost_table(&problem));
+        job
+    }
+
+    pub(super) fn on_table(&mut self, outcome: TableOutcome) {
+        self.table.in_flight = false;
+        match &mut self.state {
+            State::Attached(attached) => {
+                attached.capture.table.on_job(outcome);
+                attached.capture.keep_state();
+                if attached.capture.table.state().is_some() && self.table.problem.take().is_some() {
+                    info!("{}: there is a page table again", self.settings.database.display());
+                }
+            }
+            State::Lent => self.table.held_back = Some(outcome),
+            State::Absent | State::Detached | State::Resting(_) | State::Refused(_) => {}
+        }
+    }
+
+    fn on_lost_table(&mut self, problem: &TableError) {
+        let (name, text) = (self.settings.database.display(), problem.to_string());
+        if self.table.problem.as_ref() != Some(&text) {
+            warn!(
+                "{name}: has no page table: {text}; replication goes on, and until it is built anew a restore is not \
+                 proven equal to the source"
+            );
+            self.table.problem = Some(text);
+        }
+        if let TableError::ShadowSync(_) = problem {
+            self.request_generation(Break::ShadowSyncFailed);
+        }
+    }
+}
