@@ -11,7 +11,7 @@ use std::time::Duration;
 use wal_agent::config::{CheckpointSettings, Durability};
 
 /// The life must have at least so many operations of each kind, or it is not the one that is described above.
-const LEAST_OPERATIONS: usize = 100;
+const LEAST_OPERATIONS: usize = 80;
 /// Turns between two things that the application does.
 const TURNS: usize = 60;
 
@@ -118,7 +118,7 @@ impl Life {
         if let Trouble::PowerLossBehind(_) = self.trouble {
             self.world.servers[0].refuse_all(true);
         }
-        for _ in 0..3 {
+        for _ in 0..2 {
             self.write(0);
             self.go_on();
         }
@@ -126,7 +126,7 @@ impl Life {
         for checkpoint in ["PRAGMA wal_checkpoint(TRUNCATE)", "SELECT 1", "SELECT 1"] {
             self.world.application().run(0, checkpoint);
             self.go_on();
-            for _ in 0..4 {
+            for _ in 0..2 {
                 let large = "INSERT INTO t (n, data) VALUES (1, zeroblob(6000)); UPDATE c SET n = n + 1";
                 self.world.application().run(1, &format!("BEGIN; {large}; COMMIT"));
                 self.go_on();
@@ -176,8 +176,14 @@ fn operations() -> (usize, usize) {
     let mut life = Life::new(Trouble::None, Vec::new());
     life.live();
     let operations = (life.world.disk.operations(), life.world.servers[0].operations());
+    let log = life.world.disk.log();
     life.end();
     assert!(operations.0 > LEAST_OPERATIONS && operations.1 > LEAST_OPERATIONS, "{operations:?}");
+    let count = |what: &str, end: &str| {
+        log.lines().filter(|line| line.contains(what) && line.trim_end().ends_with(end)).count()
+    };
+    let lived = [count(": create ", ".wal"), count(": remove ", ".wal"), count(": replace ", "generation")];
+    assert!(lived[0] >= 5 && lived[1] >= 1 && lived[2] >= 2, "shadow files, removed, generations: {lived:?}");
     operations
 }
 
