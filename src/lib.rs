@@ -44,7 +44,8 @@
 //!    is sent. A valid commit frame in the file proves nothing: its writer may have died before it counted.
 //! 4. While attached, a reader of ours holds the WAL. It moves by overlap: the next reader begins, everything
 //!    committed is copied, and durable where the WAL could be restarted next; only then the old one ends. So another
-//!    header under a guarded WAL is the next index, and in every other case a new generation begins ([`core::sync`]).
+//!    header under a guarded WAL is the next index, and in every other case a new generation begins ([`core::sync`]),
+//!    unless, on attaching, every page is compared with the page table: what has changed is an index then, too.
 //! 5. A segment decodes to whole frames that the application had committed at every instant, also between two
 //!    packets. A snapshot has its name only when everything that it may contain is acked.
 //! 6. After any doubt about an object on a server (a write that was not answered, a restart of ours) it is never

@@ -6,7 +6,7 @@
 use crate::core::evidence::DatabaseHeader;
 use crate::core::names;
 use crate::core::page_table::DatabaseState;
-use crate::core::position::{Generation, Index, Offset, Position};
+use crate::core::position::{Generation, Index, Offset};
 use crate::core::scan::{Chain, FrameError};
 use crate::core::shadow::ShadowExtent;
 use crate::core::sync::{Break, ShadowFacts};
@@ -87,17 +87,12 @@ impl ShadowWal {
         Ok(ShadowWal { disk, folder, extent, present: None, needed_from: None, stale, scratch: Vec::new() })
     }
 
-    /// Opens what an earlier run left of the database file `inode`, which was let go of at `rest`, if it was. The file
-    /// of the last index is verified, frame by frame.
+    /// Opens what an earlier run left of the database file `inode`. The file of the last index is verified, frame by
+    /// frame. Where nothing had been copied yet, a WAL may have come and gone since, and nobody can tell.
     ///
     /// # Errors
     /// The disk's; `Ok(Err)` says why there is nothing to go on from.
-    pub fn recover(
-        disk: Arc<dyn Disk>,
-        meta: &Path,
-        inode: u64,
-        rest: Option<Position>,
-    ) -> io::Result<Result<Self, Break>> {
+    pub fn recover(disk: Arc<dyn Disk>, meta: &Path, inode: u64) -> io::Result<Result<Self, Break>> {
         let Some(text) = disk.read(&meta.join(GENERATION_FILE))? else { return Ok(Err(Break::FirstRun)) };
         let text = String::from_utf8_lossy(&text);
         let mut words = text.split_whitespace();
@@ -126,18 +121,15 @@ impl ShadowWal {
         }
         let Some((index, file)) = files.pop_last() else {
             let beginning = ShadowExtent::beginning(generation);
-            // Without a rest, a WAL may have come and gone before anything of it was copied.
-            let is_beginning = rest == Some(beginning.position());
-            let shadow = ShadowWal {
+            return Ok(Ok(ShadowWal {
                 disk,
                 folder,
                 extent: beginning,
                 present: None,
                 needed_from: None,
                 stale,
-                scratch: Vec::new(),
-            };
-            return Ok(if is_beginning { Ok(shadow) } else { Err(Break::ShadowMissing) });
+                scratch,
+            }));
         };
         // After a power cut a file may be missing in between: a replica that still needs it cannot go on.
         let kept = files.split_off(&first_without_gap(&files, index));

@@ -363,8 +363,7 @@ impl Past {
         let shadow = match &request.forced_break {
             Some(reason) => Err(reason.clone()),
             None => {
-                let rest = evidence.as_ref().map(|evidence| evidence.position);
-                let shadow = ShadowWal::recover(Arc::clone(&request.disk), &request.meta, inode, rest);
+                let shadow = ShadowWal::recover(Arc::clone(&request.disk), &request.meta, inode);
                 shadow.map_err(|e| meta_error(request, e))?
             }
         };
@@ -401,7 +400,12 @@ impl Past {
                 if !is_copied && holds && is_new && is_at_path {
                     return Ok((shadow, self.lock, Beginning::Proven));
                 }
-                if is_copied || rested_at != Some(shadow.extent().position()) {
+                let rested_here = rested_at == Some(shadow.extent().position());
+                if copied.is_none() && !rested_here {
+                    // Nothing was copied, so that no look could tell.
+                    return Ok((shadow, self.lock, Beginning::Doubtful(Break::ShadowMissing)));
+                }
+                if is_copied || !rested_here {
                     return Ok((shadow, self.lock, Beginning::ToBeSeen));
                 }
                 return Ok((shadow, self.lock, Beginning::Doubtful(Break::DatabaseChanged)));

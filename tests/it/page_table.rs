@@ -6,6 +6,11 @@ use wal_agent::core::page::{PageCount, PageNumber, PageSize};
 use wal_agent::core::page_table::{
     DatabaseChecksum, DatabaseState, Entries, PageChanges, PageEntry, PageTable,
 };
+use wal_agent::core::position::{Generation, Index, Offset, Position};
+use wal_agent::core::scan::Chain;
+use wal_agent::core::synthetic::SyntheticWal;
+use wal_agent::core::table_file::{TableChanges, TableHeader};
+use wal_agent::core::wal::{Salt, WalHeader};
 
 const SIZE: u32 = 512;
 
@@ -181,4 +186,70 @@ fn a_size_that_was_made_up_costs_no_memory() {
     let mut table = PageTable::new(page_size());
     table.append(&page(1)).unwrap();
     assert_eq!(table.commit(count(u32::MAX as usize)), None);
+}
+
+fn headers() -> impl Strategy<Value = TableHeader> {
+    let numbers = (any::<u64>(), 0u32..1000, any::<u64>(), 9u32..=16, 1u32.., any::<u64>());
+    numbers.prop_map(|(generation, index, offset, power, count, checksum)| {
+        let (generation, index) = (Generation::from_random(generation), Index::new(index).unwrap());
+        let position = Position::new(generation, index, Offset::new(offset));
+        let page_count = PageCount::new(count).unwrap();
+        let state = DatabaseState { page_count, checksum: DatabaseChecksum::new(checksum) };
+        TableHeader { position, page_size: PageSize::new(1 << power).unwrap(), state }
+    })
+}
+
+fn table_changes() -> impl Strategy<Value = TableChanges> {
+    let writes = proptest::collection::vec((1u32.., any::<u64>().prop_map(PageEntry::new)), 0..20);
+    (headers(), headers(), writes).prop_map(|(from, to, writes)| TableChanges {
+        from: from.position,
+        to,
+        writes,
+    })
+}
+
+proptest! {
+    #[test]
+    fn headers_of_tables_come_back(header in headers(), behind: Vec<u8>) {
+        let bytes = [&header.encode()[..], &behind].concat();
+        prop_assert_eq!(TableHeader::parse(&bytes), Some(header));
+    }
+
+    #[test]
+    fn changes_of_tables_come_back_and_torn_or_changed_ones_are_none(
+        changes in table_changes(),
+        behind: Vec<u8>,
+        at: prop::sample::Index,
+        change in 1u8..,
+    ) {
+        let bytes = changes.encode();
+        prop_assert_eq!(TableChanges::parse(&[&bytes[..], &behind].concat()), Some(changes));
+        prop_assert_eq!(TableChanges::parse(&bytes[..at.index(bytes.len())]), None);
+        let mut changed = bytes.clone();
+        changed[at.index(bytes.len())] ^= change;
+        prop_assert_eq!(TableChanges::parse(&changed), None);
+    }
+
+    #[test]
+    fn any_bytes_are_changes_or_are_not(bytes: Vec<u8>) {
+        prop_assert_eq!(TableChanges::parse(&bytes), None);
+        prop_assert_eq!(TableHeader::parse(&bytes), None);
+    }
+
+    #[test]
+    fn a_wal_of_our_own_making_is_valid(pages in proptest::collection::vec(any::<u8>(), 1..20), salts: (u32, u32)) {
+        let mut wal = SyntheticWal::new(page_size(), Salt(salts.0, salts.1));
+        let mut frames = Vec::new();
+        for (at, fill) in pages.iter().enumerate() {
+            let commit = (at + 1 == pages.len()).then(|| count(pages.len()));
+            wal.push(&mut frames, number(at + 1), &page(*fill), commit);
+        }
+        let header = WalHeader::parse(wal.header().bytes()).unwrap();
+        let mut chain = Chain::new(header);
+        let mut found = Vec::new();
+        chain.extend(&frames, |header, page| found.push((header.page.unwrap().get(), page[7]))).unwrap();
+        let commit = chain.commit().unwrap();
+        prop_assert_eq!((commit.end, commit.page_count), (chain.end(), count(pages.len())));
+        prop_assert_eq!(found, (1..).zip(pages).collect::<Vec<_>>());
+    }
 }

@@ -148,6 +148,28 @@ fn what_was_changed_while_the_agent_was_down_is_all_that_is_sent() {
 }
 
 #[test]
+fn a_database_that_was_idle_before_the_agent_was_down_is_compared_too() {
+    let place = Place::new();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+    application.run("INSERT INTO t (data) SELECT randomblob(3000) FROM generate_series(1, 100)");
+    application.close();
+    let agent = place.streaming_agent(&["let-go-after: never"]);
+    wait_for_page_table(&agent);
+    let (generation_before, configuration) = (generation(&agent), agent.configuration().to_owned());
+    agent.kill();
+    let mut application = Shell::open(&place.database());
+    application.run("UPDATE t SET data = x'00' WHERE id = 3; PRAGMA wal_checkpoint(TRUNCATE)");
+    let agent = Agent::start_again(&configuration);
+    place.wait_until_replicated(&agent);
+    assert_eq!(generation(&agent), generation_before, "{}", agent.log());
+    application.run("UPDATE t SET data = x'00' WHERE id = 4");
+    place.wait_until_replicated(&agent);
+    place.stop(agent);
+    place.assert_restores();
+}
+
+#[test]
 fn little_is_sent_of_a_database_that_changed_little() {
     let place = Place::new();
     let mut application = Shell::open(&place.database());
