@@ -156,7 +156,7 @@ fn replicate(history: &History, folder: &Path, disk: &Arc<dyn Disk>) -> io::Resu
         let database = Arc::new(File::open(&database_path).unwrap());
         let map = WalMap::new(&File::open(&wal_path).unwrap(), wal.len() as u64).unwrap();
         let header = WalHeader::parse(wal.first_chunk().unwrap()).unwrap();
-        shadow.begin_index(header)?.expect("the generation goes on");
+        shadow.begin_index(header)?.map_err(|reason| io::Error::other(reason.to_string()))?;
         table.begin_index(header.page_size());
         for end in history.ends(k) {
             let (entries, mut staged) = (table.wanted_entries(), StagedFrames::default());

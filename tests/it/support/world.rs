@@ -373,6 +373,10 @@ impl World {
             return;
         }
         let of_wal = |state: &&State| state.header.as_ref() == Some(&header);
+        if !application.states().iter().any(|state| of_wal(&state)) {
+            // An index that the agent made of changed pages, after it was down: only a restore can tell.
+            return;
+        }
         let is_known = application.states().iter().filter(of_wal).any(|s| s.end() == position.offset.get());
         drop(application);
         let is_begun = position.offset.get() == 0;
