@@ -31,6 +31,9 @@ pub fn run(command: Command) -> Result<u8, Failure> {
 
 fn effective(out: &mut String, config: &Config) -> fmt::Result {
     writeln!(out, "socket                       {}", config.socket.display())?;
+    if let Some(folder) = &config.include {
+        writeln!(out, "include                      {}", folder.display())?;
+    }
     if let Some(level) = config.log_level {
         writeln!(out, "log level                    {level}")?;
     }

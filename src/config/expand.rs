@@ -31,7 +31,7 @@ pub fn expand<'a>(
         let Some((name, length)) = variable(&file[dollar..]) else { continue };
         let Some(value) = environment(name) else {
             let message = format!("the environment variable {name} is not set");
-            errors.push(ConfigError { at: Some(Place::of(file, dollar)), message });
+            errors.push(ConfigError { file: None, at: Some(Place::of(file, dollar)), message });
             continue;
         };
         expanded.text.push_str(&file[copied..dollar]);

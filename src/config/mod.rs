@@ -1,6 +1,7 @@
 //! The configuration: YAML in, a [`Config`] out, in which only valid values exist; else all errors at once.
 //!
-//! Keys and their meaning are Litestream 0.3's, and ours: `socket`, `max-write-block`, `let-go-after`, `durability`, `host-key`.
+//! Keys and their meaning are Litestream 0.3's, and ours: `socket`, `include`, `max-write-block`, `let-go-after`,
+//! `durability`, `host-key`.
 
 mod duration;
 mod expand;
@@ -32,6 +33,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// The level of the log, where the configuration gives one; `RUST_LOG` wins over it.
     pub log_level: Option<log::LevelFilter>,
+    /// The folder whose files add databases, where there is one.
+    pub include: Option<PathBuf>,
     /// What is replicated; no path twice.
     pub databases: Vec<DatabaseConfig>,
     /// Things to be said once at the start: keys that are accepted and have no effect.
@@ -89,18 +92,15 @@ pub enum Durability {
     Write,
 }
 
-/// Everything that is wrong with a configuration, in the order of the file.
+/// Everything that is wrong with a configuration, at least one thing, in the order of its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigErrors {
-    /// The file, if it is one.
-    pub file: Option<PathBuf>,
-    /// At least one.
-    pub errors: Vec<ConfigError>,
-}
+pub struct ConfigErrors(pub Vec<ConfigError>);
 
 /// One thing that is wrong. Never shows a password or the value of an environment variable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
+    /// The file, if it is one.
+    pub file: Option<PathBuf>,
     /// Where, if it is somewhere.
     pub at: Option<Place>,
     /// What, and where it helps, what to write instead.
@@ -116,18 +116,66 @@ pub struct Place {
     pub column: usize,
 }
 
-/// Reads the configuration file. `environment` is asked for variables, and for `HOME`.
+/// Reads the configuration file, and those of the folder that it includes. `environment` is asked for variables, and
+/// for `HOME`.
 ///
 /// # Errors
-/// All errors at once, or that the file cannot be read.
+/// All errors of all files at once, a file that cannot be read among them.
 pub fn load(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigErrors> {
-    let in_file = |errors| ConfigErrors { file: Some(path.to_owned()), errors };
-    let unreadable = |error: std::io::Error| {
-        in_file(vec![ConfigError { at: None, message: format!("cannot read the configuration: {error}") }])
+    let mut seen = read::Seen::default();
+    let (config, mut errors) = load_file(path, read::Part::Main, &mut seen, environment);
+    let mut config = config.ok_or_else(|| ConfigErrors(errors.clone()))?;
+    if let Some(folder) = &config.include {
+        for file in files_of(folder).unwrap_or_else(|error| {
+            errors.push(unreadable(path, &format!("include: {}: {error}", folder.display())));
+            Vec::new()
+        }) {
+            let (part, wrong) = load_file(&file, read::Part::Included, &mut seen, environment);
+            errors.extend(wrong);
+            if let Some(part) = part {
+                config.databases.extend(part.databases);
+                config.notices.extend(part.notices);
+            }
+        }
+        if errors.is_empty() && config.databases.is_empty() {
+            let message =
+                format!("there is no database to replicate, neither here nor in {}", folder.display());
+            errors.push(ConfigError { file: Some(path.to_owned()), at: None, message });
+        }
+    }
+    if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
+}
+
+/// What a file says, as far as it can be read, and all that is wrong with it.
+fn load_file(
+    path: &Path,
+    part: read::Part,
+    seen: &mut read::Seen,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> (Option<Config>, Vec<ConfigError>) {
+    let (text, folder) = match (std::fs::read_to_string(path), std::env::current_dir()) {
+        (Ok(text), Ok(folder)) => (text, folder),
+        (Err(error), _) | (_, Err(error)) => return (None, vec![unreadable(path, &error.to_string())]),
     };
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    let folder = std::env::current_dir().map_err(unreadable)?;
-    parse(&text, &folder, environment).map_err(in_file)
+    seen.file = Some(path.to_owned());
+    let (config, mut errors) = parse_part(&text, part, &folder, seen, environment);
+    errors.iter_mut().for_each(|error| error.file = Some(path.to_owned()));
+    (config, errors)
+}
+
+fn unreadable(path: &Path, error: &str) -> ConfigError {
+    let message = format!("cannot read the configuration: {error}");
+    ConfigError { file: Some(path.to_owned()), at: None, message }
+}
+
+/// All `*.yml` of a folder, by name; what a package manager or an editor leaves beside them is not configuration.
+fn files_of(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let paths = std::fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
+    let mut files = paths.collect::<std::io::Result<Vec<_>>>()?;
+    let is_hidden = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes()[0] == b'.');
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "yml") && !is_hidden(path));
+    files.sort();
+    Ok(files)
 }
 
 /// The control socket that a configuration file names, or the default, whatever else is wrong with the file: to ask
@@ -144,7 +192,8 @@ pub fn socket(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> std:
     Ok(root.and_then(|root| read::socket(&root, &folders)).unwrap_or_else(|| DEFAULT_SOCKET.into()))
 }
 
-/// Reads a configuration. Relative paths are below `folder`; `environment` is asked for variables, and for `HOME`.
+/// Reads a configuration of one text. Relative paths are below `folder`; `environment` is asked for variables, and for
+/// `HOME`.
 ///
 /// # Errors
 /// All errors at once.
@@ -153,11 +202,25 @@ pub fn parse(
     folder: &Path,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Config, Vec<ConfigError>> {
+    match parse_part(text, read::Part::Main, folder, &mut read::Seen::default(), environment) {
+        (Some(config), errors) if errors.is_empty() => Ok(config),
+        (_, errors) => Err(errors),
+    }
+}
+
+/// What a text says, as far as it can be read, and all that is wrong with it.
+fn parse_part(
+    text: &str,
+    part: read::Part,
+    folder: &Path,
+    seen: &mut read::Seen,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> (Option<Config>, Vec<ConfigError>) {
     let (expanded, unset) = expand::expand(text, environment);
     let mut findings = section::Findings::default();
     let folders = read::Folders { home: environment("HOME").map(PathBuf::from), current: folder };
     let config = match tree::read(&expanded) {
-        Ok(root) => read::config(&root, &folders, &mut findings),
+        Ok(root) => read::config(&root, part, &folders, seen, &mut findings),
         Err(error) => {
             findings.errors.push(error);
             None
@@ -168,10 +231,7 @@ pub fn parse(
     findings.errors.retain(|error| unset.iter().all(|unset| line(unset) != line(error)));
     findings.errors.extend(unset);
     findings.errors.sort_by_key(|error| error.at);
-    match config {
-        Some(config) if findings.errors.is_empty() => Ok(config),
-        _ => Err(findings.errors),
-    }
+    (config, findings.errors)
 }
 
 impl Config {
@@ -181,7 +241,7 @@ impl Config {
     /// All URLs that are none, or name the same place.
     pub fn from_arguments(database: &Path, urls: &[String]) -> Result<Self, ConfigErrors> {
         let mut errors = Vec::new();
-        let mut wrong = |message: String| errors.push(ConfigError { at: None, message });
+        let mut wrong = |message: String| errors.push(ConfigError { file: None, at: None, message });
         let path = std::path::absolute(database).unwrap_or_else(|_| database.to_owned());
         if path.file_name().is_none() {
             wrong(format!("{} is no database file", database.display()));
@@ -203,11 +263,12 @@ impl Config {
             wrong("give at least one replica".into());
         }
         if !errors.is_empty() {
-            return Err(ConfigErrors { file: None, errors });
+            return Err(ConfigErrors(errors));
         }
         Ok(Config {
             socket: DEFAULT_SOCKET.into(),
             log_level: None,
+            include: None,
             databases: vec![DatabaseConfig::new(path, replica::name_the_unnamed(replicas))],
             notices: Vec::new(),
         })
@@ -255,17 +316,17 @@ impl Place {
 impl fmt::Display for ConfigErrors {
     /// One line per error: `file:line:column: message`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, ConfigError { at, message }) in self.errors.iter().enumerate() {
+        for (number, ConfigError { file, at, message }) in self.0.iter().enumerate() {
             if number > 0 {
                 writeln!(f)?;
             }
-            if let Some(file) = &self.file {
+            if let Some(file) = file {
                 write!(f, "{}:", file.display())?;
             }
             if let Some(Place { line, column }) = at {
                 write!(f, "{line}:{column}:")?;
             }
-            if self.file.is_some() || at.is_some() {
+            if file.is_some() || at.is_some() {
                 write!(f, " ")?;
             }
             write!(f, "{message}")?;

@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 const TOP: Keys = Keys {
-    known: &["socket", "dbs", "logging"],
+    known: &["socket", "include", "dbs", "logging"],
     unsupported: &[
         ("addr", "there is no metrics port: `agent status --json` has the numbers"),
         ("exec", "start the application and the agent as services of their own"),
@@ -19,6 +19,9 @@ const TOP: Keys = Keys {
         ("secret-access-key", NO_CLOUD),
     ],
 };
+
+/// The keys of an included file: databases belong to somebody, all else to the machine.
+const INCLUDED: Keys = Keys { known: &["dbs"], unsupported: &[] };
 
 const LOGGING: Keys = Keys { known: &["level", "type", "stderr"], unsupported: &[] };
 
@@ -48,19 +51,38 @@ pub struct Folders<'a> {
     pub current: &'a Path,
 }
 
-/// Reads the whole configuration. What is returned is valid only if nothing was found to be wrong.
-pub fn config(root: &Node, folders: &Folders<'_>, findings: &mut Findings) -> Option<Config> {
-    let top = Section::open(root, "the configuration", &TOP, findings)?;
+/// Which file of a configuration is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The one that was named.
+    Main,
+    /// One of the folder that it includes.
+    Included,
+}
+
+/// Reads a whole file. What is returned is valid only if nothing was found to be wrong.
+pub fn config(
+    root: &Node,
+    part: Part,
+    folders: &Folders<'_>,
+    seen: &mut Seen,
+    findings: &mut Findings,
+) -> Option<Config> {
+    let (name, keys) = match part {
+        Part::Main => ("the configuration", &TOP),
+        Part::Included => ("an included file", &INCLUDED),
+    };
+    let top = Section::open(root, name, keys, findings)?;
     let socket = top.text("socket", findings).and_then(|text| folders.path(text, "socket", findings));
+    let include = top.text("include", findings).and_then(|text| folders.path(text, "include", findings));
     let log_level = top.get("logging").and_then(|node| logging(node, findings));
-    let mut seen = Seen::default();
     let nodes = top.list("dbs", findings);
-    if nodes.is_empty() {
+    if nodes.is_empty() && include.is_none() {
         findings.error(top.at, "dbs is missing or empty: there is no database to replicate");
     }
-    let databases = nodes.iter().filter_map(|node| database(node, folders, &mut seen, findings)).collect();
+    let databases = nodes.iter().filter_map(|node| database(node, folders, seen, findings)).collect();
     let socket = socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
-    Some(Config { socket, log_level, databases, notices: std::mem::take(&mut findings.notices) })
+    Some(Config { socket, log_level, include, databases, notices: std::mem::take(&mut findings.notices) })
 }
 
 /// The socket alone, if there is one and it is right.
@@ -71,17 +93,51 @@ pub fn socket(root: &Node, folders: &Folders<'_>) -> Option<PathBuf> {
     folders.path(text, "socket", &mut unheard)
 }
 
-/// What no two entries may share, across all databases, and where it was first.
+/// What no two entries may share, across all databases of all files, and where it was first.
 #[derive(Default)]
 pub struct Seen {
-    databases: Vec<(PathBuf, Place)>,
+    /// The file that is read, if it is one.
+    pub file: Option<PathBuf>,
+    databases: Vec<(PathBuf, Origin)>,
     /// Where meta folders and replicas are.
-    pub spots: Vec<(replica::Spot, Place)>,
+    spots: Vec<(replica::Spot, Origin)>,
+}
+
+/// A line of a file.
+#[derive(Clone)]
+struct Origin {
+    file: Option<PathBuf>,
+    line: usize,
+}
+
+impl Seen {
+    /// Notes a database; or returns where it was before.
+    fn database(&mut self, path: &Path, at: Place) -> Option<String> {
+        let here = self.here(at);
+        note(&mut self.databases, path.to_owned(), here).map(|before| self.describe(&before))
+    }
+
+    /// Notes the place of a meta folder or replica; or returns where it was before.
+    pub fn spot(&mut self, spot: replica::Spot, at: Place) -> Option<String> {
+        let here = self.here(at);
+        note(&mut self.spots, spot, here).map(|before| self.describe(&before))
+    }
+
+    fn here(&self, at: Place) -> Origin {
+        Origin { file: self.file.clone(), line: at.line }
+    }
+
+    fn describe(&self, Origin { file, line }: &Origin) -> String {
+        match file {
+            Some(file) if Some(file) != self.file.as_ref() => format!("line {line} of {}", file.display()),
+            _ => format!("line {line}"),
+        }
+    }
 }
 
 /// Notes `value`, first seen `at`; or returns where it was before.
-pub fn note<T: PartialEq>(seen: &mut Vec<(T, Place)>, value: T, at: Place) -> Option<Place> {
-    let before = seen.iter().find(|(other, _)| *other == value).map(|(_, place)| *place);
+pub fn note<T: PartialEq, P: Clone>(seen: &mut Vec<(T, P)>, value: T, at: P) -> Option<P> {
+    let before = seen.iter().find(|(other, _)| *other == value).map(|(_, place)| place.clone());
     seen.push((value, at));
     before
 }
@@ -121,9 +177,9 @@ fn database(
         (None, None) => None,
     };
     if let Some((at, path)) = &meta_path
-        && let Some(before) = note(&mut seen.spots, replica::Spot::of_folder(path), *at)
+        && let Some(before) = seen.spot(replica::Spot::of_folder(path), *at)
     {
-        findings.error(*at, format!("meta-path: line {} has this folder already", before.line));
+        findings.error(*at, format!("meta-path: {before} has this folder already"));
     }
     let checkpoint = checkpoint(&section, findings);
     let max_write_block = section.duration("max-write-block", findings).unwrap_or(DEFAULT_MAX_WRITE_BLOCK);
@@ -167,8 +223,8 @@ fn database_path(
         findings.error(text.at, "path must be a database file");
         return None;
     }
-    if let Some(before) = note(&mut seen.databases, path.clone(), text.at) {
-        findings.error(text.at, format!("this database is given twice, first in line {}", before.line));
+    if let Some(before) = seen.database(&path, text.at) {
+        findings.error(text.at, format!("this database is given twice, first in {before}"));
         return None;
     }
     Some(path)

@@ -116,9 +116,8 @@ fn replica(
     let durabilities = [("fsync", Durability::Fsync), ("write", Durability::Write)];
     let durability = section.choice("durability", &durabilities, findings).unwrap_or_default();
     let location = location(&section, folders, findings)?;
-    if let Some(before) = note(&mut seen.spots, Spot::of(&location), section.at) {
-        let message =
-            format!("line {} has this place already; give this replica one of its own", before.line);
+    if let Some(before) = seen.spot(Spot::of(&location), section.at) {
+        let message = format!("{before} has this place already; give this replica one of its own");
         findings.error(section.at, message);
     }
     let name = name.map(|text| text.text.to_owned()).unwrap_or_default();

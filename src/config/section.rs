@@ -42,7 +42,7 @@ pub struct Text<'a> {
 impl Findings {
     /// Takes an error in.
     pub fn error(&mut self, at: Place, message: impl Into<String>) {
-        self.errors.push(ConfigError { at: Some(at), message: message.into() });
+        self.errors.push(ConfigError { file: None, at: Some(at), message: message.into() });
     }
 
     /// Takes a notice in, unless it is there.

@@ -150,7 +150,7 @@ fn syntax_error(error: &serde_saphyr::Error, expanded: &Expanded<'_>) -> ConfigE
         }
         _ => format!("this is not YAML: {reason}"),
     };
-    ConfigError { at: start.map(|byte| expanded.place(byte)), message }
+    ConfigError { file: None, at: start.map(|byte| expanded.place(byte)), message }
 }
 
 fn place(location: Location, expanded: &Expanded<'_>) -> Place {

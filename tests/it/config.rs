@@ -154,7 +154,7 @@ fn all_errors_are_reported_at_once_with_line_and_column() {
          - replicas: 5\n",
     );
     let expected = [
-        "1:1: adr is no key of the configuration; its keys are socket, dbs, logging",
+        "1:1: adr is no key of the configuration; its keys are socket, include, dbs, logging",
         "2:1: exec is not supported by wal-agent; start the application and the agent as services of their own",
         "5:3: min_checkpoint_page_count is no key of a database; perhaps min-checkpoint-page-count was meant",
         "6:24: checkpoint-interval: \"60\" has no unit; for seconds, write an s behind the number",
@@ -386,4 +386,66 @@ fn arguments_make_a_configuration_with_all_defaults() {
         "replica 3: the scheme of the URL is neither sftp:// nor file://",
     ];
     assert_eq!(errors, expected.join("\n"));
+}
+
+/// Writes a configuration and what it includes; returns what loading it says, with the folder left out.
+fn load(main: &str, included: &[(&str, &str)]) -> Result<Config, String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let conf_d = folder.path().join("conf.d");
+    std::fs::create_dir(&conf_d).expect("the folder is ours");
+    for (name, text) in included {
+        std::fs::write(conf_d.join(name), text).expect("the folder is ours");
+    }
+    let file = folder.path().join("main.yml");
+    std::fs::write(&file, main.replace("CONF_D", &conf_d.display().to_string())).expect("the folder is ours");
+    let shorten = |text: String| text.replace(&format!("{}/", folder.path().display()), "");
+    config::load(&file, &environment).map_err(|errors| shorten(errors.to_string()))
+}
+
+const APP: &str = "dbs: [{path: /app.db, replicas: [{path: /b/app}]}]";
+const WEB: &str = "dbs: [{path: /web.db, replicas: [{path: /b/web}]}]";
+
+#[test]
+fn included_files_add_their_databases_in_the_order_of_their_names() {
+    let included =
+        [("20-web.yml", WEB), ("10-app.yml", APP), ("30.yml.off", "nonsense"), (".30.yml", "nonsense")];
+    let config = load("include: CONF_D\n", &included).expect("it is valid");
+    let paths: Vec<_> = config.databases.iter().map(|database| database.path.display().to_string()).collect();
+    assert_eq!(paths, ["/app.db", "/web.db"]);
+    let config = load(&format!("include: CONF_D\n{WEB}"), &[("10-app.yml", APP)]).expect("it is valid");
+    assert_eq!(config.databases[0].path, Path::new("/web.db"), "the including file comes first");
+}
+
+#[test]
+fn all_errors_of_all_files_are_told_with_their_files() {
+    let included = [("a.yml", "dbs: [{path: /c.db, replicas: []}]"), ("b.yml", "socket: /x\ndbs: []\n")];
+    let errors =
+        load(&format!("include: CONF_D\nsoket: /s\n{APP}\n"), &included).expect_err("it is not valid");
+    let expected = [
+        "main.yml:2:1: soket is no key of the configuration; perhaps socket was meant",
+        "conf.d/a.yml:1:31: replicas is missing or empty: give at least one replica",
+        "conf.d/b.yml:1:1: socket is no key of an included file; its keys are dbs",
+        "conf.d/b.yml:1:1: dbs is missing or empty: there is no database to replicate",
+    ];
+    assert_eq!(errors.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn no_two_files_may_give_one_database_or_one_place() {
+    let included = [("a.yml", APP), ("b.yml", "dbs: [{path: /other.db, replicas: [{path: /b/app}]}]")];
+    let errors = load(&format!("include: CONF_D\n{APP}\n"), &included).expect_err("it is not valid");
+    let expected = [
+        "conf.d/a.yml:1:14: this database is given twice, first in line 2 of main.yml",
+        "conf.d/a.yml:1:34: line 2 of main.yml has this place already; give this replica one of its own",
+        "conf.d/b.yml:1:36: line 2 of main.yml has this place already; give this replica one of its own",
+    ];
+    assert_eq!(errors.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_configuration_without_any_database_is_an_error_wherever_they_are_looked_for() {
+    let error = load("include: CONF_D\n", &[]).expect_err("there is no database");
+    assert_eq!(error, "main.yml: there is no database to replicate, neither here nor in conf.d");
+    let error = load("include: CONF_D/not-there\n", &[]).expect_err("there is no folder");
+    assert!(error.contains("include: conf.d/not-there: No such file"), "{error}");
 }
