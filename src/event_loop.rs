@@ -4,10 +4,11 @@ use crate::agent::{self, Agent, Now};
 use crate::config::Config;
 use crate::control::{self, Request, Server};
 use crate::disk::OsDisk;
+use crate::service::Service;
 use crate::watch::Watch;
 use crate::worker::Workers;
 use anyhow::Context;
-use log::{info, warn};
+use log::{error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use rustix::time::{
@@ -36,18 +37,34 @@ fn now() -> Now {
     Now { mono: Instant::now(), wall: SystemTime::now() }
 }
 
-/// Replicates until SIGTERM or SIGINT. Returns whether everything was acknowledged then.
+/// Why the loop has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to stop.
+    Stopped {
+        /// Whether everything that was committed before is acknowledged.
+        all_acknowledged: bool,
+    },
+    /// Everything is let go of, so that an agent with the new configuration can begin.
+    Reload,
+}
+
+/// Whether there is a new configuration that can be taken on; else what is wrong with it.
+pub type CheckConfig<'a> = &'a dyn Fn() -> Result<(), String>;
+
+/// Replicates until SIGTERM or SIGINT; with `check`, until SIGHUP, too, if there is a valid configuration then.
 ///
 /// # Errors
 /// What keeps the agent from starting. Nothing that happens later ends it.
-pub fn run(config: &Config) -> anyhow::Result<bool> {
+pub fn run(config: &Config, check: Option<CheckConfig<'_>>) -> anyhow::Result<Ended> {
+    // First of all: a signal that nobody catches would end the process.
+    let signals = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+    let mut signals = Signals::new(signals).context("cannot catch signals")?;
     let mut config = config.clone();
     config.databases.iter_mut().for_each(|database| follow_link(&mut database.path));
     config.notices.iter().for_each(|notice| info!("{notice}"));
     let poll = Poll::new().context("cannot wait for events")?;
     let waker = Arc::new(Waker::new(poll.registry(), WAKER).context("cannot make a waker")?);
-    let signals = [libc::SIGTERM, libc::SIGINT];
-    let mut signals = Signals::new(signals).context("cannot catch signals")?;
     poll.registry().register(&mut signals, SIGNALS, Interest::READABLE).context("cannot catch signals")?;
     let timer = Timer::new(&poll).context("cannot make a timer")?;
     let paths: Vec<PathBuf> = config.databases.iter().map(|database| database.path.clone()).collect();
@@ -62,7 +79,11 @@ pub fn run(config: &Config) -> anyhow::Result<bool> {
             None
         }
     };
-    EventLoop { poll, signals, timer, watch, agent, control, paths, follow_at: Some(Instant::now()) }.run()
+    let service = Service::from_environment(Instant::now());
+    service.ready(&agent.status(now()).summary());
+    let follow_at = Some(Instant::now());
+    let reload = Reload { check, is_begun: false };
+    EventLoop { poll, signals, timer, watch, agent, control, service, paths, follow_at, reload }.run()
 }
 
 /// SQLite keeps the WAL beside the file that a symbolic link leads to.
@@ -85,37 +106,51 @@ fn wake(waker: &Arc<Waker>) -> impl Fn() + Send + Sync + use<> {
     }
 }
 
-struct EventLoop {
+struct EventLoop<'a> {
     poll: Poll,
     signals: Signals,
     timer: Timer,
     watch: Watch,
     agent: Agent,
     control: Option<Server>,
+    service: Service,
     paths: Vec<PathBuf>,
     /// When folders that are not watched are tried again.
     follow_at: Option<Instant>,
+    reload: Reload<'a>,
 }
 
-impl EventLoop {
-    fn run(mut self) -> anyhow::Result<bool> {
+/// What SIGHUP does.
+struct Reload<'a> {
+    /// `None` if there is no configuration that could change.
+    check: Option<CheckConfig<'a>>,
+    /// The agent stops to begin anew.
+    is_begun: bool,
+}
+
+impl EventLoop<'_> {
+    fn run(mut self) -> anyhow::Result<Ended> {
         let mut events = Events::with_capacity(EVENTS);
         loop {
             self.follow();
             let Self { agent, watch, .. } = &mut self;
             let next = agent.step(now(), &mut |database| watch.take(database));
             if let Some(all_acknowledged) = self.agent.stopped(now()) {
-                return Ok(all_acknowledged);
+                let is_reload = self.reload.is_begun;
+                return Ok(if is_reload { Ended::Reload } else { Ended::Stopped { all_acknowledged } });
             }
-            self.timer.set([next, self.follow_at].into_iter().flatten().min())?;
+            let Self { agent, service, .. } = &mut self;
+            service.turn(Instant::now(), &|| agent.status(now()).summary());
+            let next = [next, self.follow_at, self.service.next_timeout()].into_iter().flatten().min();
+            self.timer.set(next)?;
             self.wait(&mut events)?;
             for event in &events {
                 match event.token() {
                     WAKER => {}
                     TIMER => self.timer.clear(),
                     SIGNALS => {
-                        if self.on_signal() {
-                            return Ok(false);
+                        if self.on_signals() {
+                            return Ok(Ended::Stopped { all_acknowledged: false });
                         }
                     }
                     token => self.on_client(token),
@@ -153,18 +188,51 @@ impl EventLoop {
         self.follow_at = (missing > 0).then(|| Instant::now() + FOLLOW_PAUSE);
     }
 
-    /// Whether to go at once: this is the second signal.
-    fn on_signal(&mut self) -> bool {
-        if self.signals.pending().next().is_none() {
-            return false;
-        }
-        if self.agent.is_stopping() {
+    /// Whether to go at once: a second signal says so.
+    fn on_signals(&mut self) -> bool {
+        let signals: Vec<i32> = self.signals.pending().collect();
+        signals.into_iter().any(|signal| match self.reload.check {
+            Some(check) if signal == libc::SIGHUP => {
+                self.begin_reload(check);
+                false
+            }
+            _ => self.begin_stop(),
+        })
+    }
+
+    /// Whether to go at once.
+    fn begin_stop(&mut self) -> bool {
+        if std::mem::take(&mut self.reload.is_begun) {
+            info!("stopping for good");
+        } else if self.agent.is_stopping() {
             warn!("a second signal: going without waiting");
             return true;
+        } else {
+            self.let_go();
         }
+        self.service.stopping();
+        false
+    }
+
+    fn begin_reload(&mut self, check: CheckConfig<'_>) {
+        if self.agent.is_stopping() {
+            return;
+        }
+        self.service.reloading();
+        if let Err(wrong) = check() {
+            error!("the new configuration is wrong, and the old one stays in effect:\n{wrong}");
+            let status = self.agent.status(now()).summary();
+            self.service.ready(&format!("{status}; the new configuration is wrong, see the log"));
+            return;
+        }
+        info!("the configuration is read anew");
+        self.reload.is_begun = true;
+        self.let_go();
+    }
+
+    fn let_go(&mut self) {
         let begun = now();
         self.agent.begin_stop(begun, begun.mono + STOP_PATIENCE);
-        false
     }
 
     fn on_client(&mut self, token: Token) {

@@ -13,7 +13,7 @@
 //! front door   main  cli/  config/
 //! rooms        event_loop -> agent -> source/ -> shadow
 //!                            agent -> worker -> carry -> shadow (read side)      restore/
-//! pipes        disk  sqlite  watch  locks  control  remote/          each opens one outside crate
+//! pipes        disk  sqlite  watch  locks  control  service  remote/ each opens one outside crate
 //! ground       core/                                          pure: values in, values out
 //! ```
 //!
@@ -83,6 +83,7 @@ pub mod event_loop;
 pub mod locks;
 pub mod remote;
 pub mod restore;
+pub mod service;
 pub mod shadow;
 pub mod source;
 pub mod sqlite;

@@ -2,10 +2,13 @@
 
 use super::{FAILED, Failure, OK};
 use crate::config::Config;
-use crate::event_loop;
+use crate::event_loop::{self, CheckConfig, Ended};
+use anyhow::anyhow;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Command;
 
-/// Replicate databases until SIGINT or SIGTERM
+/// Replicate databases until SIGINT or SIGTERM; SIGHUP takes on a changed configuration
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// The configuration [default: /etc/wal-agent.yml]
@@ -32,6 +35,23 @@ pub fn run(arguments: Arguments) -> Result<u8, Failure> {
     if let Some(level) = config.log_level.filter(|_| super::variable("RUST_LOG").is_none()) {
         log::set_max_level(level);
     }
-    let is_all_acknowledged = event_loop::run(&config)?;
-    Ok(if is_all_acknowledged { OK } else { FAILED })
+    let check = || match super::load(arguments.config.as_deref()) {
+        Ok(_) => Ok(()),
+        Err(errors) => Err(errors.to_string()),
+    };
+    // Without a configuration, a terminal that is closed ends the agent, as it would any program.
+    let check: Option<CheckConfig<'_>> = if arguments.database.is_none() { Some(&check) } else { None };
+    match event_loop::run(&config, check)? {
+        Ended::Stopped { all_acknowledged } => Ok(if all_acknowledged { OK } else { FAILED }),
+        Ended::Reload => Err(begin_anew()),
+    }
+}
+
+/// Begins anew in this very process, as after any restart: with no thread, lock or login of before. Returns only if
+/// that fails.
+fn begin_anew() -> Failure {
+    let mut words = std::env::args_os();
+    let program = words.next().unwrap_or_else(|| "agent".into());
+    let error = Command::new(&program).args(words).exec();
+    Failure::new(FAILED, anyhow!("cannot start {} anew: {error}", program.display()))
 }

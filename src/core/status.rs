@@ -190,6 +190,19 @@ impl AgentStatus {
     pub fn health(&self) -> Health {
         self.databases.iter().map(DatabaseStatus::health).max().unwrap_or(Health::Healthy)
     }
+
+    /// One line: `healthy, 3 databases`, or `failing: /var/lib/app/app.db, 1 of 3 databases`.
+    pub fn summary(&self) -> String {
+        let (health, all) = (self.health(), self.databases.len());
+        let plural = if all == 1 { "" } else { "s" };
+        let troubled: Vec<_> = self.databases.iter().filter(|database| database.health() == health).collect();
+        match troubled[..] {
+            [first, ..] if health > Health::Healthy => {
+                format!("{health}: {}, {} of {all} database{plural}", first.path, troubled.len())
+            }
+            _ => format!("{health}, {all} database{plural}"),
+        }
+    }
 }
 
 impl DatabaseStatus {

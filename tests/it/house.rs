@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// The pipes: each carries for one outside thing, and knows no other.
-const PIPES: [&str; 6] = ["disk", "sqlite", "watch", "locks", "control", "remote"];
+const PIPES: [&str; 7] = ["disk", "sqlite", "watch", "locks", "control", "service", "remote"];
 
 /// What a pipe may import of this crate, besides itself.
 const BELOW_PIPES: [&str; 2] = ["core", "error"];
@@ -24,6 +24,7 @@ const DOORS: [(&str, &[&str]); 15] = [
     ("notify", &["watch"]),
     ("rand", &["agent"]),
     ("rusqlite", &["sqlite"]),
+    ("sd_notify", &["service"]),
     ("serde_saphyr", &["config"]),
     ("sha2", &["remote/sftp"]),
     ("ssh2", &["remote/sftp"]),

@@ -26,21 +26,27 @@ impl Agent {
         Agent::start_again(&write_configuration(folder, configuration))
     }
 
+    /// Starts the agent as a service manager would: with these variables in its environment.
+    pub fn start_with(folder: &Path, configuration: &str, environment: &[(&str, &str)]) -> Agent {
+        Agent::spawn(&write_configuration(folder, configuration), None, environment)
+    }
+
     /// Starts the agent of a user with this home, where `.ssh/known_hosts` is looked for.
     pub fn start_at_home(folder: &Path, configuration: &str, home: &Path) -> Agent {
-        Agent::spawn(&write_configuration(folder, configuration), Some(home))
+        Agent::spawn(&write_configuration(folder, configuration), Some(home), &[])
     }
 
     /// Starts the agent with a configuration file that is there, as after [`Agent::kill`]. The log goes on.
     pub fn start_again(configuration: &Path) -> Agent {
-        Agent::spawn(configuration, None)
+        Agent::spawn(configuration, None, &[])
     }
 
-    fn spawn(configuration: &Path, home: Option<&Path>) -> Agent {
+    fn spawn(configuration: &Path, home: Option<&Path>, environment: &[(&str, &str)]) -> Agent {
         let log = configuration.with_file_name("agent.log");
         let file = File::options().create(true).append(true).open(&log).expect("the folder is ours");
         let mut command = agent("replicate", configuration, home);
         command
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("there are descriptors left"))
             .stderr(file);
@@ -86,6 +92,12 @@ impl Agent {
     #[track_caller]
     pub fn wait_for_log(&self, text: &str) {
         wait_until(&format!("{text:?} in {}", self.log.display()), DEADLINE, || self.log().contains(text));
+    }
+
+    /// Gives the running agent another configuration, and tells it so.
+    pub fn reload(&self, configuration: &str) {
+        write_configuration(self.configuration.parent().expect("it is in a folder"), configuration);
+        signal(self.pid(), Signal::HUP);
     }
 
     /// Asks the agent to end, and waits until it has.

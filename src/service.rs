@@ -1,0 +1,57 @@
+//! The service manager that started the agent: what systemd is told. Without one, nothing is said.
+
+use log::warn;
+use sd_notify::NotifyState;
+use std::time::{Duration, Instant};
+
+/// The way to the service manager.
+pub struct Service {
+    /// Half of what the watchdog allows; `None` without a watchdog.
+    period: Option<Duration>,
+    next_ping: Option<Instant>,
+}
+
+impl Service {
+    /// As the environment says: `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
+    pub fn from_environment(now: Instant) -> Self {
+        let period = sd_notify::watchdog_enabled().map(|limit| limit / 2);
+        Service { period, next_ping: period.map(|_| now) }
+    }
+
+    /// The configuration is read, and everything listens that can.
+    pub fn ready(&self, status: &str) {
+        tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    }
+
+    /// A new configuration was asked for; [`Service::ready`] ends this, whatever came of it.
+    pub fn reloading(&self) {
+        let Ok(since) = NotifyState::monotonic_usec_now() else { return };
+        tell(&[NotifyState::Reloading, since, NotifyState::Status("taking on a new configuration")]);
+    }
+
+    /// The agent was told to stop, and sends what is pending.
+    pub fn stopping(&self) {
+        tell(&[NotifyState::Stopping, NotifyState::Status("sending what is pending")]);
+    }
+
+    /// When the next ping is due.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        self.next_ping
+    }
+
+    /// Says that the loop turns, if that is due. Invariant: called by the loop alone, so that a loop that hangs is
+    /// killed by the watchdog.
+    pub fn turn(&mut self, now: Instant, status: &dyn Fn() -> String) {
+        if self.next_ping.is_none_or(|at| now < at) {
+            return;
+        }
+        self.next_ping = self.period.map(|period| now + period);
+        tell(&[NotifyState::Watchdog, NotifyState::Status(&status())]);
+    }
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        warn!("cannot reach the service manager: {error}");
+    }
+}
