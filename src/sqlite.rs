@@ -2,6 +2,8 @@
 //!
 //! Every handle keeps the WAL when it closes, never checkpoints by itself, and never waits for a lock.
 
+mod owner;
+
 use crate::core::restore::Check;
 use rusqlite::config::DbConfig;
 use rusqlite::wal::CheckpointMode;
@@ -77,6 +79,7 @@ impl Handle {
     /// # Errors
     /// Why SQLite could not.
     pub fn open(path: &Path) -> Result<Self, SqliteError> {
+        owner::give_files_to_owner();
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(Duration::ZERO)?;

@@ -233,7 +233,7 @@ pub fn attach(request: AttachRequest) -> AttachOutcome {
         Ok(metadata) if metadata.len() > 0 => {}
         Ok(_) => return AttachOutcome::Absent,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return AttachOutcome::Absent,
-        Err(e) => return AttachOutcome::Refused(Refusal::NoAccess(e.to_string())),
+        Err(e) => return AttachOutcome::Refused(Refusal::NoAccess(remedy(&request.database, &e))),
     }
     try_attach(request).unwrap_or_else(AttachOutcome::Refused)
 }
@@ -247,7 +247,7 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
         .write(true)
         .custom_flags(libc::O_CLOEXEC)
         .open(path)
-        .map_err(|e| Refusal::NoAccess(e.to_string()))?;
+        .map_err(|e| Refusal::NoAccess(remedy(path, &e)))?;
     let no_access = |e: io::Error| Refusal::NoAccess(e.to_string());
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
     let past = Past::of(request, resting, stamp.inode)?;
@@ -369,7 +369,22 @@ impl Past {
 }
 
 fn meta_error(request: &AttachRequest, error: io::Error) -> Refusal {
-    Refusal::Meta(format!("{}: {error}", request.meta.display()))
+    Refusal::Meta(format!("{}: {}", request.meta.display(), remedy(&request.meta, &error)))
+}
+
+/// An error of the kernel, and what to write into a unit whose sandbox is the reason.
+fn remedy(path: &Path, error: &io::Error) -> String {
+    let folder = path.parent().unwrap_or(path).display();
+    match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => {
+            format!("{error}; a sandboxed systemd service needs `ReadWritePaths={folder}`: systemctl edit wal-agent")
+        }
+        io::ErrorKind::PermissionDenied => format!(
+            "{error}; a systemd service needs the user that the files belong to as `User=`, or no `User=` and \
+             `CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_CHOWN`: systemctl edit wal-agent"
+        ),
+        _ => error.to_string(),
+    }
 }
 
 /// Two agents on one database would tear each other's shadow apart.
