@@ -13,6 +13,9 @@ fn assert_valid(text: &str) {
     }
 }
 
+/// What the package says about its folder of configurations.
+const CONF_D: &str = include_str!("../../packaging/conf.d-README");
+
 /// The sample with everything switched on: `# key: value` is a key; `# Words and words` are not.
 fn with_all_keys(sample: &str) -> String {
     let is_yaml = |text: &str| {
@@ -35,9 +38,17 @@ fn every_yaml_block_of_the_readme_is_a_configuration() {
 }
 
 #[test]
+fn the_example_for_the_folder_is_a_configuration() {
+    let example: String = CONF_D.lines().filter_map(|line| line.strip_prefix("    ")).map(|l| format!("{l}\n")).collect();
+    assert!(example.starts_with("dbs:"), "{example}");
+    assert_valid(&example);
+}
+
+#[test]
 fn the_sample_is_a_configuration_as_it_is_and_with_everything_switched_on() {
     assert_valid(SAMPLE);
-    let all = with_all_keys(SAMPLE);
+    // What is an example within an example, has two signs to take away.
+    let all = with_all_keys(&with_all_keys(SAMPLE));
     assert!(all.contains("\nsocket:") && all.contains("\n    max-write-block:"), "{all}");
     assert_valid(&all);
 }

@@ -16,6 +16,7 @@ mod interop;
 mod litestream;
 mod outside_world;
 mod outsider;
+mod package;
 mod planners;
 mod reload;
 mod remote_contract;
