@@ -377,7 +377,9 @@ fn remedy(path: &Path, error: &io::Error) -> String {
     let folder = path.parent().unwrap_or(path).display();
     match error.kind() {
         io::ErrorKind::ReadOnlyFilesystem => {
-            format!("{error}; a sandboxed systemd service needs `ReadWritePaths={folder}`: systemctl edit wal-agent")
+            format!(
+                "{error}; a sandboxed systemd service needs `ReadWritePaths={folder}`: systemctl edit wal-agent"
+            )
         }
         io::ErrorKind::PermissionDenied => format!(
             "{error}; a systemd service needs the user that the files belong to as `User=`, or no `User=` and \

@@ -28,8 +28,8 @@ const TAKEN_BY_NAME: [&str; 3] = ["wal-agent.service", "wal-agent.sysusers", "ch
 fn every_file_of_the_packaging_folder_is_packaged_or_for_maintainers() {
     for entry in fs::read_dir(packaging()).expect("it is there") {
         let name = entry.expect("an entry").file_name().into_string().expect("plain names");
-        let is_asset = MANIFEST.contains(&format!("\"packaging/{name}\""))
-            || MANIFEST.contains(&format!("\"packaging/{name}/*\""));
+        let is_asset = MANIFEST.contains(&format!("[\"packaging/{name}\""))
+            || MANIFEST.contains(&format!("[\"packaging/{name}/*\""));
         let is_known = NOT_PACKAGED.contains(&name.as_str()) || TAKEN_BY_NAME.contains(&name.as_str());
         assert!(is_asset != is_known, "packaging/{name}");
     }
@@ -46,7 +46,8 @@ fn the_changelog_ends_with_this_version() {
 fn the_unit_is_valid_and_hardly_exposed() {
     let folder = temporary_folder();
     let unit = folder.path().join("wal-agent.service");
-    fs::write(&unit, UNIT.replace("/usr/bin/agent", env!("CARGO_BIN_EXE_agent"))).expect("the folder is ours");
+    fs::write(&unit, UNIT.replace("/usr/bin/agent", env!("CARGO_BIN_EXE_agent")))
+        .expect("the folder is ours");
     let verify = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output();
     let verify = verify.expect("systemd-analyze is there");
     let said = String::from_utf8_lossy(&verify.stderr);
@@ -62,7 +63,8 @@ fn every_command_has_a_manual_page_with_all_its_options_and_every_shell_complete
     let manual = build_folder().join("examples/manual");
     assert!(manual.exists(), "{} is not built: run tests/run, or cargo build --examples", manual.display());
     output(Command::new(manual).arg(folder.path()));
-    let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let read =
+        |name: &str| fs::read_to_string(folder.path().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     let completions = ["agent.bash", "_agent", "agent.fish"].map(read);
     let help = |words: &[&str]| output(Command::new(env!("CARGO_BIN_EXE_agent")).args(words).arg("--help"));
     for (command, page) in [
@@ -90,7 +92,8 @@ fn metrics(text: &str) -> BTreeSet<&str> {
 fn textfile(file: &Path, socket: &Path) -> String {
     let mut script = Command::new(packaging().join("monitoring/wal-agent-textfile"));
     let path = std::env::var("PATH").expect("there is a PATH");
-    let programs = Path::new(env!("CARGO_BIN_EXE_agent")).parent().expect("it is in a folder").display().to_string();
+    let programs =
+        Path::new(env!("CARGO_BIN_EXE_agent")).parent().expect("it is in a folder").display().to_string();
     output(script.env("PATH", format!("{programs}:{path}")).arg(file).arg("--socket").arg(socket));
     fs::read_to_string(file).expect("the script wrote it")
 }
@@ -120,7 +123,8 @@ fn the_metrics_tell_how_an_agent_is_and_alerts_and_dashboard_use_no_others() {
     let text = textfile(&file, &socket);
     assert!(text.contains("wal_agent_up 0\n") && !text.contains("{database="), "{text}");
     let left = fs::read_dir(file.parent().expect("a folder")).expect("a folder").flatten();
-    let temporary = left.filter(|entry| entry.file_name().to_string_lossy().starts_with("agent.prom.")).count();
+    let temporary =
+        left.filter(|entry| entry.file_name().to_string_lossy().starts_with("agent.prom.")).count();
     assert_eq!(temporary, 0, "a temporary file is left");
 }
 
