@@ -1,10 +1,11 @@
 //! The program `agent`.
 
 use clap::Parser;
-use log::LevelFilter;
+use log::{Level, LevelFilter};
 use std::io::Write;
 use std::process::ExitCode;
 use wal_agent::cli::Cli;
+use wal_agent::service;
 
 fn main() -> ExitCode {
     start_log();
@@ -17,16 +18,33 @@ fn main() -> ExitCode {
     }
 }
 
-/// Plain lines on stderr. Without `RUST_LOG`, the level can be changed later: the configuration may have one.
+/// Plain lines on stderr; in the journal, which has a clock of its own, with systemd's levels. Without `RUST_LOG`, the level can be changed later: the configuration may have one.
 fn start_log() {
     let mut builder = env_logger::Builder::new();
-    builder.format(|out, record| {
-        writeln!(out, "{} {:5} {}", out.timestamp_millis(), record.level(), record.args())
-    });
+    if service::is_journal() {
+        builder.format(|out, record| {
+            let level = priority(record.level());
+            record.args().to_string().lines().try_for_each(|line| writeln!(out, "<{level}>{line}"))
+        });
+    } else {
+        builder.format(|out, record| {
+            writeln!(out, "{} {:5} {}", out.timestamp_millis(), record.level(), record.args())
+        });
+    }
     if std::env::var_os("RUST_LOG").is_some() {
         builder.parse_default_env().init();
     } else {
         builder.filter_level(LevelFilter::Warn).filter_module("wal_agent", LevelFilter::Debug).init();
         log::set_max_level(LevelFilter::Info);
+    }
+}
+
+/// The priority that syslog gives a level.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
     }
 }

@@ -2,7 +2,15 @@
 
 use log::warn;
 use sd_notify::NotifyState;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
+
+/// Whether stderr goes to the journal, which keeps time and level of each line by itself.
+pub fn is_journal() -> bool {
+    let stderr =
+        std::fs::metadata("/proc/self/fd/2").map(|stderr| format!("{}:{}", stderr.dev(), stderr.ino()));
+    stderr.is_ok_and(|stderr| std::env::var("JOURNAL_STREAM") == Ok(stderr))
+}
 
 /// The way to the service manager.
 pub struct Service {

@@ -232,7 +232,12 @@ pub fn attach(request: AttachRequest) -> AttachOutcome {
         // An empty file has no page size yet: switching it to WAL mode would choose one for the application.
         Ok(metadata) if metadata.len() > 0 => {}
         Ok(_) => return AttachOutcome::Absent,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return AttachOutcome::Absent,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return match hidden(&request.database) {
+                Some(reason) => AttachOutcome::Refused(Refusal::NoAccess(reason)),
+                None => AttachOutcome::Absent,
+            };
+        }
         Err(e) => return AttachOutcome::Refused(Refusal::NoAccess(remedy(&request.database, &e))),
     }
     try_attach(request).unwrap_or_else(AttachOutcome::Refused)
@@ -387,6 +392,20 @@ fn remedy(path: &Path, error: &io::Error) -> String {
         ),
         _ => error.to_string(),
     }
+}
+
+/// Why a file is not there, if a sandbox hides it: systemd puts a folder that nobody may enter in front of `/home`.
+fn hidden(path: &Path) -> Option<String> {
+    let above = path.ancestors().skip(1).find(|folder| folder.exists())?;
+    let is_closed = std::fs::metadata(above).is_ok_and(|metadata| metadata.mode() & 0o777 == 0);
+    is_closed.then(|| {
+        format!(
+            "{} is hidden from the agent; a sandboxed systemd service needs `ProtectHome=read-only` and \
+             `ReadWritePaths={}`: systemctl edit wal-agent",
+            above.display(),
+            path.parent().unwrap_or(path).display()
+        )
+    })
 }
 
 /// Two agents on one database would tear each other's shadow apart.

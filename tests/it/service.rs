@@ -5,6 +5,8 @@ use crate::support::place::{Place, is_streaming};
 use crate::support::sqlite::Writer;
 use crate::support::wait::wait_until;
 use std::cell::RefCell;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
@@ -98,4 +100,25 @@ fn a_loop_that_turns_feeds_the_watchdog_and_says_how_it_is() {
     let before = manager.heard().len();
     manager.wait_for_nth(before + 3, "");
     assert_eq!(agent.stop().code(), Some(0));
+}
+
+#[test]
+fn the_journal_gets_levels_and_no_times() {
+    let place = Place::new();
+    let mut writer = Writer::start(&place.database(), &["--step"]);
+    writer.step();
+    // The log of the tests is a file; for the agent, it is the journal.
+    let log = place.path("agent.log");
+    File::create(&log).expect("the folder is ours");
+    let metadata = fs::metadata(&log).expect("it is there");
+    let stream = format!("{}:{}", metadata.dev(), metadata.ino());
+    let agent =
+        Agent::start_with(place.path("").as_path(), &configuration(&place), &[("JOURNAL_STREAM", &stream)]);
+    agent.wait_for_status("streams", is_streaming);
+    agent.reload("dbs: []\n");
+    agent.wait_for_log("dbs is missing or empty");
+    let log = agent.log();
+    let is_leveled = |line: &str| ["<3>", "<4>", "<6>"].iter().any(|level| line.starts_with(level));
+    assert!(log.lines().all(is_leveled), "{log}");
+    assert!(log.contains("<3>the new configuration is wrong"), "{log}");
 }
