@@ -11,7 +11,7 @@ const PIPES: [&str; 7] = ["disk", "sqlite", "watch", "locks", "control", "servic
 const BELOW_PIPES: [&str; 2] = ["core", "error"];
 
 /// Outside crates, each with the only places that may use it: files (without `.rs`) or folders of `src`.
-const DOORS: [(&str, &[&str]); 15] = [
+const DOORS: [(&str, &[&str]); 16] = [
     ("base64", &["remote/sftp"]),
     ("clap", &["cli", "main"]),
     ("crc64fast", &["core/checksum"]),
