@@ -96,7 +96,6 @@ pub fn run(config: &Config, check: Option<CheckConfig<'_>>) -> anyhow::Result<En
     };
     let service = Service::from_environment(Instant::now());
     service.ready(&agent.status(now()).summary());
-<<<<<<< HEAD
     let (follow_at, check_at) = (Some(Instant::now()), Instant::now() + CHECK_PAUSE);
     let (reload, _mounts) = (Reload { check, is_begun: false }, mounts.ok());
     let mut event_loop = EventLoop {
@@ -114,11 +113,6 @@ pub fn run(config: &Config, check: Option<CheckConfig<'_>>) -> anyhow::Result<En
         _mounts,
     };
     event_loop.run()
-=======
-    let follow_at = Some(Instant::now());
-    let reload = Reload { check, is_begun: false };
-    EventLoop { poll, signals, timer, watch, agent, control, service, paths, follow_at, reload }.run()
->>>>>>> helper-P
 }
 
 /// SQLite keeps the WAL beside the file that a symbolic link leads to.
@@ -152,13 +146,10 @@ struct EventLoop<'a> {
     paths: Vec<PathBuf>,
     /// When folders that are not watched are tried again.
     follow_at: Option<Instant>,
-<<<<<<< HEAD
     /// When those that are watched are compared with what is there.
     check_at: Instant,
     /// Only polled; open as long as the loop runs.
     _mounts: Option<File>,
-=======
->>>>>>> helper-P
     reload: Reload<'a>,
 }
 
@@ -171,11 +162,7 @@ struct Reload<'a> {
 }
 
 impl EventLoop<'_> {
-<<<<<<< HEAD
     fn run(&mut self) -> anyhow::Result<Ended> {
-=======
-    fn run(mut self) -> anyhow::Result<Ended> {
->>>>>>> helper-P
         let mut events = Events::with_capacity(EVENTS);
         loop {
             if Instant::now() >= self.check_at {
@@ -188,11 +175,7 @@ impl EventLoop<'_> {
                 let is_reload = self.reload.is_begun;
                 return Ok(if is_reload { Ended::Reload } else { Ended::Stopped { all_acknowledged } });
             }
-<<<<<<< HEAD
             let Self { agent, service, .. } = self;
-=======
-            let Self { agent, service, .. } = &mut self;
->>>>>>> helper-P
             service.turn(Instant::now(), &|| agent.status(now()).summary());
             let next = [next, self.follow_at, self.service.next_timeout()].into_iter().flatten().min();
             self.timer.set(next)?;

@@ -222,6 +222,9 @@ impl Replica {
         if self.retry_at.is_some() {
             return self.retry_at;
         }
+        if self.finish_at.is_some_and(|end| self.is_finished(end)) {
+            return None; // what is committed after the end is for the next run
+        }
         if self.acked() != Some(shadow.position()) {
             return self.last_push.map(|at| at + self.sync_interval);
         }
@@ -229,6 +232,11 @@ impl Replica {
             Phase::Streaming { tail, .. } => tail.seals_at(shadow),
             Phase::Unknown | Phase::Empty => None,
         }
+    }
+
+    /// Whether everything is acked that is to be sent before the agent stops.
+    fn is_finishing(&self) -> bool {
+        self.acked().zip(self.finish_at).is_some_and(|(acked, at)| acked >= at)
     }
 
     /// Whether the next job reads the database file.
@@ -242,14 +250,11 @@ impl Replica {
         if self.in_flight.is_some() || waits || shadow.generation != self.generation {
             return None;
         }
+        let is_finishing = self.is_finishing();
         let job = match &mut self.phase {
             Phase::Unknown => Some(Job::Look),
             Phase::Empty => Some(Job::SendSnapshot { index: shadow.index }),
             Phase::Streaming { tail, snapshot } => {
-                let is_finishing = self
-                    .acked
-                    .zip(self.finish_at)
-                    .is_some_and(|((index, offset), at)| Position::new(self.generation, index, offset) >= at);
                 let job = match (is_finishing, *snapshot) {
                     (true, Snapshot::Published) => tail.open.map(|open| tail.seal(open, false, shadow)),
                     (_, snapshot) => next_streaming_job(tail, snapshot, shadow, now),

@@ -431,13 +431,8 @@ fn remedy(path: &Path, error: &io::Error) -> String {
             )
         }
         io::ErrorKind::PermissionDenied => format!(
-<<<<<<< HEAD
-            "{error}; a systemd service needs the user that the files belong to as `User=`, or no `User=` and \
-             `CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_CHOWN`: systemctl edit wal-agent"
-=======
             "{error}; a systemd service needs the user that the files belong to as `User=`, or \
              `AmbientCapabilities=CAP_DAC_OVERRIDE CAP_CHOWN`: systemctl edit wal-agent"
->>>>>>> helper-P
         ),
         _ => error.to_string(),
     }

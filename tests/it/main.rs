@@ -20,14 +20,10 @@ mod litestream;
 mod outside_world;
 mod outsider;
 mod package;
-<<<<<<< HEAD
 mod page_table;
 mod page_table_crash;
 mod planners;
 mod proof;
-=======
-mod planners;
->>>>>>> helper-P
 mod reload;
 mod remote_contract;
 mod replica;

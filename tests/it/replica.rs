@@ -206,6 +206,7 @@ fn a_replica_that_finishes_seals_what_it_has_and_sends_nothing_behind_it() {
     replica.on_outcome(Outcome::Sealed, &known(1000), now, 0.0);
     assert!(replica.is_finished(end));
     assert_eq!(replica.next_job(&known(9000), now), None);
+    assert_eq!(replica.next_timeout(&known(9000)), None, "nothing is due, so nobody must wake");
 }
 
 #[test]
