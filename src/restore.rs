@@ -34,7 +34,7 @@ pub struct RestoreOptions<'a> {
     pub root: &'a str,
     /// The database file to make.
     pub output: PathBuf,
-    /// What SQLite is asked before the file gets its name.
+    /// What it is compared with before the file gets its name.
     pub check: Check,
     /// Told how far it is; drawing it is the caller's.
     pub progress: &'a mut dyn FnMut(Progress),
@@ -131,7 +131,7 @@ fn carry_out(
     let (applied, fetched) = std::thread::scope(|scope| {
         scope.spawn(move || fetch::fetch_all(connection, &wanted, &sender));
         let mut feed = Feed::new(receiver, size, options.progress);
-        let applied = Applier::new(plan, &mut feed, &mut output).apply();
+        let applied = Applier::new(plan, &mut feed, &mut output, options.check != Check::None).apply();
         applied.map(|applied| (applied, feed.fetched()))
     })?;
     (options.progress)(Progress { phase: Phase::Check, done: 0, total: 0 });

@@ -22,7 +22,7 @@ pub struct Arguments {
     /// The file to make [default: DB itself]
     #[arg(short, value_name = "OUT")]
     output: Option<PathBuf>,
-    /// What SQLite is asked about the restored database before it gets its name
+    /// What is compared before the restored database gets its name: with the source's checksums, and by SQLite
     #[arg(long, value_enum, default_value_t = Integrity::Quick)]
     integrity: Integrity,
     /// A database of the configuration, or the URL of a replica
@@ -36,7 +36,7 @@ enum Integrity {
     Quick,
     /// PRAGMA integrity_check
     Full,
-    /// Nothing
+    /// Neither; for a replica that is refused otherwise
     None,
 }
 

@@ -13,7 +13,7 @@ pub enum Target {
     Newest,
 }
 
-/// What SQLite is asked about a restored database before it gets its name.
+/// What a restored database is compared with before it gets its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Check {
     /// `PRAGMA quick_check`: structure, without comparing indexes with their tables.
@@ -21,7 +21,8 @@ pub enum Check {
     Quick,
     /// `PRAGMA integrity_check`: everything SQLite can check.
     Full,
-    /// Nothing; the checksums of the WAL and of the objects are verified all the same.
+    /// Neither SQLite nor what the source was: for a replica that would be refused. The checksums of the WAL and of the
+    /// objects are verified all the same.
     None,
 }
 

@@ -34,6 +34,7 @@ pub(super) struct Applier<'a, 'f> {
     feed: &'a mut Feed<'f>,
     output: &'a mut Output,
     /// There is one as soon as the size of pages is known.
+    compares: bool,
     proof: Option<Proof>,
     cut: Option<Cut>,
     notes: Vec<Note>,
@@ -62,8 +63,14 @@ impl From<ReplayFault> for Refused {
 }
 
 impl<'a, 'f> Applier<'a, 'f> {
-    pub(super) fn new(plan: &'a RestorePlan, feed: &'a mut Feed<'f>, output: &'a mut Output) -> Self {
-        Applier { plan, feed, output, proof: None, cut: None, notes: Vec::new(), jumps: None }
+    /// With `compares`, what is restored is compared with what the source was.
+    pub(super) fn new(
+        plan: &'a RestorePlan,
+        feed: &'a mut Feed<'f>,
+        output: &'a mut Output,
+        compares: bool,
+    ) -> Self {
+        Applier { plan, feed, output, compares, proof: None, cut: None, notes: Vec::new(), jumps: None }
     }
 
     /// Writes the snapshot and replays every WAL on it.
@@ -121,7 +128,7 @@ impl<'a, 'f> Applier<'a, 'f> {
         let object = self.plan.snapshot.object(self.plan.generation);
         let damaged = |damage| RestoreError::Damaged { object, damage };
         let mut start = Vec::with_capacity(DATABASE_HEADER);
-        let (output, proof) = (&mut *self.output, &mut self.proof);
+        let (output, proof, compares) = (&mut *self.output, &mut self.proof, self.compares);
         let index = self.plan.snapshot.index;
         let content = decode(self.feed, object, |block| {
             let known = start.len();
@@ -129,7 +136,7 @@ impl<'a, 'f> Applier<'a, 'f> {
             match proof {
                 Some(proof) => proof.append(block),
                 None => {
-                    if let Some(page_size) = database_page_size(&start) {
+                    if let Some(page_size) = database_page_size(&start).filter(|_| compares) {
                         let proof = proof.insert(Proof::new(page_size, index));
                         proof.append(&start[..known]);
                         proof.append(block);

@@ -40,7 +40,7 @@ pub enum Damage {
     /// A trailer says what the source was at a position, and what is restored is something else there.
     #[error(
         "at {}:{} the source had {expected}, and what is restored has {restored}. Every checksum of the objects is right, \
-         so they are not all of this history, or the source's file was changed without SQLite",
+         so they are not all of this history. Another replica may be sound; `--integrity none` restores this one as it is",
         at.0, at.1
     )]
     NotTheSource {

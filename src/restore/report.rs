@@ -84,7 +84,7 @@ impl fmt::Display for RestoreReport {
         f.write_str(match self.check {
             Check::Quick => "every checksum is right and SQLite's quick_check found nothing wrong",
             Check::Full => "every checksum is right and SQLite's integrity_check found nothing wrong",
-            Check::None => "every checksum is right; SQLite was not asked",
+            Check::None => "every checksum of an object is right; SQLite was not asked",
         })?;
         match self.proven {
             Some(proven) if proven == *position => {

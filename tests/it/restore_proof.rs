@@ -1,12 +1,13 @@
 //! A restore is compared with the checksums that the source had at exact positions, and refused where they differ.
 
 use crate::support::history::{History, Objects, Style, encode, generation, index, rows, scratch, segment};
-use crate::support::memory::{Server, restore_from};
+use crate::support::memory::{Server, restore_checked};
 use wal_agent::core::checksum::Crc64;
 use wal_agent::core::names::Object;
 use wal_agent::core::page::{PageCount, PageNumber, PageSize};
 use wal_agent::core::page_table::{DatabaseChecksum, DatabaseState, Entries};
 use wal_agent::core::position::{Offset, Position};
+use wal_agent::core::restore::Check;
 use wal_agent::core::segment::{SegmentTrailer, SnapshotTrailer, Trailer};
 use wal_agent::core::wal::{FrameHeader, WalHeader};
 use wal_agent::restore::{Damage, RestoreError, RestoreReport};
@@ -97,7 +98,7 @@ fn with_page_changed(wal: &[u8], frame: usize) -> Vec<u8> {
 fn restore(objects: Objects) -> Result<(RestoreReport, Vec<u8>), RestoreError> {
     let folder = scratch();
     let output = folder.path().join("out.db");
-    let report = restore_from(&Server::new(objects), &output)?;
+    let report = restore_checked(&Server::new(objects), &output, Check::Quick)?;
     Ok((report, std::fs::read(&output).unwrap()))
 }
 
@@ -142,6 +143,19 @@ fn what_lies_behind_the_last_state_is_not_called_proven() {
     let end = Offset::new(history.wals[0].len() as u64);
     assert_eq!(report.proven, Some(Position::new(generation(), index(0), end)));
     assert!(report.to_string().contains(&format!("equal to the source at {}", report.proven.unwrap())));
+}
+
+#[test]
+fn a_replica_that_is_refused_can_be_restored_as_it_is() {
+    let history = history();
+    let mut wals = history.wals.clone();
+    wals[1] = with_page_changed(&wals[1], (wals[1].len() - 32) / FRAME - 1);
+    let objects = replica(&history, &wals, true);
+    assert!(restore(objects.clone()).is_err());
+    let folder = scratch();
+    let output = folder.path().join("out.db");
+    let report = restore_checked(&Server::new(objects), &output, Check::None).unwrap();
+    assert_eq!(report.proven, None);
 }
 
 #[test]
@@ -245,7 +259,7 @@ fn an_older_snapshot_stands_in_for_one_that_is_not_the_source() {
     objects.insert(path, encode(Style::Ours, &content, Some(trailer)));
     let folder = scratch();
     let output = folder.path().join("out.db");
-    let report = restore_from(&Server::new(objects), &output).unwrap();
+    let report = restore_checked(&Server::new(objects), &output, Check::Quick).unwrap();
     assert_eq!(rows(&output), *history.newest());
     assert_eq!((report.snapshot, report.proven), (index(0), Some(report.position)));
 }

@@ -161,7 +161,7 @@ pub fn objects(replica: &Path, kind: &str) -> Vec<String> {
 #[track_caller]
 pub fn restore(replica: &Path, path: &Path) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
-    output(command.args(["restore", "--integrity", "none", "-o"]).arg(path).arg(url(replica)));
+    output(command.args(["restore", "-o"]).arg(path).arg(url(replica)));
 }
 
 /// The URL of a replica in a folder.

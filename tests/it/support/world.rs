@@ -465,7 +465,7 @@ impl World {
             remotes: &|| Ok(server.connect()),
             root: &root(replica),
             output: output.clone(),
-            check: Check::None,
+            check: Check::Quick,
             progress: &mut |_| {},
         })?;
         let image = std::fs::read(&output).expect("it was just restored");
