@@ -187,6 +187,16 @@ impl World {
 
     pub fn start_agent(&mut self) {
         self.note("the agent starts");
+        // An index of which nothing was committed is begun anew, perhaps with another WAL.
+        let known = std::mem::take(&mut self.headers);
+        let is_last = |(generation, index): &(String, String)| {
+            !known.keys().any(|(other, later)| other == generation && later > index)
+        };
+        self.headers = known
+            .iter()
+            .filter(|(key, _)| !is_last(key))
+            .map(|(key, header)| (key.clone(), header.clone()))
+            .collect();
         let disk = Arc::new(self.disk.clone());
         let (workers, seed) = (Box::new(self.jobs.clone()), self.random.random());
         self.agent = Some(Agent::new(&self.config, workers, disk, seed, self.now()));
