@@ -395,15 +395,16 @@ impl World {
 
     /// The last state that everything before a position makes up.
     fn state_of(&mut self, position: Position) -> Option<usize> {
-        let (mut index, mut offset) =
-            (position.index, Some(position.offset.get()).filter(|offset| *offset > 0));
-        if offset.is_none() {
-            // The whole of the index before.
+        let (mut index, mut end) = (position.index, position.offset.get());
+        if end == 0 {
+            // The whole of the index before, which need not be the whole WAL: what came after it while nobody held
+            // the database is in an index of our own making.
             index = index.previous()?;
+            let folder = self.config.databases[0].meta_path.join(names::wal_folder(position.generation));
+            end = std::fs::metadata(folder.join(names::shadow_file(index))).ok()?.len();
         }
         let header = self.header(position.generation, index)?;
         let application = lock(&self.application);
-        let end = *offset.get_or_insert(u64::MAX);
         application.states().iter().rposition(|s| s.header.as_ref() == Some(&header) && s.end() <= end)
     }
 
