@@ -55,8 +55,13 @@
 //! 8. No checkpoint goes into a file that is not at the database's path. The write lock is taken only in an urgent
 //!    round, and every hold is measured.
 //! 9. Crash-only: starting is recovering. Every reason for a new generation has a name, is logged once, and is counted.
-//! 10. Every loop, buffer, batch and pause has a named bound. A failed local fsync is not retried: it is a new
+//! 10. A database that nobody else has open is let go of, as SQLite's last close does it: all others are locked out,
+//!     everything goes into the file, `-wal` and `-shm` go away. The generation goes on only by proof: evidence of the
+//!     file (inode, size, times, boot) with a WAL that was never restarted, or a comparison of every page with the page
+//!     table. Evidence is forgotten before a newer frame is copied.
+//! 11. Every loop, buffer, batch and pause has a named bound. A failed local fsync is not retried: it is a new
 //!     generation.
+//! 12. A restore is compared with the source's checksum at every position at which a trailer has one.
 //!
 //! # Where faults enter
 //!
@@ -78,6 +83,11 @@
 //!   begins.
 //! - The inode of the database is kept beside the generation's name: after a file was replaced while the agent was
 //!   down, an unchanged `-wal` would otherwise look like continuity.
+//! - Evidence is not made durable: after a power cut the boot is another one, and it proves nothing anyway.
+//! - What is copied over a database (`cp` keeps the inode and asks for no lock) while we hold it and nobody else does is
+//!   known by its times; by its header, if somebody else was there a moment before. So that an application that was
+//!   killed in its checkpoint is not taken for it, whose WAL must stay. The WAL of a file that was replaced is moved into
+//!   the meta folder. Left over: a `cp` in the very millisecond in which our last checkpoint writes.
 //! - The page table is read with `pread`, eight bytes at a time, and never mapped: a disk that fails is an error then, and
 //!   not SIGBUS, and the simulated disks of tests can hold it.
 //! - The page table stands at any position whose shadow is durable, not only at the start of an index, and what is being
