@@ -24,6 +24,8 @@ pub struct ReplicaRoom {
     pub(super) last_error: Option<(String, Now)>,
     pub(super) is_failing: bool,
     pub(super) was_streaming: bool,
+    /// While stopping: the position before which everything was acknowledged.
+    held: Option<Position>,
 }
 
 impl ReplicaRoom {
@@ -38,6 +40,7 @@ impl ReplicaRoom {
             last_error: None,
             is_failing: false,
             was_streaming: false,
+            held: None,
         }
     }
 
@@ -131,12 +134,17 @@ impl ReplicaRoom {
         lag.unwrap_or_else(|| extent.bytes_kept())
     }
 
-    /// Sends nothing behind `position` any more; whether everything before it is there, and sealed.
+    /// Sends nothing behind `position` any more; whether everything before it is there, and sealed. A seal that failed
+    /// is not waited for: the next run writes that segment anew.
     pub fn finish(&mut self, position: Position) -> bool {
-        self.course.as_mut().is_some_and(|course| {
-            course.finish_at(position);
-            course.is_finished(position)
-        })
+        let Some(course) = &mut self.course else { return false };
+        course.finish_at(position);
+        if course.holds(position) {
+            self.held = Some(position);
+            return course.is_finished(position);
+        }
+        // A server that came back with less has taken its acknowledgement back.
+        self.held == Some(position) && course.acked().is_some_and(|acked| acked >= position)
     }
 
     /// What status says of it.

@@ -48,6 +48,21 @@ fn an_agent_told_to_stop_without_a_server_says_what_was_not_acknowledged() {
 }
 
 #[test]
+fn an_agent_told_to_stop_does_not_wait_for_a_server_that_has_acknowledged_everything() {
+    let mut scene = Scene::new();
+    let mut writer = Writer::start(&scene.database, &["--step"]);
+    writer.step();
+    let mut agent = scene.start_agent();
+    scene.wait_until_restores(&agent);
+    scene.server.stop();
+    signal(agent.pid(), Signal::TERM);
+    assert_eq!(agent.wait_for_exit().code(), Some(0), "{}", agent.log());
+    scene.server.start_again(&["ed25519"]);
+    let agent = Agent::start_again(agent.configuration());
+    scene.wait_until_restores(&agent);
+}
+
+#[test]
 fn a_second_signal_ends_an_agent_that_waits_for_a_server() {
     let mut scene = Scene::new();
     let writer = Writer::start(&scene.database, &["--commits", "3"]);
