@@ -17,6 +17,8 @@ fn commits_of_killed_writers_are_replicated_if_and_only_if_sqlite_counts_them() 
     let database = place.database();
     let mut application = Shell::open(&database);
     application.run("PRAGMA journal_mode=wal");
+    // From here on it has the WAL open: else whoever opens it after the agent recovers what a killed writer left.
+    application.run("SELECT count(*) FROM sqlite_master");
     Writer::start(&database, &["--commits", "1"]).finish();
     let agent = place.streaming_agent(&["min-checkpoint-page-count: 200"]);
     let mut random = StdRng::seed_from_u64(3);

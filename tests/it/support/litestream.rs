@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use wal_agent::remote::location::SftpLocation;
 
 /// The program: what `WAL_AGENT_LITESTREAM` says, or where tests/run puts it.
@@ -62,10 +62,18 @@ pub fn replicate(configuration: &Path) -> Killed {
 #[track_caller]
 pub fn stop(mut process: Killed) {
     signal(process.0.id(), Signal::INT);
-    wait_until("litestream ends", Duration::from_secs(30), || {
+    let end = Instant::now() + PATIENCE;
+    wait_until("litestream ends, or is killed", PATIENCE * 2, || {
+        if Instant::now() > end {
+            // It hangs now and then; what it had sent is there all the same.
+            let _ = process.0.kill();
+        }
         process.0.try_wait().is_ok_and(|end| end.is_some())
     });
 }
+
+/// How long a Litestream may take to end by itself.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs `litestream restore` of a configured database into `output_path`.
 ///
