@@ -1,7 +1,7 @@
 //! The real Litestream 0.3.13, as another implementation of the same layout.
 
 use super::process::{Killed, output, signal};
-use super::wait::wait_until;
+use super::wait::wait_for;
 use rustix::process::Signal;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -58,22 +58,20 @@ pub fn replicate(configuration: &Path) -> Killed {
     Killed(command.spawn().expect("litestream can be run"))
 }
 
-/// Ends `litestream replicate` in order. A killed one leaves half written files on SFTP servers.
+/// Ends `litestream replicate` in order; whether it did. Now and then it hangs, and a killed one leaves half written
+/// files on SFTP servers.
 #[track_caller]
-pub fn stop(mut process: Killed) {
+pub fn stop(mut process: Killed) -> bool {
     signal(process.0.id(), Signal::INT);
     let end = Instant::now() + PATIENCE;
-    wait_until("litestream ends, or is killed", PATIENCE * 2, || {
-        if Instant::now() > end {
-            // It hangs now and then; what it had sent is there all the same.
-            let _ = process.0.kill();
-        }
-        process.0.try_wait().is_ok_and(|end| end.is_some())
-    });
+    wait_for("litestream ends, or hangs", PATIENCE * 2, || {
+        let has_ended = process.0.try_wait().is_ok_and(|end| end.is_some());
+        (has_ended || Instant::now() > end).then_some(has_ended)
+    })
 }
 
 /// How long a Litestream may take to end by itself.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs `litestream restore` of a configured database into `output_path`.
 ///
