@@ -10,7 +10,7 @@ use crate::core::replica::{Failure, Job, Listing, Outcome, SegmentStart, SentSna
 use crate::core::segment::{
     self, EMPTY_LENGTH, END_MARK, FRAME_HEADER, SegmentTrailer, SnapshotTrailer, Trailer, Write,
 };
-use crate::disk::Disk;
+use crate::disk::{Disk, read_full};
 use crate::remote::{Entry, FailureKind, Remote, RemoteError, join};
 use crate::shadow::{ShadowReadError, ShadowReader};
 use crossbeam_channel::{Receiver, bounded};
@@ -267,19 +267,6 @@ fn read_database(
             return Ok(ReadDatabase { page_size, length: at, crc: crc.value() });
         }
     }
-}
-
-fn read_full(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut done = 0;
-    while done < buffer.len() {
-        match file.read_at(&mut buffer[done..], at + done as u64) {
-            Ok(0) => break,
-            Ok(read) => done += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(done)
 }
 
 /// Streams the database file. It holds no reader: what is written meanwhile is in the WAL, too.

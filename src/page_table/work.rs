@@ -8,7 +8,7 @@ use crate::core::position::{Index, Offset, Position};
 use crate::core::table_file::{
     ENTRY_LENGTH, HEADER_LENGTH, TableChanges, TableHeader, entry_offset, table_length,
 };
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, read_full};
 use crate::shadow::{ShadowReader, sync_indexes};
 use std::fs::File;
 use std::io;
@@ -323,17 +323,4 @@ pub(super) fn read_frames(
             }
         }
     }
-}
-
-fn read_full(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut done = 0;
-    while done < buffer.len() {
-        match FileExt::read_at(file, buffer.get_mut(done..).unwrap_or_default(), at + done as u64) {
-            Ok(0) => break,
-            Ok(read) => done += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(done)
 }

@@ -4,7 +4,7 @@ use super::capture::{Capture, Look};
 use super::compare::{can_settle, compare};
 use super::guard::Guard;
 use super::let_go::Resting;
-use super::proof;
+use super::proof::{self, WalAtPath};
 use crate::core::evidence::{Evidence, Stamp};
 use crate::core::names;
 use crate::core::position::Generation;
@@ -390,30 +390,30 @@ impl Past {
         let holds = self.holds(stamp);
         let rested_at = self.evidence.as_ref().map(|evidence| evidence.position);
         proof::forget(&*request.disk, &request.meta).map_err(|e| meta_error(request, e))?;
-        let reason = match self.shadow {
-            Err(reason) => reason,
-            Ok(shadow) => {
-                let copied = shadow.facts().map(|facts| facts.header);
-                let is_copied = copied.is_some() && proof::wal_header(&request.wal) == copied;
-                let is_new = proof::is_new_wal(&request.wal);
-                let is_at_path = proof::stamp_at(&request.database).is_some_and(|s| s.inode == stamp.inode);
-                if !is_copied && holds && is_new && is_at_path {
-                    return Ok((shadow, self.lock, Beginning::Proven));
-                }
-                let rested_here = rested_at == Some(shadow.extent().position());
-                if copied.is_none() && !rested_here {
-                    // Nothing was copied, so that no look could tell.
-                    return Ok((shadow, self.lock, Beginning::Doubtful(Break::ShadowMissing)));
-                }
-                if is_copied || !rested_here {
-                    return Ok((shadow, self.lock, Beginning::ToBeSeen));
-                }
-                return Ok((shadow, self.lock, Beginning::Doubtful(Break::DatabaseChanged)));
+        let shadow = match self.shadow {
+            Ok(shadow) => shadow,
+            Err(reason) => {
+                let disk = Arc::clone(&request.disk);
+                let shadow = ShadowWal::begin(disk, &request.meta, request.next_generation, stamp.inode);
+                let shadow = shadow.map_err(|e| meta_error(request, e))?;
+                return Ok((shadow, self.lock, Beginning::New(reason)));
             }
         };
-        let disk = Arc::clone(&request.disk);
-        let shadow = ShadowWal::begin(disk, &request.meta, request.next_generation, stamp.inode);
-        Ok((shadow.map_err(|e| meta_error(request, e))?, self.lock, Beginning::New(reason)))
+        let copied = shadow.facts().map(|facts| facts.header);
+        let wal = proof::wal_at(&request.wal, copied.as_ref());
+        let is_at_path = proof::stamp_at(&request.database).is_some_and(|s| s.inode == stamp.inode);
+        let rested_here = rested_at == Some(shadow.extent().position());
+        let beginning = if wal == WalAtPath::New && holds && is_at_path {
+            Beginning::Proven
+        } else if copied.is_none() && !rested_here {
+            // Nothing was copied, so that no look could tell.
+            Beginning::Doubtful(Break::ShadowMissing)
+        } else if wal == WalAtPath::Copied || !rested_here {
+            Beginning::ToBeSeen
+        } else {
+            Beginning::Doubtful(Break::DatabaseChanged)
+        };
+        Ok((shadow, self.lock, beginning))
     }
 }
 

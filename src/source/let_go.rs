@@ -56,8 +56,6 @@ pub enum Stay {
     Young(Duration),
     /// Something is still in the way.
     Later,
-    /// The file is not what our checkpoint made of it.
-    Overwritten,
     /// A look on the way found this.
     Broken(Break),
     /// What failed.
@@ -84,8 +82,8 @@ pub fn let_go(request: LetGoRequest) -> LetGoOutcome {
         Err(stay) => return LetGoOutcome::Kept(attached, stay),
     };
     let stamp = match finish(&mut attached, &database, &seen) {
-        Ok(stamp) => stamp,
-        Err(Stay::Overwritten) => {
+        Ok(Some(stamp)) => stamp,
+        Ok(None) => {
             attached.let_go_of_replaced(&database, &wal, &meta);
             return LetGoOutcome::Overwritten;
         }
@@ -125,11 +123,11 @@ fn settle(attached: &mut Attached, wal: &Path) -> Result<String, Stay> {
 }
 
 /// Keeps everybody out and does what SQLite does when a database is closed for the last time. Returns the file as it
-/// is then, with everything in it.
+/// is then, with everything in it; `None` if it is not what our checkpoint made of it.
 ///
 /// Somebody may just be copying another file over this one: `cp` asks for no lock. So the file is compared directly
 /// before our writes, and all that was written is looked for afterwards.
-fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<Stamp, Stay> {
+fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<Option<Stamp>, Stay> {
     if !locks::lock_out(&attached.descriptor).map_err(failed)? {
         return Err(Stay::Used);
     }
@@ -152,7 +150,7 @@ fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<S
     let stamp = proof::stamp_of(&attached.descriptor).map_err(failed)?;
     if frames > 0 && proof::header_of(&attached.descriptor) != headers.last().copied().unwrap_or(seen.header)
     {
-        return Err(Stay::Overwritten);
+        return Ok(None);
     }
     attached.descriptor.sync_data().map_err(failed)?;
     match stamp.ripens_in(proof::file_time()) {
@@ -161,7 +159,7 @@ fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<S
         pause => return Err(Stay::Young(pause)),
     }
     let is_same = proof::stamp_of(&attached.descriptor).is_ok_and(|now| now == stamp);
-    if is_same && attached.is_at_path(database) { Ok(stamp) } else { Err(Stay::Overwritten) }
+    Ok((is_same && attached.is_at_path(database)).then_some(stamp))
 }
 
 impl From<Stop> for Stay {

@@ -526,12 +526,17 @@ impl Source {
     }
 
     fn urgent_job(&mut self) -> Option<LocalJob> {
+        Some(LocalJob::Urgent {
+            attached: self.lend()?,
+            database: self.settings.database.clone(),
+            budget: self.settings.max_write_block,
+        })
+    }
+
+    /// Everything that is held, for a worker.
+    fn lend(&mut self) -> Option<Box<Attached>> {
         match std::mem::replace(&mut self.state, State::Lent) {
-            State::Attached(attached) => Some(LocalJob::Urgent {
-                attached,
-                database: self.settings.database.clone(),
-                budget: self.settings.max_write_block,
-            }),
+            State::Attached(attached) => Some(attached),
             other => {
                 self.state = other;
                 None

@@ -84,20 +84,14 @@ impl Source {
             return None;
         }
         self.let_go_at = None;
-        match std::mem::replace(&mut self.state, State::Lent) {
-            State::Attached(attached) => Some(LocalJob::LetGo(LetGoRequest {
-                attached,
-                database: self.settings.database.clone(),
-                wal: self.wal.clone(),
-                meta: self.settings.meta.clone(),
-                disk: Arc::clone(&self.disk),
-                seen: sighting,
-            })),
-            other => {
-                self.state = other;
-                None
-            }
-        }
+        Some(LocalJob::LetGo(LetGoRequest {
+            attached: self.lend()?,
+            database: self.settings.database.clone(),
+            wal: self.wal.clone(),
+            meta: self.settings.meta.clone(),
+            disk: Arc::clone(&self.disk),
+            seen: sighting,
+        }))
     }
 
     pub(super) fn on_let_go(&mut self, outcome: LetGoOutcome, now: Instant) {
@@ -134,7 +128,7 @@ impl Source {
     fn on_stay(&mut self, stay: Stay, now: Instant) {
         let name = self.settings.database.display();
         match &stay {
-            Stay::Used | Stay::Later | Stay::Overwritten => {}
+            Stay::Used | Stay::Later => {}
             Stay::Young(pause) => self.let_go_at = Some(now + *pause),
             Stay::OpenIn(process) if self.stay.as_ref() != Some(&stay) => {
                 info!("{name}: stays attached: {process} has its WAL open, though without a lock");

@@ -24,11 +24,6 @@ fn is_refused(status: &Value) -> bool {
     first(status)["state"] == "refused"
 }
 
-fn generation(agent: &Agent) -> String {
-    let status = agent.status().expect("the agent runs");
-    first(&status)["generation"].as_str().expect("a generation").to_owned()
-}
-
 #[test]
 fn a_database_that_does_not_exist_yet_is_waited_for() {
     let place = Place::new();
@@ -145,7 +140,7 @@ fn a_database_replaced_by_rename_is_replicated_anew_without_frames_of_the_old_on
         old.run(INSERT);
     }
     place.wait_until_replicated(&agent);
-    let before = generation(&agent);
+    let before = agent.generation();
     old.close();
     assert!(fs::metadata(place.wal()).expect("the agent keeps the WAL").len() > 0);
     // The same schema and pages: old frames would fit only too well.

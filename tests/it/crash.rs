@@ -8,7 +8,7 @@ use crate::support::oracle::{Application, Habits, Process};
 use crate::support::sim_disk::DiskFault;
 use crate::support::world::{Settings, World};
 use std::time::Duration;
-use wal_agent::config::{CheckpointSettings, Durability};
+use wal_agent::config::CheckpointSettings;
 
 /// The life must have at least so many operations of each kind, or it is not the one that is described above.
 const LEAST_OPERATIONS: usize = 80;
@@ -49,20 +49,10 @@ impl Life {
     }
 
     fn with(trouble: Trouble, min_pages: u32, seed: u64, processes: Vec<Process>) -> Life {
-        let habits = Habits {
-            page_size: 1024,
-            synchronous: "FULL",
-            autocheckpoint: 0,
-            auto_vacuum: 0,
-            cache_pages: 20,
-            is_overlooked: false,
-        };
+        let habits = Habits { page_size: 1024, cache_pages: 20, ..Habits::PLAIN };
         let settings = Settings {
-            replicas: 1,
             checkpoint: CheckpointSettings { min_pages, max_pages: min_pages * 2, interval: None },
-            durability: Durability::Fsync,
-            sync_interval: None,
-            let_go_after: None,
+            ..Settings::PLAIN
         };
         let application = |database: &std::path::Path| Application::new(database, habits, processes, seed);
         let mut world = World::new(settings, seed, application);

@@ -3,32 +3,18 @@
 use crate::support::oracle::{Application, Habits};
 use crate::support::world::{Settings, World};
 use std::time::Duration;
-use wal_agent::config::{CheckpointSettings, Durability};
-
-const HABITS: Habits = Habits {
-    page_size: 4096,
-    synchronous: "FULL",
-    autocheckpoint: 0,
-    auto_vacuum: 0,
-    cache_pages: 100,
-    is_overlooked: false,
-};
-
-const SETTINGS: Settings = Settings {
-    replicas: 1,
-    checkpoint: CheckpointSettings { min_pages: 1000, max_pages: 0, interval: None },
-    durability: Durability::Fsync,
-    sync_interval: None,
-    let_go_after: None,
-};
+use wal_agent::config::CheckpointSettings;
 
 /// Each commit is an index.
-const EAGER: Settings =
-    Settings { checkpoint: CheckpointSettings { min_pages: 1, max_pages: 0, interval: None }, ..SETTINGS };
+const EAGER: Settings = Settings {
+    checkpoint: CheckpointSettings { min_pages: 1, max_pages: 0, interval: None },
+    ..Settings::PLAIN
+};
 
 /// A database with a first commit, replicated.
 fn world(settings: Settings) -> World {
-    let mut world = World::new(settings, 1, |database| Application::new(database, HABITS, Vec::new(), 1));
+    let mut world =
+        World::new(settings, 1, |database| Application::new(database, Habits::PLAIN, Vec::new(), 1));
     world.application().create();
     world.start_agent();
     world.settle();
@@ -37,7 +23,7 @@ fn world(settings: Settings) -> World {
 
 #[test]
 fn a_checkpoint_that_waits_for_somebody_elses_reader_does_not_keep_us_awake() {
-    let mut world = world(SETTINGS);
+    let mut world = world(Settings::PLAIN);
     world.application().run(0, "BEGIN; SELECT count(*) FROM t");
     world.application().run(1, "INSERT INTO t (n) VALUES (1)");
     world.application().wait_in_checkpoint(3, "FULL");
@@ -65,7 +51,8 @@ fn a_replica_that_needs_a_shadow_file_which_is_missing_begins_a_new_generation()
 
 #[test]
 fn a_wal_that_was_backfilled_before_we_came_is_durable_here_before_the_next_index_begins() {
-    let mut world = World::new(SETTINGS, 1, |database| Application::new(database, HABITS, Vec::new(), 1));
+    let mut world =
+        World::new(Settings::PLAIN, 1, |database| Application::new(database, Habits::PLAIN, Vec::new(), 1));
     world.application().create();
     world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
     world.start_agent();

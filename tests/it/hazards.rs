@@ -44,7 +44,7 @@
 use crate::support::agent::Agent;
 use crate::support::compare::assert_same;
 use crate::support::oracle::{Application, Habits};
-use crate::support::place::{Place, first, is_streaming};
+use crate::support::place::{Place, first, is_resting, is_streaming};
 use crate::support::process::{output, signal};
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
@@ -54,7 +54,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use wal_agent::config::{CheckpointSettings, Durability};
+use wal_agent::config::CheckpointSettings;
 
 const INSERT: &str = "INSERT INTO t (data) VALUES (randomblob(3000))";
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, data BLOB)";
@@ -71,20 +71,10 @@ fn application(database: &Path) -> Shell {
 }
 
 fn world(min_pages: u32) -> World {
-    let habits = Habits {
-        page_size: 1024,
-        synchronous: "FULL",
-        autocheckpoint: 0,
-        auto_vacuum: 0,
-        cache_pages: 20,
-        is_overlooked: false,
-    };
+    let habits = Habits { page_size: 1024, cache_pages: 20, ..Habits::PLAIN };
     let settings = Settings {
-        replicas: 1,
         checkpoint: CheckpointSettings { min_pages, max_pages: 0, interval: Some(Duration::from_secs(60)) },
-        durability: Durability::Fsync,
-        sync_interval: None,
-        let_go_after: None,
+        ..Settings::PLAIN
     };
     let mut world = World::new(settings, 1, |database| Application::new(database, habits, Vec::new(), 1));
     world.application().create();
@@ -171,7 +161,7 @@ fn a_database_restored_over_in_place_is_replicated_anew() {
     let agent = place.streaming_agent(&[]);
     old.run(INSERT);
     old.close();
-    agent.wait_for_status("lets go", |status| first(status)["state"] == "detached" && is_streaming(status));
+    agent.wait_for_status("lets go", is_resting);
     fs::copy(&backup, place.database()).expect("the folder is ours");
     let mut again = Shell::open(&place.database());
     assert_eq!(again.value("SELECT data FROM t WHERE id = 1"), "backup");
@@ -189,9 +179,7 @@ fn a_database_deleted_and_made_again_is_replicated_anew() {
     for _ in 0..5 {
         old.run(INSERT);
         old.close();
-        agent.wait_for_status("lets go", |status| {
-            first(status)["state"] == "detached" && is_streaming(status)
-        });
+        agent.wait_for_status("lets go", is_resting);
         fs::remove_file(place.database()).expect("it is there");
         old = application(&place.database());
         place.wait_until_replicated(&agent);
@@ -207,7 +195,7 @@ fn a_page_size_changed_by_vacuum_begins_a_generation_of_that_size() {
     let agent = place.streaming_agent(&[]);
     old.run(INSERT);
     old.close();
-    agent.wait_for_status("lets go", |status| first(status)["state"] == "detached" && is_streaming(status));
+    agent.wait_for_status("lets go", is_resting);
     let mut again = Shell::open(&place.database());
     let change = "PRAGMA journal_mode=delete; PRAGMA page_size=8192; VACUUM; PRAGMA journal_mode=wal";
     // While we are attached, its mode cannot be changed; a moment later we have let go again.
@@ -297,9 +285,7 @@ fn a_folder_that_is_removed_and_made_again_is_watched_again() {
     agent.wait_for_status("streams", is_streaming);
     for round in 0..3 {
         old.close();
-        agent.wait_for_status("lets go", |status| {
-            first(status)["state"] == "detached" && is_streaming(status)
-        });
+        agent.wait_for_status("lets go", is_resting);
         fs::remove_dir_all(&folder).and_then(|()| fs::create_dir(&folder)).expect("the folder is ours");
         old = application(&database);
         follows(&place, &database, &format!("round {round}"));
@@ -358,9 +344,7 @@ fn a_file_system_that_is_unmounted_and_mounted_again_is_followed() {
     agent.wait_for_status("streams", is_streaming);
     for round in 0..3 {
         old.close();
-        agent.wait_for_status("lets go", |status| {
-            first(status)["state"] == "detached" && is_streaming(status)
-        });
+        agent.wait_for_status("lets go", is_resting);
         // It can be unmounted: nothing of ours is open there.
         drop(mounted);
         mounted = Mounted::new(&folder);

@@ -1,17 +1,15 @@
 //! A page table on a disk that fails, or whose agent is killed, at any operation: it is right afterwards, or there is
 //! none.
 
-use crate::support::history::{History, scratch};
+use crate::support::history::{History, replayed, scratch, state_of};
 use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use wal_agent::core::page::{PageCount, PageNumber, PageSize};
-use wal_agent::core::page_table::{DatabaseChecksum, DatabaseState, Entries};
 use wal_agent::core::position::{Generation, Offset};
-use wal_agent::core::wal::{FrameHeader, WalHeader};
+use wal_agent::core::wal::WalHeader;
 use wal_agent::disk::{Disk, DiskFile, OsDisk, WalMap};
 use wal_agent::page_table::{SourceTable, StagedFrames};
 use wal_agent::shadow::ShadowWal;
@@ -108,31 +106,6 @@ impl DiskFile for StoppingFile {
     }
 }
 
-/// The state of a whole file, computed anew.
-fn state_of(database: &[u8]) -> DatabaseState {
-    let entries = Entries::of_size(PageSize::new(PAGE).unwrap());
-    let mut checksum = DatabaseChecksum::default();
-    for (page, number) in database.chunks_exact(PAGE as usize).zip(1..) {
-        checksum.toggle(entries.of(PageNumber::new(number).unwrap(), page));
-    }
-    let page_count = PageCount::new(database.len() as u32 / PAGE).unwrap();
-    DatabaseState { page_count, checksum }
-}
-
-fn replayed(database: &[u8], wal: &[u8]) -> Vec<u8> {
-    let mut database = database.to_vec();
-    for frame in wal[32..].chunks_exact(24 + PAGE as usize) {
-        let header = FrameHeader::parse(frame.first_chunk().unwrap());
-        let at = header.page.unwrap().file_offset(PageSize::new(PAGE).unwrap()) as usize;
-        database.resize(database.len().max(at + PAGE as usize), 0);
-        database[at..at + PAGE as usize].copy_from_slice(&frame[24..]);
-        if let Some(count) = header.commit {
-            database.truncate(count.get() as usize * PAGE as usize);
-        }
-    }
-    database
-}
-
 fn generation() -> Generation {
     Generation::from_random(7)
 }
@@ -172,7 +145,10 @@ fn replicate(history: &History, folder: &Path, disk: &Arc<dyn Disk>) -> io::Resu
             problem.map_or(Ok(()), |problem| Err(io::Error::other(problem)))?;
             work(&mut table, &shadow, &database, now);
             if let Some(state) = table.state() {
-                assert_eq!(state, state_of(&replayed(&history.databases[k], &wal[..end as usize])));
+                assert_eq!(
+                    state,
+                    state_of(&replayed(&history.databases[k], &wal[..end as usize], PAGE), PAGE)
+                );
             }
         }
     }
@@ -196,7 +172,11 @@ fn a_table_left_by_a_disk_that_stopped_at_any_operation_is_right_or_not_used() {
             let (index, end) = (shadow.extent().index.get() as usize, shadow.extent().end.get() as usize);
             if let Some(state) = table.state() {
                 let wal = &history.wals[index][..end];
-                assert_eq!(state, state_of(&replayed(&history.databases[index], wal)), "stopped at {stop}");
+                assert_eq!(
+                    state,
+                    state_of(&replayed(&history.databases[index], wal, PAGE), PAGE),
+                    "stopped at {stop}"
+                );
                 recovered += 1;
             }
         }

@@ -8,7 +8,6 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 use std::fs;
-use std::path::PathBuf;
 
 /// Whether everything copied is acknowledged, and the page table knows what it is.
 fn is_provable(status: &Value) -> bool {
@@ -51,16 +50,6 @@ fn a_graceful_stop_leaves_a_replica_that_proves_itself() {
         place.wait_until_replicated(&agent);
         stop_and_prove(&place, agent);
     }
-}
-
-/// The page table of the present generation.
-fn page_table(place: &Place) -> PathBuf {
-    let generations = place.path(".app.db-agent").join("generations");
-    let mut tables = fs::read_dir(generations)
-        .expect("there is a generation")
-        .map(|generation| generation.expect("readable").path().join("page-table"))
-        .filter(|path| path.exists());
-    tables.next().expect("there is a page table")
 }
 
 #[test]
@@ -108,7 +97,7 @@ fn a_page_table_built_while_the_application_writes_is_right() {
         let agent = place.agent(&["min-checkpoint-page-count: 50"]);
         wait_until_provable_in_passing(&agent);
         agent.kill();
-        fs::remove_file(page_table(&place)).expect("it is ours");
+        fs::remove_file(place.page_table()).expect("it is ours");
     }
     let agent = place.agent(&[]);
     writer.finish();
@@ -156,7 +145,7 @@ fn a_damaged_page_table_is_built_anew() {
     let configuration = agent.configuration().to_owned();
     place.stop(agent);
     for damage in [Damage::Entry, Damage::Header, Damage::Short, Damage::Empty] {
-        let path = page_table(&place);
+        let path = place.page_table();
         let mut bytes = fs::read(&path).expect("it is ours");
         match damage {
             Damage::Entry => bytes[64 + 8 * 7] ^= 1,

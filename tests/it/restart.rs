@@ -7,32 +7,41 @@ use crate::support::sqlite::{Shell, Writer};
 use crate::support::wait::wait_until;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-/// A database with some rows, and an agent that has replicated it.
-fn replicated(place: &Place) -> (Shell, Agent) {
+/// A database with some rows.
+fn application(place: &Place, rows: &str) -> Shell {
     let mut application = Shell::open(&place.database());
     application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
-    application.run(INSERT);
+    application.run(rows);
+    application
+}
+
+/// The same, and an agent that has replicated it.
+fn replicated(place: &Place) -> (Shell, Agent) {
+    let application = application(place, INSERT);
     let agent = place.streaming_agent(&[]);
     (application, agent)
 }
 
-const INSERT: &str = "INSERT INTO t (data) SELECT randomblob(3000) FROM generate_series(1, 10)";
-
-fn generation(agent: &Agent) -> String {
-    let status =
-        agent.wait_for_status("knows its generation", |status| first(status)["generation"].is_string());
-    first(&status)["generation"].as_str().expect("a text").to_owned()
+/// The same with more rows, and a page table.
+fn with_page_table(place: &Place) -> (Shell, Agent) {
+    let application = application(place, MANY);
+    let agent = place.streaming_agent(&[]);
+    wait_for_page_table(&agent);
+    (application, agent)
 }
+
+const MANY: &str = "INSERT INTO t (data) SELECT randomblob(3000) FROM generate_series(1, 100)";
+const INSERT: &str = "INSERT INTO t (data) SELECT randomblob(3000) FROM generate_series(1, 10)";
 
 #[test]
 fn a_restart_while_nothing_is_written_goes_on_without_a_snapshot() {
     for is_killed in [false, true] {
         let place = Place::new();
         let (_application, agent) = replicated(&place);
-        let (generation_before, configuration) = (generation(&agent), agent.configuration().to_owned());
+        let (generation_before, configuration) = (agent.generation(), agent.configuration().to_owned());
         let snapshots = place.objects("snapshots");
         assert_eq!(snapshots, ["00000000.snapshot.lz4"]);
         if is_killed {
@@ -42,7 +51,7 @@ fn a_restart_while_nothing_is_written_goes_on_without_a_snapshot() {
         }
         let agent = Agent::start_again(&configuration);
         place.wait_until_replicated(&agent);
-        assert_eq!(generation(&agent), generation_before);
+        assert_eq!(agent.generation(), generation_before);
         assert_eq!(place.objects("snapshots"), snapshots);
         place.stop(agent);
         place.assert_restores();
@@ -54,7 +63,7 @@ fn a_restart_after_writes_into_the_same_wal_goes_on() {
     for is_killed in [false, true] {
         let place = Place::new();
         let (mut application, agent) = replicated(&place);
-        let (generation_before, configuration) = (generation(&agent), agent.configuration().to_owned());
+        let (generation_before, configuration) = (agent.generation(), agent.configuration().to_owned());
         if is_killed {
             agent.kill();
         } else {
@@ -65,21 +74,11 @@ fn a_restart_after_writes_into_the_same_wal_goes_on() {
         place.wait_until_replicated(&agent);
         application.run(INSERT);
         place.wait_until_replicated(&agent);
-        assert_eq!(generation(&agent), generation_before);
+        assert_eq!(agent.generation(), generation_before);
         assert_eq!(place.objects("snapshots").len(), 1);
         place.stop(agent);
         place.assert_restores();
     }
-}
-
-/// The page table of the present generation.
-fn page_table(place: &Place) -> PathBuf {
-    let generations = place.path(".app.db-agent").join("generations");
-    let mut tables = std::fs::read_dir(generations)
-        .expect("there is a generation")
-        .map(|generation| generation.expect("readable").path().join("page-table"))
-        .filter(|path| path.exists());
-    tables.next().expect("there is a page table")
 }
 
 #[track_caller]
@@ -114,12 +113,8 @@ fn what_was_changed_while_the_agent_was_down_is_all_that_is_sent() {
     for (at, sql) in WHILE_STOPPED.into_iter().enumerate() {
         for (is_killed, closes) in [(false, true), (true, false)] {
             let place = Place::new();
-            let mut application = Shell::open(&place.database());
-            application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
-            application.run("INSERT INTO t (data) SELECT randomblob(3000) FROM generate_series(1, 100)");
-            let agent = place.streaming_agent(&[]);
-            wait_for_page_table(&agent);
-            let (generation_before, configuration) = (generation(&agent), agent.configuration().to_owned());
+            let (mut application, agent) = with_page_table(&place);
+            let (generation_before, configuration) = (agent.generation(), agent.configuration().to_owned());
             if is_killed {
                 agent.kill();
             } else {
@@ -132,13 +127,13 @@ fn what_was_changed_while_the_agent_was_down_is_all_that_is_sent() {
             }
             let agent = Agent::start_again(&configuration);
             place.wait_until_replicated(&agent);
-            assert_eq!(generation(&agent), generation_before, "{at}: {}", agent.log());
+            assert_eq!(agent.generation(), generation_before, "{at}: {}", agent.log());
             assert_eq!(place.objects("snapshots").len(), 1);
             let mut application = Shell::open(&place.database());
             application.run("INSERT INTO t (data) VALUES (randomblob(2500))");
             place.wait_until_replicated(&agent);
             wait_for_page_table(&agent);
-            assert_eq!(generation(&agent), generation_before, "{at}: {}", agent.log());
+            assert_eq!(agent.generation(), generation_before, "{at}: {}", agent.log());
             place.stop(agent);
             place.assert_restores();
             let (_, report) = place.restore_with_report();
@@ -150,19 +145,17 @@ fn what_was_changed_while_the_agent_was_down_is_all_that_is_sent() {
 #[test]
 fn a_database_that_was_idle_before_the_agent_was_down_is_compared_too() {
     let place = Place::new();
-    let mut application = Shell::open(&place.database());
-    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
-    application.run("INSERT INTO t (data) SELECT randomblob(3000) FROM generate_series(1, 100)");
+    let application = application(&place, MANY);
     application.close();
     let agent = place.streaming_agent(&["let-go-after: never"]);
     wait_for_page_table(&agent);
-    let (generation_before, configuration) = (generation(&agent), agent.configuration().to_owned());
+    let (generation_before, configuration) = (agent.generation(), agent.configuration().to_owned());
     agent.kill();
     let mut application = Shell::open(&place.database());
     application.run("UPDATE t SET data = x'00' WHERE id = 3; PRAGMA wal_checkpoint(TRUNCATE)");
     let agent = Agent::start_again(&configuration);
     place.wait_until_replicated(&agent);
-    assert_eq!(generation(&agent), generation_before, "{}", agent.log());
+    assert_eq!(agent.generation(), generation_before, "{}", agent.log());
     application.run("UPDATE t SET data = x'00' WHERE id = 4");
     place.wait_until_replicated(&agent);
     place.stop(agent);
@@ -225,20 +218,16 @@ fn without_a_page_table_that_can_tell_a_new_generation_begins_and_says_why() {
     ];
     for (spoil, sql, why) in cases {
         let place = Place::new();
-        let mut application = Shell::open(&place.database());
-        application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
-        application.run("INSERT INTO t (data) SELECT randomblob(3000) FROM generate_series(1, 100)");
-        let agent = place.streaming_agent(&[]);
-        wait_for_page_table(&agent);
-        let (generation_before, configuration) = (generation(&agent), agent.configuration().to_owned());
+        let (mut application, agent) = with_page_table(&place);
+        let (generation_before, configuration) = (agent.generation(), agent.configuration().to_owned());
         place.stop(agent);
-        spoil.apply(&page_table(&place));
+        spoil.apply(&place.page_table());
         application.run(&format!("{sql}; PRAGMA wal_checkpoint(TRUNCATE)"));
         let agent = Agent::start_again(&configuration);
         agent.wait_for_log("the WAL was restarted while the agent did not hold it");
         agent.wait_for_log(why);
         place.wait_until_replicated(&agent);
-        assert_ne!(generation(&agent), generation_before);
+        assert_ne!(agent.generation(), generation_before);
         place.stop(agent);
         place.assert_restores();
     }
@@ -247,12 +236,8 @@ fn without_a_page_table_that_can_tell_a_new_generation_begins_and_says_why() {
 #[test]
 fn a_page_that_was_changed_without_sqlite_while_nobody_was_there_is_found_and_copied() {
     let place = Place::new();
-    let mut application = Shell::open(&place.database());
-    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
-    application.run("INSERT INTO t (data) SELECT randomblob(3000) FROM generate_series(1, 100)");
-    let agent = place.streaming_agent(&[]);
-    wait_for_page_table(&agent);
-    let (generation_before, configuration) = (generation(&agent), agent.configuration().to_owned());
+    let (application, agent) = with_page_table(&place);
+    let (generation_before, configuration) = (agent.generation(), agent.configuration().to_owned());
     place.stop(agent);
     application.close();
     let mut bytes = std::fs::read(place.database()).expect("it is there");
@@ -262,7 +247,7 @@ fn a_page_that_was_changed_without_sqlite_while_nobody_was_there_is_found_and_co
     let agent = Agent::start_again(&configuration);
     agent.wait_for_log("compared with the page table: 1 pages have changed and are copied");
     place.wait_until_replicated(&agent);
-    assert_eq!(generation(&agent), generation_before);
+    assert_eq!(agent.generation(), generation_before);
     place.stop(agent);
     place.assert_restores();
 }
@@ -277,7 +262,7 @@ fn an_agent_killed_while_the_database_goes_on_without_it_begins_no_generation() 
     let arguments = ["--mode", "churn", "--rows", "1-3", "--size", "1-3000", "--autocheckpoint", "30"];
     let mut agent = place.agent(&["min-checkpoint-page-count: 20"]);
     wait_for_page_table(&agent);
-    let (generation_before, configuration) = (generation(&agent), agent.configuration().to_owned());
+    let (generation_before, configuration) = (agent.generation(), agent.configuration().to_owned());
     let mut random = StdRng::seed_from_u64(4);
     for round in 0..8 {
         let mut writer = Writer::start(&place.database(), &arguments);
@@ -288,7 +273,7 @@ fn an_agent_killed_while_the_database_goes_on_without_it_begins_no_generation() 
         writer.finish();
         agent = Agent::start_again(&configuration);
         place.wait_until_replicated(&agent);
-        assert_eq!(generation(&agent), generation_before, "round {round}: {}", agent.log());
+        assert_eq!(agent.generation(), generation_before, "round {round}: {}", agent.log());
     }
     wait_for_page_table(&agent);
     place.stop(agent);

@@ -2,11 +2,10 @@
 
 use crate::support::agent::Agent;
 use crate::support::compare::assert_same;
-use crate::support::place::{Place, first, is_streaming};
+use crate::support::place::{Place, first, is_resting};
 use crate::support::process::output;
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
-use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -30,10 +29,7 @@ fn wal_index(place: &Place) -> PathBuf {
 /// Waits until nothing is held, and everything is in the file and on the replica.
 #[track_caller]
 fn wait_until_resting(place: &Place, agent: &Agent) {
-    let is_resting = |status: &Value| {
-        first(status)["state"] == "detached" && is_streaming(status) && !place.wal().exists()
-    };
-    agent.wait_for_status("lets go", is_resting);
+    agent.wait_for_status("lets go", |status| is_resting(status) && !place.wal().exists());
     assert!(!wal_index(place).exists(), "-shm is still there");
 }
 

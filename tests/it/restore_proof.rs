@@ -1,15 +1,17 @@
 //! A restore is compared with the checksums that the source had at exact positions, and refused where they differ.
 
-use crate::support::history::{History, Objects, Style, encode, generation, index, rows, scratch, segment};
+use crate::support::history::{
+    self, History, Objects, Style, encode, generation, index, rows, scratch, segment,
+};
 use crate::support::memory::{Server, restore_checked};
 use wal_agent::core::checksum::Crc64;
 use wal_agent::core::names::Object;
-use wal_agent::core::page::{PageCount, PageNumber, PageSize};
-use wal_agent::core::page_table::{DatabaseChecksum, DatabaseState, Entries};
+use wal_agent::core::page::{PageCount, PageSize};
+use wal_agent::core::page_table::{DatabaseChecksum, DatabaseState};
 use wal_agent::core::position::{Offset, Position};
 use wal_agent::core::restore::Check;
 use wal_agent::core::segment::{SegmentTrailer, SnapshotTrailer, Trailer};
-use wal_agent::core::wal::{FrameHeader, WalHeader};
+use wal_agent::core::wal::WalHeader;
 use wal_agent::restore::{Damage, RestoreError, RestoreReport};
 
 const PAGE: u32 = 512;
@@ -21,32 +23,11 @@ fn history() -> History {
 
 /// The database after a WAL up to `end` was replayed on it.
 fn replayed(database: &[u8], wal: &[u8], end: u64) -> Vec<u8> {
-    let mut database = database.to_vec();
-    for frame in wal[..end as usize].get(32..).unwrap_or_default().chunks_exact(FRAME) {
-        let header = FrameHeader::parse(frame.first_chunk().unwrap());
-        let at = header.page.unwrap().file_offset(PageSize::new(PAGE).unwrap()) as usize;
-        database.resize(database.len().max(at + PAGE as usize), 0);
-        database[at..at + PAGE as usize].copy_from_slice(&frame[24..]);
-        if let Some(count) = header.commit {
-            database.truncate(count.get() as usize * PAGE as usize);
-        }
-    }
-    database
-}
-
-/// The state of a whole file, computed anew.
-fn state_of(database: &[u8]) -> DatabaseState {
-    let entries = Entries::of_size(PageSize::new(PAGE).unwrap());
-    let mut checksum = DatabaseChecksum::default();
-    for (page, number) in database.chunks_exact(PAGE as usize).zip(1..) {
-        checksum.toggle(entries.of(PageNumber::new(number).unwrap(), page));
-    }
-    let page_count = PageCount::new(database.len() as u32 / PAGE).unwrap();
-    DatabaseState { page_count, checksum }
+    history::replayed(database, &wal[..end as usize], PAGE)
 }
 
 fn state_at(history: &History, k: usize, end: u64) -> DatabaseState {
-    state_of(&replayed(&history.databases[k], &history.wals[k], end))
+    history::state_of(&replayed(&history.databases[k], &history.wals[k], end), PAGE)
 }
 
 /// A replica with a segment for each index, whose WALs are `wals`, while the source's states were those of `history`.
@@ -122,7 +103,7 @@ fn a_restore_says_where_it_was_proven_equal_to_the_source() {
     let end = history.wals[1].len() as u64;
     assert_eq!(report.proven, Some(report.position));
     assert_eq!(report.position, Position::new(generation(), index(1), Offset::new(end)));
-    assert_eq!(state_of(&restored), state_at(&history, 1, end));
+    assert_eq!(history::state_of(&restored, PAGE), state_at(&history, 1, end));
     assert!(report.to_string().contains("\nproven equal to the source at that position"), "{report}");
 }
 
@@ -222,7 +203,7 @@ fn nothing_is_compared_before_the_snapshot_is_exact() {
     objects.insert(path, encode(Style::Ours, &content, Some(trailer)));
     let (report, restored) = restore(objects).unwrap();
     assert_eq!(report.proven, Some(report.position));
-    assert_eq!(state_of(&restored), state_at(&history, 1, end));
+    assert_eq!(history::state_of(&restored, PAGE), state_at(&history, 1, end));
 }
 
 #[test]

@@ -26,14 +26,20 @@ fn an_agent_told_to_stop_under_load_sends_everything_committed_before() {
     scene.wait_until_restores(&agent);
 }
 
-#[test]
-fn an_agent_told_to_stop_without_a_server_says_what_was_not_acknowledged() {
+/// An agent that has sent a commit to a server that is gone now.
+fn everything_acknowledged_and_no_server() -> (Scene, Writer, Agent) {
     let mut scene = Scene::new();
     let mut writer = Writer::start(&scene.database, &["--step"]);
     writer.step();
-    let mut agent = scene.start_agent();
+    let agent = scene.start_agent();
     scene.wait_until_restores(&agent);
     scene.server.stop();
+    (scene, writer, agent)
+}
+
+#[test]
+fn an_agent_told_to_stop_without_a_server_says_what_was_not_acknowledged() {
+    let (mut scene, mut writer, mut agent) = everything_acknowledged_and_no_server();
     writer.step();
     agent.wait_for_status("it is failing", |status| state(status) == "failing");
     let wal = scene.folder.path().join("app.db-wal");
@@ -49,12 +55,7 @@ fn an_agent_told_to_stop_without_a_server_says_what_was_not_acknowledged() {
 
 #[test]
 fn an_agent_told_to_stop_does_not_wait_for_a_server_that_has_acknowledged_everything() {
-    let mut scene = Scene::new();
-    let mut writer = Writer::start(&scene.database, &["--step"]);
-    writer.step();
-    let mut agent = scene.start_agent();
-    scene.wait_until_restores(&agent);
-    scene.server.stop();
+    let (mut scene, _writer, mut agent) = everything_acknowledged_and_no_server();
     signal(agent.pid(), Signal::TERM);
     assert_eq!(agent.wait_for_exit().code(), Some(0), "{}", agent.log());
     scene.server.start_again(&["ed25519"]);

@@ -88,6 +88,14 @@ impl Agent {
         wait_for(&format!("{what} (log: {})", self.log.display()), DEADLINE, status)
     }
 
+    /// The generation that it is in.
+    #[track_caller]
+    pub fn generation(&self) -> String {
+        let database = |status: &Value| status["databases"][0]["generation"].as_str().map(str::to_owned);
+        let status = self.wait_for_status("knows its generation", |status| database(status).is_some());
+        database(&status).expect("BUG: that was waited for")
+    }
+
     /// Waits until the log has a text.
     #[track_caller]
     pub fn wait_for_log(&self, text: &str) {

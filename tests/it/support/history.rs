@@ -6,13 +6,14 @@ use std::path::Path;
 use tempfile::TempDir;
 use wal_agent::core::checksum::Crc64;
 use wal_agent::core::names::Object;
-use wal_agent::core::page::{PageCount, PageSize};
+use wal_agent::core::page::{PageCount, PageNumber, PageSize};
+use wal_agent::core::page_table::{DatabaseChecksum, DatabaseState, Entries};
 use wal_agent::core::position::{Generation, Index, Offset};
 use wal_agent::core::scan::Chain;
 use wal_agent::core::segment::{
     END_MARK, FRAME_HEADER, MAX_BLOCK, SegmentTrailer, SnapshotTrailer, Trailer, push_block,
 };
-use wal_agent::core::wal::WalHeader;
+use wal_agent::core::wal::{FrameHeader, WalHeader};
 
 /// Everything in the test table.
 pub type Rows = Vec<(i64, Vec<u8>)>;
@@ -235,4 +236,30 @@ pub fn committed_end(wal: &[u8]) -> usize {
     let mut chain = Chain::new(header);
     let _stale_frames_behind = chain.extend(&wal[32..], |_, _| {});
     chain.commit().unwrap().end.get() as usize
+}
+
+/// A database after a WAL, or a part of it that ends behind a frame, was replayed on it.
+pub fn replayed(database: &[u8], wal: &[u8], page_size: u32) -> Vec<u8> {
+    let (mut database, size) = (database.to_vec(), page_size as usize);
+    for frame in wal.get(32..).unwrap_or_default().chunks_exact(24 + size) {
+        let header = FrameHeader::parse(frame.first_chunk().unwrap());
+        let at = header.page.unwrap().file_offset(PageSize::new(page_size).unwrap()) as usize;
+        database.resize(database.len().max(at + size), 0);
+        database[at..at + size].copy_from_slice(&frame[24..]);
+        if let Some(count) = header.commit {
+            database.truncate(count.get() as usize * size);
+        }
+    }
+    database
+}
+
+/// The state of a whole file, computed anew.
+pub fn state_of(database: &[u8], page_size: u32) -> DatabaseState {
+    let entries = Entries::of_size(PageSize::new(page_size).unwrap());
+    let mut checksum = DatabaseChecksum::default();
+    for (page, number) in database.chunks_exact(page_size as usize).zip(1..) {
+        checksum.toggle(entries.of(PageNumber::new(number).unwrap(), page));
+    }
+    let page_count = PageCount::new(database.len() as u32 / page_size).unwrap();
+    DatabaseState { page_count, checksum }
 }

@@ -122,6 +122,18 @@ pub struct Habits {
     pub is_overlooked: bool,
 }
 
+impl Habits {
+    /// Nothing out of the ordinary; checkpoints are left to the agent.
+    pub const PLAIN: Habits = Habits {
+        page_size: 4096,
+        synchronous: "FULL",
+        autocheckpoint: 0,
+        auto_vacuum: 0,
+        cache_pages: 100,
+        is_overlooked: false,
+    };
+}
+
 /// The application.
 pub struct Application {
     database: PathBuf,

@@ -142,6 +142,16 @@ impl Place {
         assert!(status.success(), "{status}: {}", std::fs::read_to_string(log).unwrap_or_default());
     }
 
+    /// The page table of the present generation.
+    pub fn page_table(&self) -> PathBuf {
+        let generations = self.path(".app.db-agent").join("generations");
+        let mut tables = std::fs::read_dir(generations)
+            .expect("there is a generation")
+            .map(|generation| generation.expect("readable").path().join("page-table"))
+            .filter(|path| path.exists());
+        tables.next().expect("there is a page table")
+    }
+
     /// The names of all objects of the replica of one kind: "snapshots" or "wal".
     pub fn objects(&self, kind: &str) -> Vec<String> {
         objects(&self.replica(), kind)
@@ -180,6 +190,11 @@ pub fn is_streaming(status: &Value) -> bool {
     let replica = &database["replicas"][0];
     let is_followed = database["state"] == "attached" || database["state"] == "detached";
     is_followed && replica["state"] == "streaming" && replica["lag_bytes"] == 0
+}
+
+/// Whether the agent has let go of the database, and everything is replicated.
+pub fn is_resting(status: &Value) -> bool {
+    first(status)["state"] == "detached" && is_streaming(status)
 }
 
 /// How many commits a database that one plain `writer` wrote holds: they are the first ones, and whole.

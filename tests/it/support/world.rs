@@ -75,6 +75,17 @@ pub struct Settings {
     pub let_go_after: Option<Duration>,
 }
 
+impl Settings {
+    /// One replica, and everything at once.
+    pub const PLAIN: Settings = Settings {
+        replicas: 1,
+        checkpoint: CheckpointSettings { min_pages: 1000, max_pages: 0, interval: None },
+        durability: Durability::Fsync,
+        sync_interval: None,
+        let_go_after: None,
+    };
+}
+
 /// Everything of one history.
 pub struct World {
     /// The seed, for people.
