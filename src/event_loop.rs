@@ -184,7 +184,7 @@ impl EventLoop<'_> {
                 match event.token() {
                     WAKER => {}
                     TIMER => self.timer.clear(),
-                    MOUNTS => self.check(),
+                    MOUNTS => self.watch.begin_anew(),
                     SIGNALS => {
                         if self.on_signals() {
                             return Ok(Ended::Stopped { all_acknowledged: false });

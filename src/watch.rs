@@ -144,8 +144,14 @@ impl Watch {
         }
     }
 
-    /// Notices folders that are other ones now, of which no event tells: one that was unmounted, one that something was
-    /// mounted over, or one above which a folder was renamed.
+    /// Watches every folder anew, since what is mounted has changed: a file system that took the place of another one may
+    /// have its numbers, device and inode.
+    pub fn begin_anew(&self) {
+        self.watched.keys().for_each(|folder| self.marks.on_folder(folder));
+    }
+
+    /// Notices folders that are other ones now, of which no event tells: one above which a folder was renamed, or one
+    /// that something was mounted over where that cannot be seen.
     pub fn check(&self) {
         for (folder, identity) in &self.watched {
             if identity_of(folder) != Some(*identity) {

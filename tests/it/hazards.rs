@@ -351,6 +351,15 @@ fn a_file_system_that_is_unmounted_and_mounted_again_is_followed() {
         old = application(&database);
         follows(&place, &database, &format!("round {round}"));
     }
+    // Both before the agent can look: the new one has the numbers of the old one, device and inode.
+    old.close();
+    agent.wait_for_status("lets go", is_resting);
+    signal(agent.pid(), Signal::STOP);
+    drop(mounted);
+    let _mounted = Mounted::new(&folder);
+    old = application(&database);
+    signal(agent.pid(), Signal::CONT);
+    follows(&place, &database, "both at once");
     agent.stop();
     old.close();
     assert_same(&database, &place.restore());
