@@ -81,6 +81,16 @@
 //!   slot, holding the write lock, for its whole busy timeout. Then our reader steps aside until that checkpoint has
 //!   moved on. Nobody can commit meanwhile; and whatever header follows must still be the same, or a new generation
 //!   begins.
+//! - The reader does not move after each commit. While writers go on, nobody waits for it; and in a long WAL each move
+//!   makes the application's own checkpoint, which it tries after every commit, copy the few frames that have come since
+//!   (two fsyncs). So it moves when they pause, or when a checkpoint's worth of frames is behind it. Two moves are a few
+//!   milliseconds apart: SQLite would give the second the slot that the first has left, for which a checkpoint waits.
+//! - A reader that begins while a checkpoint is about to give read lock 0 back does not get that lock though everything
+//!   is backfilled, and no call says so. It is moved there once more a moment later.
+//! - Whether a checkpoint waits for readers or works is told by read lock 0, which it holds while it writes: stepping
+//!   aside for one that works would let the WAL be restarted unseen.
+//! - A writer that never pauses is looked at every two milliseconds, not at each event ([`core::pace`]), and the watch
+//!   sleeps meanwhile, so that the kernel makes one event of many writes: the writer pays for each that wakes us.
 //! - The inode of the database is kept beside the generation's name: after a file was replaced while the agent was
 //!   down, an unchanged `-wal` would otherwise look like continuity.
 //! - Evidence is not made durable: after a power cut the boot is another one, and it proves nothing anyway.

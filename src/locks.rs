@@ -79,17 +79,19 @@ pub fn process_with(file: &Path) -> Option<String> {
 const WRITE_LOCK: u64 = 120;
 /// The byte of the checkpoint lock, next to it.
 const CHECKPOINT_LOCK: u64 = 121;
+/// The byte of read lock 0, which a checkpoint holds while it writes (wal.c, `WAL_READ_LOCK(0)`).
+const READ_LOCK_ZERO: u64 = 123;
 
 /// Whether another process is in a checkpoint that waits for readers: it holds the checkpoint lock, and the write
-/// lock, too. `false` where that cannot be seen, as across PID namespaces.
+/// lock, too, and does not write into the database file. `false` where that cannot be seen, as across PID namespaces.
 pub fn has_waiting_checkpoint(wal_index: &Path) -> bool {
     let Ok(metadata) = std::fs::metadata(wal_index) else { return false };
     let Ok(locks) = std::fs::read_to_string("/proc/locks") else { return false };
-    holds_both(&locks, metadata.ino(), u64::from(std::process::id()))
+    is_waiting(&locks, metadata.ino(), u64::from(std::process::id()))
 }
 
 /// Lines are `1: POSIX  ADVISORY  WRITE 4711 fe:00:10357871 120 121`: kind, pid, device and inode, first and last byte.
-fn holds_both(locks: &str, inode: u64, ourselves: u64) -> bool {
+fn is_waiting(locks: &str, inode: u64, ourselves: u64) -> bool {
     let holders = |byte: u64| {
         locks.lines().filter_map(move |line| {
             let mut words = line.split_whitespace().skip(1);
@@ -100,27 +102,30 @@ fn holds_both(locks: &str, inode: u64, ourselves: u64) -> bool {
             (is_write && is_ours && pid != ourselves && (first..=last).contains(&byte)).then_some(pid)
         })
     };
-    holders(CHECKPOINT_LOCK).any(|pid| holders(WRITE_LOCK).any(|other| other == pid))
+    let holds = |pid, byte| holders(byte).any(|other| other == pid);
+    holders(CHECKPOINT_LOCK).any(|pid| holds(pid, WRITE_LOCK) && !holds(pid, READ_LOCK_ZERO))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::holds_both;
+    use super::is_waiting;
 
     #[test]
-    fn a_checkpoint_waits_if_one_other_process_has_both_locks() {
+    fn a_checkpoint_waits_if_one_other_process_has_both_locks_and_does_not_write() {
         let line =
             |pid, kind, inode, bytes| format!("1: POSIX  ADVISORY  {kind} {pid} fe:00:{inode} {bytes}\n");
         let both = line(7, "WRITE", 5, "120 121");
         let apart = line(7, "WRITE", 5, "120 120") + &line(7, "WRITE", 5, "121 121");
         for waiting in [&both, &apart] {
-            assert!(holds_both(waiting, 5, 1), "{waiting}");
-            assert!(!holds_both(waiting, 6, 1), "of another file: {waiting}");
-            assert!(!holds_both(waiting, 5, 7), "our own: {waiting}");
+            assert!(is_waiting(waiting, 5, 1), "{waiting}");
+            assert!(!is_waiting(waiting, 6, 1), "of another file: {waiting}");
+            assert!(!is_waiting(waiting, 5, 7), "our own: {waiting}");
         }
-        assert!(!holds_both(&line(7, "WRITE", 5, "121 121"), 5, 1), "a passive checkpoint waits for nobody");
+        assert!(!is_waiting(&line(7, "WRITE", 5, "121 121"), 5, 1), "a passive checkpoint waits for nobody");
+        let writes = line(7, "WRITE", 5, "120 121") + &line(7, "WRITE", 5, "123 123");
+        assert!(!is_waiting(&writes, 5, 1), "it waits for nobody any more");
         let two = line(7, "WRITE", 5, "121 121") + &line(8, "WRITE", 5, "120 120");
-        assert!(!holds_both(&two, 5, 1), "a writer beside a passive checkpoint");
-        assert!(!holds_both("1: -> POSIX\ngarbage\n", 5, 1));
+        assert!(!is_waiting(&two, 5, 1), "a writer beside a passive checkpoint");
+        assert!(!is_waiting("1: -> POSIX\ngarbage\n", 5, 1));
     }
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 const WAL: u8 = 1;
 const DATABASE: u8 = 2;
@@ -27,38 +28,47 @@ struct Marks {
 }
 
 impl Marks {
-    fn mark(&self, database: usize, bits: u8) {
+    /// Whether it says anything new.
+    fn mark(&self, database: usize, bits: u8) -> bool {
         // Whoever takes the marks looks afterwards; so only the first mark since must wake.
-        if self.seen[database].fetch_or(bits, Ordering::SeqCst) & bits != bits {
+        let is_new = self.seen[database].fetch_or(bits, Ordering::SeqCst) & bits != bits;
+        if is_new {
             (self.wake)();
         }
+        is_new
     }
 
     fn mark_all(&self) {
-        (0..self.seen.len()).for_each(|database| self.mark(database, ALL));
+        for database in 0..self.seen.len() {
+            self.mark(database, ALL);
+        }
     }
 
-    fn on_event(&self, event: notify::Result<Event>) {
-        let Ok(event) = event else { return self.mark_all() };
-        if event.need_rescan() {
-            return self.mark_all();
-        }
+    /// Whether it is one more write to what the loop is about to look at anyway.
+    fn on_event(&self, event: notify::Result<Event>) -> bool {
+        let Some(event) = event.ok().filter(|event| !event.need_rescan()) else {
+            self.mark_all();
+            return false;
+        };
+        let is_write = matches!(event.kind, EventKind::Modify(ModifyKind::Data(_)));
         let (adds, keeps) = match event.kind {
-            EventKind::Modify(ModifyKind::Data(_)) => (0, ALL),
+            _ if is_write => (0, ALL),
             EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => {
                 (FOLDER, ALL)
             }
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => (CLOSED, 0),
             // Opening, our own among it, and changes of mode or times mean nothing.
-            _ => return,
+            _ => return false,
         };
+        let mut is_known = is_write;
         for path in &event.paths {
             match self.files.get(path) {
-                Some(&(database, bits)) => self.mark(database, bits & keeps | adds),
+                Some(&(database, bits)) => is_known &= !self.mark(database, bits & keeps | adds),
                 None if adds == FOLDER => self.on_folder(path),
-                None => {}
+                None => is_known = false,
             }
         }
+        is_known
     }
 
     /// The watched folder itself went away.
@@ -74,6 +84,31 @@ impl Marks {
         if is_ours {
             self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(folder.to_owned());
             self.any_lost.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+/// A writer that does not pause would wake the watch's thread for each of its writes, and pay for it. While the thread
+/// sleeps, the kernel makes one event of them.
+struct Drowsing {
+    /// Writes in a row that said nothing new.
+    known: u32,
+    woke: Instant,
+}
+
+/// So many writes in a row that say nothing new are a writer that does not pause.
+const MANY_KNOWN: u32 = 8;
+/// How long the watch's thread sleeps then; no other database's event waits longer.
+const NAP: Duration = Duration::from_micros(500);
+/// Events that come sooner after a nap were read before it.
+const READ_BEFORE: Duration = Duration::from_micros(20);
+
+impl Drowsing {
+    fn after(&mut self, is_known: bool) {
+        self.known = if is_known { self.known.saturating_add(1) } else { 0 };
+        if self.known >= MANY_KNOWN && self.woke.elapsed() > READ_BEFORE {
+            std::thread::sleep(NAP);
+            self.woke = Instant::now();
         }
     }
 }
@@ -109,7 +144,8 @@ impl Watch {
         let (lost, any_lost) = (Mutex::new(Vec::new()), AtomicBool::new(false));
         let marks = Arc::new(Marks { files, seen, lost, any_lost, wake });
         let handler = Arc::clone(&marks);
-        let watcher = notify::recommended_watcher(move |event| handler.on_event(event))
+        let mut drowsing = Drowsing { known: 0, woke: Instant::now() };
+        let watcher = notify::recommended_watcher(move |event| drowsing.after(handler.on_event(event)))
             .map_err(|error| format!("cannot watch files: {error}"))?;
         Ok(Watch { watcher, marks, databases: databases.to_vec(), watched: HashMap::new() })
     }

@@ -10,7 +10,8 @@ use crate::core::replica::{Job, Outcome};
 use crate::page_table::TableJob;
 use crate::remote::{self, Location, Remote, RemoteError};
 use crate::source::{
-    CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, let_go, stamp_at, urgent_round,
+    CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, checkpoint_patiently, let_go, stamp_at,
+    urgent_round,
 };
 use crate::sqlite::{Handle, WalExtent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -229,13 +230,13 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
             let result = sync.file.sync();
             LocalOutcome::Synced(sync, result)
         }
-        LocalJob::Checkpoint { checkpointer, sync, database, identity, stamp } => {
+        LocalJob::Checkpoint { checkpointer, sync, database, identity, stamp, patience } => {
             let synced = sync.map(|sync| {
                 let result = sync.file.sync();
                 (sync, result)
             });
             let is_durable = synced.as_ref().is_none_or(|(_, result)| result.is_ok());
-            let result = is_durable.then(|| checkpoint(&checkpointer, &database, identity, stamp));
+            let result = is_durable.then(|| checkpoint(&checkpointer, &database, identity, stamp, patience));
             let stamp = stamp_at(&database);
             LocalOutcome::Checkpointed { checkpointer, synced, result, stamp }
         }
@@ -257,6 +258,7 @@ fn checkpoint(
     database: &Path,
     identity: FileIdentity,
     stamp: Option<Stamp>,
+    patience: Duration,
 ) -> Result<WalExtent, CheckpointFailure> {
     if FileIdentity::of_path(database) != Some(identity) {
         return Err(CheckpointFailure::Replaced);
@@ -264,5 +266,6 @@ fn checkpoint(
     if stamp.is_some() && stamp_at(database) != stamp {
         return Err(CheckpointFailure::Overwritten);
     }
-    checkpointer.checkpoint().map_err(CheckpointFailure::Sqlite)
+    checkpoint_patiently(Instant::now() + patience, || checkpointer.checkpoint())
+        .map_err(CheckpointFailure::Sqlite)
 }

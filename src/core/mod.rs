@@ -8,6 +8,7 @@ pub mod frame;
 pub mod inventory;
 pub mod job;
 pub mod names;
+pub mod pace;
 pub mod page;
 pub mod page_table;
 pub mod position;

@@ -65,6 +65,13 @@ impl Guard {
         self.pending.is_none() && newest
     }
 
+    /// How many frames have come since the reader's mark. `None` if it is no mark of this WAL, or on read lock 0: then
+    /// nothing at all can be backfilled, and the application's checkpoints search the WAL in vain.
+    pub fn frames_behind(&self, capture: &Capture, extent: WalExtent) -> Option<u32> {
+        let lets_backfill = self.mark.index == capture.shadow.extent().index && !self.mark.on_lock_zero;
+        lets_backfill.then(|| extent.frames.saturating_sub(self.mark.frames))
+    }
+
     /// Brings everything into the database file, and moves the reader to read lock 0; returns what the wal-index says
     /// then. `None` if others write meanwhile.
     ///
@@ -137,6 +144,11 @@ impl Guard {
             match self.spare.begin_read() {
                 Err(SqliteError::Busy) => return Ok(Move::NotYet),
                 other => other?,
+            }
+            if extent.frames > 0 && extent.is_backfilled() && self.query.wal_extent() != Ok(extent) {
+                // It may stand on a mark between two commits, where it would only be in the way.
+                self.spare.end_read();
+                return Ok(Move::NotYet);
             }
             let index = capture.shadow.extent().index;
             self.pending = Some(Mark { index, frames: extent.frames, on_lock_zero: extent.is_backfilled() });

@@ -31,6 +31,8 @@ pub enum LocalJob {
         identity: FileIdentity,
         /// How it must be, if nobody else is there: whoever writes it then does not use SQLite.
         stamp: Option<Stamp>,
+        /// How long it tries while somebody else checkpoints.
+        patience: Duration,
     },
     /// An urgent round.
     Urgent {

@@ -10,6 +10,7 @@ mod compare;
 mod guard;
 mod job;
 mod let_go;
+mod look;
 mod outcome;
 mod proof;
 mod recheck;
@@ -23,10 +24,11 @@ pub use capture::{Look, LookError};
 pub use job::{CheckpointFailure, LocalJob, LocalOutcome};
 pub use let_go::{LetGoOutcome, LetGoRequest, Resting, Stay, let_go};
 pub use proof::stamp_at;
-pub use round::{UrgentReport, urgent_round};
+pub use round::{UrgentReport, checkpoint_patiently, urgent_round};
 
 use crate::core::checkpoint::{CheckpointPolicy, CheckpointState, Extent, Round};
 use crate::core::evidence::Sighting;
+use crate::core::pace::Pace;
 use crate::core::position::{Generation, Index};
 use crate::core::shadow::ShadowExtent;
 use crate::core::status::WriteLockHolds;
@@ -34,9 +36,10 @@ use crate::core::sync::{Break, Dirty};
 use crate::disk::Disk;
 use crate::shadow::ShadowWal;
 use crate::sqlite::WalExtent;
-use guard::Move;
 use log::{error, info, warn};
+use look::{LONGEST_MOVE_PAUSE, MOVE_PAUSE};
 use recheck::Recheck;
+use round::LOCK_PATIENCE;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -51,22 +54,17 @@ const IN_FLIGHT_PAUSE: Duration = Duration::from_micros(50);
 /// While a transaction is being written, each page is an event. Up to this pause we listen to the clock instead.
 const DEAF_PAUSE: Duration = Duration::from_millis(2);
 /// The same, after the database file was written: a checkpoint says only later that it is done.
-const BACKFILL_PAUSE: Duration = Duration::from_millis(1);
+const BACKFILL_PAUSE: Duration = Duration::from_micros(100);
 /// Asking again after the database file was written ends at this pause.
 const BACKFILL_PATIENCE: Duration = Duration::from_secs(1);
 /// Asking again about frames in flight ends at this pause; the safety look does the rest.
 const IN_FLIGHT_PATIENCE: Duration = Duration::from_secs(30);
-/// How long after a commit the reader moves up: soon enough for the application's checkpoints, and not for each commit.
-const MOVE_PAUSE: Duration = Duration::from_millis(2);
-const LONGEST_MOVE_PAUSE: Duration = Duration::from_millis(500);
 /// After something failed: the first pause, doubled each time up to the longest.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(10);
 /// A break that comes back in a generation before anything was copied in it: the first pause before the next one.
 const BREAK_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_BREAK_PAUSE: Duration = Duration::from_secs(300);
-/// Parts copied in one turn, so that one busy database does not keep the others waiting.
-const PARTS_A_TURN: u32 = 16;
 
 /// What a source is configured to do.
 #[derive(Debug, Clone)]
@@ -119,7 +117,11 @@ pub struct Source {
     /// More is known to be there; take another turn at once.
     hot: bool,
     recheck: Option<Recheck>,
+    pace: Pace,
     move_at: Option<Recheck>,
+    moved_at: Option<Instant>,
+    /// The wal-index when the reader was last moved to read lock 0, and how often it was then.
+    confirmed: (WalExtent, usize),
     retry: Option<Recheck>,
     /// When it is asked whether a checkpoint waits for our reader.
     yield_at: Option<Recheck>,
@@ -174,7 +176,10 @@ impl Source {
             dirty: Dirty::ALL,
             hot: false,
             recheck: None,
+            pace: Pace::default(),
             move_at: None,
+            moved_at: None,
+            confirmed: (WalExtent { frames: 0, backfilled: 0 }, 0),
             retry: None,
             yield_at: None,
             aside: None,
@@ -299,15 +304,18 @@ impl Source {
         if self.hot || self.dirty.any() {
             return Some(now);
         }
+        if let Some(aside) = self.aside {
+            return Some(aside.next);
+        }
         let at = |recheck: Option<Recheck>| recheck.map(|r| r.at);
         let extent = self.checkpoint_extent();
         let checkpoint = self.checkpoint.next_timeout(&self.settings.checkpoint, extent);
         // A checkpoint waits for the reader to move up.
         let checkpoint = checkpoint.map(|due| at(self.move_at).map_or(due, |moves| due.max(moves)));
         let checkpoint = checkpoint.filter(|_| self.may_checkpoint());
-        let aside = self.aside.map(|aside| aside.next);
         let let_go = self.let_go_at.filter(|_| !self.job_in_flight);
-        let times = [at(self.recheck), at(self.move_at), at(self.yield_at), aside, checkpoint, let_go];
+        let listens = self.pace.next_timeout(now);
+        let times = [at(self.recheck), at(self.move_at), at(self.yield_at), checkpoint, let_go, listens];
         times.into_iter().flatten().min()
     }
 
@@ -415,71 +423,6 @@ impl Source {
         matches!(&self.state, State::Attached(attached) if attached.is_at_path(&self.settings.database))
     }
 
-    /// Looks at the WAL until everything committed is copied, or a turn's worth is.
-    fn look(&mut self, now: Instant) {
-        let dirty = std::mem::take(&mut self.dirty);
-        let previous = self.recheck.take();
-        self.hot = false;
-        for _ in 0..PARTS_A_TURN {
-            let State::Attached(attached) = &mut self.state else { return };
-            match attached.capture.look(&attached.guard.query) {
-                Ok(Look::More) => {}
-                Ok(Look::UpToDate { extent, in_flight }) => {
-                    self.solved(Task::Look);
-                    self.solved(Task::BeginGeneration);
-                    (self.extent, self.up_to_date_at) = (extent, Some(now));
-                    (self.break_at, self.retry) = (None, None);
-                    self.plan_recheck(previous, in_flight, dirty, now);
-                    self.plan_move(now);
-                    return;
-                }
-                Ok(Look::Again) => {
-                    self.recheck = Some(Recheck::after(previous, BACKFILL_PAUSE, LONGEST_RETRY_PAUSE, now));
-                    return;
-                }
-                Ok(Look::Broken(reason)) => return self.on_break(reason),
-                Err(error) => {
-                    self.recheck = Some(Recheck::after(previous, RETRY_PAUSE, LONGEST_RETRY_PAUSE, now));
-                    return self.failed(Task::Look, &error.to_string());
-                }
-            }
-        }
-        self.hot = true;
-    }
-
-    fn plan_move(&mut self, now: Instant) {
-        let State::Attached(attached) = &self.state else { return };
-        if attached.guard.is_in_place(&attached.capture, self.extent) {
-            self.move_at = None;
-            // Where everything was backfilled before we came, the next writer may restart the WAL at once.
-            let may_restart = self.extent.frames > 0 && self.extent.is_backfilled();
-            self.needs_sync |= may_restart && attached.capture.shadow.to_sync().is_some();
-            self.plan_yield(now);
-        } else if self.move_at.is_none() && !self.needs_sync {
-            self.move_at = Some(Recheck::after(None, MOVE_PAUSE, LONGEST_MOVE_PAUSE, now));
-        }
-    }
-
-    fn move_reader(&mut self, now: Instant) {
-        let State::Attached(attached) = &mut self.state else { return };
-        let again = Recheck::after(self.move_at, MOVE_PAUSE, LONGEST_MOVE_PAUSE, now);
-        self.move_at = None;
-        match attached.guard.move_on(&mut attached.capture) {
-            Ok(Move::Done) => {
-                self.solved(Task::MoveReader);
-                // What was committed on the way is for the next turn.
-                self.hot = true;
-            }
-            Ok(Move::NeedsSync) => self.needs_sync = true,
-            Ok(Move::NotYet) => self.move_at = Some(again),
-            Ok(Move::Broken(reason)) => self.on_break(reason),
-            Err(error) => {
-                self.move_at = Some(again);
-                self.failed(Task::MoveReader, &error.to_string());
-            }
-        }
-    }
-
     fn checkpoint_extent(&self) -> Extent {
         let index = self.shadow_extent().map_or(Index::ZERO, |extent| extent.index);
         Extent { index, frames: self.extent.frames, backfilled: self.extent.backfilled }
@@ -522,7 +465,8 @@ impl Source {
         self.urgent_next = round == Round::Urgent;
         let stamp = self.sighting.filter(|sighting| sighting.alone).map(|sighting| sighting.stamp);
         let database = self.settings.database.clone();
-        Some(LocalJob::Checkpoint { checkpointer, sync, database, identity, stamp })
+        let patience = if self.urgent_next { LOCK_PATIENCE } else { Duration::ZERO };
+        Some(LocalJob::Checkpoint { checkpointer, sync, database, identity, stamp, patience })
     }
 
     fn urgent_job(&mut self) -> Option<LocalJob> {

@@ -60,8 +60,10 @@ impl Source {
         self.recheck = Some(next).filter(|r| is_backfilling && r.pause <= BACKFILL_PATIENCE);
     }
 
-    /// Whether events matter now. While a transaction is on its way into the WAL, only the next look does.
+    /// Whether events matter now. While a transaction is on its way into the WAL, or writers do not pause, only the
+    /// next look does.
     pub fn is_listening(&self, now: Instant) -> bool {
-        self.recheck.is_none_or(|r| !r.in_flight || r.pause > DEAF_PAUSE || now >= r.at)
+        let is_written = self.recheck.is_some_and(|r| r.in_flight && r.pause <= DEAF_PAUSE && now < r.at);
+        !is_written && self.pace.is_listening(now)
     }
 }

@@ -3,14 +3,14 @@
 use super::attach::Attached;
 use super::guard::Move;
 use crate::core::sync::Break;
-use crate::sqlite::SqliteError;
+use crate::sqlite::{Handle, SqliteError, WalExtent};
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// How long a round tries to get the write lock. Writers that never pause leave gaps of microseconds between two
 /// transactions, so it does not sleep between two tries.
-const LOCK_PATIENCE: Duration = Duration::from_millis(100);
+pub(super) const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 /// Before the lock is taken, the checkpoint follows the writers until so few frames are left: writing them takes a
 /// small part of the budget.
 const FEW_FRAMES: u32 = 200;
@@ -98,9 +98,35 @@ pub(super) fn checkpoint(attached: &Attached, database: &Path, until: Option<Ins
         return Err(Stop::Broken(Break::DatabaseReplaced));
     }
     let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
+    let patience = until.unwrap_or_else(|| Instant::now() + LOCK_PATIENCE);
+    match checkpoint_patiently(patience, || checkpoint_until(checkpointer, until)) {
+        Ok(extent) => Ok(extent.frames.saturating_sub(extent.backfilled)),
+        Err(SqliteError::Busy | SqliteError::Interrupted) => Err(Stop::Later),
+        Err(error) => Err(Stop::Failed(error.to_string())),
+    }
+}
+
+/// Tries again while somebody else checkpoints: writers that never pause try to, with each commit, and so are in the way
+/// more often than not.
+///
+/// # Errors
+/// SQLite's; busy only after `until`.
+pub fn checkpoint_patiently(
+    until: Instant,
+    mut checkpoint: impl FnMut() -> Result<WalExtent, SqliteError>,
+) -> Result<WalExtent, SqliteError> {
+    loop {
+        match checkpoint() {
+            Err(SqliteError::Busy) if Instant::now() < until => std::thread::yield_now(),
+            result => return result,
+        }
+    }
+}
+
+fn checkpoint_until(checkpointer: &Handle, until: Option<Instant>) -> Result<WalExtent, SqliteError> {
     let stop = checkpointer.interrupt_handle();
     let (done, is_done) = mpsc::channel::<()>();
-    let result = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         if let Some(until) = until {
             scope.spawn(move || {
                 // Disconnected means done: only a timeout is over the budget.
@@ -113,12 +139,7 @@ pub(super) fn checkpoint(attached: &Attached, database: &Path, until: Option<Ins
         let result = checkpointer.checkpoint();
         drop(done);
         result
-    });
-    match result {
-        Ok(extent) => Ok(extent.frames.saturating_sub(extent.backfilled)),
-        Err(SqliteError::Busy | SqliteError::Interrupted) => Err(Stop::Later),
-        Err(error) => Err(Stop::Failed(error.to_string())),
-    }
+    })
 }
 
 /// Copies what is committed, makes it durable, and moves the reader behind it.

@@ -11,10 +11,11 @@ use crate::locks;
 use crate::sqlite::WalExtent;
 use std::time::{Duration, Instant};
 
-/// The first time it is asked after the reader came in place; doubled each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// The first time it is asked after the reader came in place; doubled each time. Longer than SQLite's busy handler
+/// sleeps: before, a checkpoint that sleeps cannot be told from one that our slot keeps waiting.
+const FIRST_PAUSE: Duration = Duration::from_millis(120);
 /// It is not asked any more at this pause: whoever waits has waited since the reader came in place.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(900);
 /// How long the reader stays aside: longer than SQLite's busy handler sleeps.
 const ASIDE: Duration = Duration::from_millis(150);
 /// Aside, the wal-index is asked after pauses that double from [`IN_FLIGHT_PAUSE`] to this: the checkpoint may wait for

@@ -4,6 +4,7 @@ use crate::support::place::{Place, first};
 use crate::support::process::output;
 use crate::support::sqlite::{Shell, Writer};
 use serde_json::Value;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -44,6 +45,24 @@ fn two_writers_and_an_agent_that_checkpoints_all_the_time_lose_nothing() {
 fn two_writers_and_urgent_rounds_lose_nothing() {
     let rounds = |status: &Value| first(status)["write_lock_holds"]["count"].as_u64();
     two_writers_and_an_eager_agent(100, |status| rounds(status) > Some(5));
+}
+
+#[test]
+fn the_wal_of_a_writer_that_never_pauses_is_restarted_again_and_again() {
+    let place = Place::new();
+    let database = place.database();
+    Writer::start(&database, &["--commits", "1"]).finish();
+    let application = Shell::open(&database);
+    let agent = place.streaming_agent(&["max-checkpoint-page-count: 2000", "max-write-block: 1s"]);
+    // After each of its commits it tries to checkpoint, and is in our way.
+    let rows = ["--commits", "30000", "--synchronous", "OFF", "--autocheckpoint", "10"];
+    Writer::start(&database, &rows).finish();
+    let pages = fs::metadata(place.wal()).expect("the application is there").len() / 4096;
+    assert!(pages < 20_000, "{pages} pages of 30,000 and more stand in the WAL");
+    place.wait_until_replicated(&agent);
+    place.stop(agent);
+    place.assert_restores();
+    application.close();
 }
 
 /// Asks for a checkpoint until it is not busy, with a busy timeout of 50 ms; how often that took.

@@ -1,0 +1,72 @@
+//! How often a database is looked at whose writers do not pause: a look for every commit would take the processor from
+//! them.
+
+use std::time::{Duration, Instant};
+
+/// A look so soon after the last pause means that the writers did not pause.
+const AT_ONCE: Duration = Duration::from_micros(300);
+/// The first pause after which events are heard again; doubled while the writers go on.
+const FIRST_PAUSE: Duration = Duration::from_micros(100);
+const LONGEST_PAUSE: Duration = Duration::from_millis(2);
+
+/// When events matter again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pace {
+    pause: Duration,
+    until: Option<Instant>,
+}
+
+impl Pace {
+    /// Takes in a look that found something new. Whoever commits now and then is heard at once.
+    pub fn on_news(&mut self, now: Instant) {
+        let is_busy = self.until.is_some_and(|until| now < until + AT_ONCE);
+        self.pause =
+            if is_busy { (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) } else { Duration::ZERO };
+        self.until = Some(now + self.pause);
+    }
+
+    /// Whether events matter now.
+    pub fn is_listening(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| now >= until)
+    }
+
+    /// When they matter again, if they do not now.
+    pub fn next_timeout(&self, now: Instant) -> Option<Instant> {
+        self.until.filter(|until| *until > now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LONGEST_PAUSE, Pace};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn commits_with_a_pause_between_them_are_heard_at_once() {
+        let (mut pace, begin) = (Pace::default(), Instant::now());
+        for turn in 0..10 {
+            let now = begin + turn * Duration::from_millis(1);
+            assert!(pace.is_listening(now));
+            pace.on_news(now);
+            assert_eq!(pace.next_timeout(now), None);
+        }
+    }
+
+    #[test]
+    fn writers_that_do_not_pause_are_looked_at_ever_less_often_up_to_a_bound() {
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        let pauses: Vec<Duration> = (0..10)
+            .map(|_| {
+                pace.on_news(now);
+                let until = pace.next_timeout(now).unwrap_or(now);
+                assert!(pace.is_listening(until));
+                let pause = until.duration_since(now);
+                now = until;
+                pause
+            })
+            .collect();
+        assert!(pauses.is_sorted() && pauses[0].is_zero() && pauses[9] == LONGEST_PAUSE, "{pauses:?}");
+        pace.on_news(now + Duration::from_millis(5));
+        assert_eq!(pace.next_timeout(now + Duration::from_millis(5)), None, "they paused");
+    }
+}

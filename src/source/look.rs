@@ -1,0 +1,137 @@
+//! A source's look at its WAL, and its reader's moves after the commits.
+
+use super::capture::Look;
+use super::guard::Move;
+use super::recheck::Recheck;
+use super::{BACKFILL_PAUSE, LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
+use crate::core::position::Position;
+use crate::core::shadow::ShadowExtent;
+use std::time::{Duration, Instant};
+
+/// How long after the last commit the reader moves up. While writers go on, nobody waits for it: a checkpoint that
+/// waits for readers keeps writers waiting, too.
+pub(super) const MOVE_PAUSE: Duration = Duration::from_micros(300);
+/// The same in a WAL that the application checkpoints after each commit, because it is long: then each move makes it
+/// copy the few frames that have come since, with two fsyncs.
+const LONG_WAL_MOVE_PAUSE: Duration = Duration::from_millis(2);
+/// Two moves are at least so far apart, but for one to read lock 0. A checkpoint that waits for the slot that we left
+/// must get it before we take it again: it would go on waiting, though our mark is new by then. SQLite's busy handler
+/// sleeps for 1, 2, 5, 10... ms.
+const SLOT_PAUSE: Duration = Duration::from_millis(3);
+/// The pauses before the reader moves to read lock 0 once more.
+const CONFIRM_PAUSES: [Duration; 2] = [Duration::from_micros(500), Duration::from_millis(10)];
+pub(super) const LONGEST_MOVE_PAUSE: Duration = Duration::from_millis(500);
+/// Parts copied in one turn, so that one busy database does not keep the others waiting.
+const PARTS_A_TURN: u32 = 16;
+
+impl Source {
+    /// Looks at the WAL until everything committed is copied, or a turn's worth is.
+    pub(super) fn look(&mut self, now: Instant) {
+        let dirty = std::mem::take(&mut self.dirty);
+        let previous = self.recheck.take();
+        let before = self.shadow_extent().map(ShadowExtent::position);
+        self.hot = false;
+        for _ in 0..PARTS_A_TURN {
+            let State::Attached(attached) = &mut self.state else { return };
+            match attached.capture.look(&attached.guard.query) {
+                Ok(Look::More) => {}
+                Ok(Look::UpToDate { extent, in_flight }) => {
+                    self.solved(Task::Look);
+                    self.solved(Task::BeginGeneration);
+                    (self.extent, self.up_to_date_at) = (extent, Some(now));
+                    (self.break_at, self.retry) = (None, None);
+                    self.plan_recheck(previous, in_flight, dirty, now);
+                    // A checkpoint of the application: the reader must let go of the WAL behind it.
+                    self.needs_sync |= dirty.database && self.has_unsynced();
+                    return self.after_look(before, now);
+                }
+                Ok(Look::Again) => {
+                    self.recheck = Some(Recheck::after(previous, BACKFILL_PAUSE, LONGEST_RETRY_PAUSE, now));
+                    return;
+                }
+                Ok(Look::Broken(reason)) => return self.on_break(reason),
+                Err(error) => {
+                    self.recheck = Some(Recheck::after(previous, RETRY_PAUSE, LONGEST_RETRY_PAUSE, now));
+                    return self.failed(Task::Look, &error.to_string());
+                }
+            }
+        }
+        self.hot = true;
+    }
+
+    fn after_look(&mut self, before: Option<Position>, now: Instant) {
+        let is_news = self.shadow_extent().map(ShadowExtent::position) != before;
+        if is_news {
+            self.pace.on_news(now);
+            let not_before = self.pace.next_timeout(now).unwrap_or(now);
+            self.recheck = self.recheck.map(|recheck| Recheck { at: recheck.at.max(not_before), ..recheck });
+        }
+        self.plan_move(is_news, now);
+    }
+
+    fn has_unsynced(&self) -> bool {
+        matches!(&self.state, State::Attached(attached) if attached.capture.shadow.to_sync().is_some())
+    }
+
+    /// When the reader moves next, if it must.
+    fn plan_move(&mut self, is_news: bool, now: Instant) {
+        let State::Attached(attached) = &self.state else { return };
+        if attached.guard.is_in_place(&attached.capture, self.extent) {
+            // Where everything was backfilled before we came, the next writer may restart the WAL at once.
+            let may_restart = self.extent.frames > 0 && self.extent.is_backfilled();
+            self.needs_sync |= may_restart && attached.capture.shadow.to_sync().is_some();
+            self.move_at = self.confirm_at(now);
+            return self.plan_yield(now);
+        }
+        if self.needs_sync {
+            return;
+        }
+        let behind = attached.guard.frames_behind(&attached.capture, self.extent);
+        if self.extent.is_backfilled() && behind.is_some() {
+            // Whoever waits for readers now waits for ours; and it goes where it is in nobody's way.
+            self.move_at = Some(Recheck::now(now));
+            return;
+        }
+        let many = self.settings.checkpoint.min_pages;
+        let pause = if self.extent.frames < many { MOVE_PAUSE } else { LONG_WAL_MOVE_PAUSE };
+        let planned = self.move_at.filter(|at| at.pause > LONG_WAL_MOVE_PAUSE || !is_news && at.at > now);
+        let at = if behind.is_some_and(|frames| frames >= many) { now } else { now + pause };
+        let not_before = self.moved_at.map_or(at, |moved| moved + SLOT_PAUSE);
+        self.move_at = planned.or(Some(Recheck { at: at.max(not_before), pause, in_flight: false }));
+    }
+
+    /// When the reader, which should be on read lock 0, moves there once more: it cannot be on it if a checkpoint was
+    /// just about to give that lock back.
+    fn confirm_at(&mut self, now: Instant) -> Option<Recheck> {
+        if self.extent.frames == 0 || !self.extent.is_backfilled() {
+            return None;
+        }
+        if self.confirmed.0 != self.extent {
+            self.confirmed = (self.extent, 0);
+        }
+        let pause = *CONFIRM_PAUSES.get(self.confirmed.1)?;
+        self.move_at.or(Some(Recheck::after(None, pause, pause, now)))
+    }
+
+    pub(super) fn move_reader(&mut self, now: Instant) {
+        let State::Attached(attached) = &mut self.state else { return };
+        let again = Recheck::after(self.move_at, MOVE_PAUSE, LONGEST_MOVE_PAUSE, now);
+        self.move_at = None;
+        match attached.guard.move_on(&mut attached.capture) {
+            Ok(Move::Done) => {
+                self.solved(Task::MoveReader);
+                self.moved_at = Some(now);
+                self.confirmed.1 += 1;
+                // What was committed on the way is for the next turn.
+                self.hot = true;
+            }
+            Ok(Move::NeedsSync) => self.needs_sync = true,
+            Ok(Move::NotYet) => self.move_at = Some(again),
+            Ok(Move::Broken(reason)) => self.on_break(reason),
+            Err(error) => {
+                self.move_at = Some(again);
+                self.failed(Task::MoveReader, &error.to_string());
+            }
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! What an application on the same machine feels: writers alone, beside the agent, and beside Litestream, in turns.
+//!
+//! `cargo bench --bench writer -- [--rounds N] [--seconds S] [--only WORKLOAD]`. Everything replicates to a real sshd on
+//! loopback. One line for each run; compare lines of one round, never figures of two machines.
+
+#[allow(dead_code)] // tests need more of the outside world
+#[path = "../it/support/mod.rs"]
+mod support;
+
+use clap::{Parser, ValueEnum};
+use rusqlite::{Connection, ErrorCode};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+use support::agent::Agent;
+use support::process::Killed;
+use support::scene::{of_database, on_server};
+use support::sshd::Sshd;
+use support::{litestream, temporary_folder};
+use wal_agent::remote::location::SftpLocation;
+
+#[derive(Parser)]
+struct Arguments {
+    /// What cargo gives to every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// How often each workload meets each companion.
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// How long each run lasts.
+    #[arg(long, default_value_t = 6.0)]
+    seconds: f64,
+    /// This workload alone.
+    #[arg(long, value_enum)]
+    only: Option<Workload>,
+    /// Plays a writer on this database; for the benchmark itself.
+    #[arg(long, hide = true)]
+    play: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug, ValueEnum)]
+enum Workload {
+    /// One writer of small transactions that never pauses.
+    FlatOut,
+    /// One writer of transactions of a megabyte.
+    Bulk,
+    /// Three writers that also checkpoint, in every mode.
+    Checkpoints,
+    /// A thousand transactions a second, without a busy timeout.
+    Impatient,
+}
+
+impl Workload {
+    fn writers(self) -> usize {
+        if self == Workload::Checkpoints { 3 } else { 1 }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Companion {
+    Nobody,
+    Agent,
+    Litestream,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let length = Duration::from_secs_f64(arguments.seconds);
+    if let (Some(database), Some(workload)) = (&arguments.play, arguments.only) {
+        return play(database, workload, length);
+    }
+    println!(
+        "{:<12} {:<10} {:>9} {:>8} {:>8} {:>9} {:>6} {:>7}",
+        "workload", "beside", "a second", "p50 ms", "p99 ms", "max ms", "busy", "WAL MB"
+    );
+    let workloads =
+        Workload::value_variants().iter().filter(|&&w| arguments.only.is_none_or(|only| only == w));
+    for &workload in workloads {
+        for _ in 0..arguments.rounds {
+            for companion in [Companion::Nobody, Companion::Agent, Companion::Litestream] {
+                measure(workload, companion, length)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One run, and its line.
+fn measure(workload: Workload, companion: Companion, length: Duration) -> anyhow::Result<()> {
+    let (folder, server) = (temporary_folder(), Sshd::start());
+    let database = folder.path().join("app.db");
+    prepare(&database)?;
+    // Another machine's disk is not the application's.
+    let far = tempfile::tempdir_in("/dev/shm")?;
+    let location = SftpLocation { path: far.path().display().to_string(), ..server.location() };
+    let mut agent = None;
+    let mut litestream = None;
+    match companion {
+        Companion::Nobody => {}
+        Companion::Agent => {
+            let text = of_database(&database, &[&on_server(&location, "replica")]);
+            let started = Agent::start(folder.path(), &text);
+            started.wait_for_status("the snapshot is there", |status| status["health"] == "healthy");
+            agent = Some(started);
+        }
+        Companion::Litestream => {
+            let path = litestream::configuration(folder.path(), &database, &litestream::on_server(&location));
+            litestream = Some(litestream::replicate(&path));
+            thread::sleep(Duration::from_secs(2)); // it says nowhere that it is ready
+        }
+    }
+    let writers: Vec<Child> =
+        (0..workload.writers()).map(|_| start(&database, workload, length)).collect::<Result<_, _>>()?;
+    let largest = largest_wal(&database.with_extension("db-wal"), length);
+    let mut answers = Answers::default();
+    for writer in writers {
+        answers.take(&String::from_utf8(writer.wait_with_output()?.stdout)?)?;
+    }
+    answers.waits.sort_unstable();
+    let at = |part: f64| answers.waits[((answers.waits.len() - 1) as f64 * part) as usize] as f64 / 1e6;
+    println!(
+        "{:<12} {:<10} {:>9.0} {:>8.3} {:>8.3} {:>9.1} {:>6} {:>7.1}",
+        format!("{workload:?}"),
+        format!("{companion:?}"),
+        answers.waits.len() as f64 / length.as_secs_f64(),
+        at(0.5),
+        at(0.99),
+        at(1.0),
+        answers.busy,
+        largest as f64 / 1e6,
+    );
+    if let Some(agent) = agent {
+        let status = agent.status().unwrap_or_default();
+        let holds = &status["databases"][0]["write_lock_holds"];
+        println!("{:>23} write lock held {} times, at most {} us", "", holds["count"], holds["max_micros"]);
+        agent.kill();
+    }
+    drop::<Option<Killed>>(litestream);
+    Ok(())
+}
+
+fn prepare(database: &Path) -> rusqlite::Result<()> {
+    let connection = Connection::open(database)?;
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    connection.execute_batch("CREATE TABLE rows (id INTEGER PRIMARY KEY, data BLOB)")
+}
+
+fn start(database: &Path, workload: Workload, length: Duration) -> anyhow::Result<Child> {
+    let name = workload.to_possible_value().expect("no workload is skipped");
+    Ok(Command::new(std::env::current_exe()?)
+        .args(["--only", name.get_name(), "--seconds", &length.as_secs_f64().to_string(), "--play"])
+        .arg(database)
+        .stdout(Stdio::piped())
+        .spawn()?)
+}
+
+/// Looks at the WAL now and then, as long as the writers write.
+fn largest_wal(wal: &Path, length: Duration) -> u64 {
+    let end = Instant::now() + length;
+    let mut largest = 0;
+    while Instant::now() < end {
+        largest = largest.max(fs::metadata(wal).map_or(0, |file| file.len()));
+        thread::sleep(Duration::from_millis(5));
+    }
+    largest
+}
+
+/// How long every operation took, in nanoseconds, and how many were turned away.
+#[derive(Default)]
+struct Answers {
+    waits: Vec<u64>,
+    busy: u64,
+}
+
+impl Answers {
+    fn take(&mut self, said: &str) -> anyhow::Result<()> {
+        for line in said.lines() {
+            match line.strip_prefix("busy ") {
+                Some(count) => self.busy += count.parse::<u64>()?,
+                None => self.waits.push(line.parse()?),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes until the time is over; then says how long each operation took.
+fn play(database: &Path, workload: Workload, length: Duration) -> anyhow::Result<()> {
+    let connection = Connection::open(database)?;
+    let patience = if workload == Workload::Impatient { 0 } else { 20_000 };
+    connection.busy_timeout(Duration::from_millis(patience))?;
+    connection.pragma_update(None, "synchronous", "normal")?;
+    let (rows, size) = if workload == Workload::Bulk { (256, 3900) } else { (1, 100) };
+    let mut answers = Answers::default();
+    let begin = Instant::now();
+    for turn in 0_u32.. {
+        if workload == Workload::Impatient {
+            thread::sleep(
+                (begin + turn * Duration::from_millis(1)).saturating_duration_since(Instant::now()),
+            );
+        }
+        let before = Instant::now();
+        if before.duration_since(begin) >= length {
+            break;
+        }
+        let result = match workload {
+            Workload::Checkpoints if turn % 50 == 49 => {
+                let mode = ["PASSIVE", "FULL", "RESTART", "TRUNCATE"][turn as usize / 50 % 4];
+                connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))
+            }
+            _ => commit(&connection, rows, size),
+        };
+        match result {
+            Ok(()) => answers.waits.push(u64::try_from(before.elapsed().as_nanos())?),
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+                answers.busy += 1;
+                if !connection.is_autocommit() {
+                    connection.execute_batch("ROLLBACK")?;
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut output = std::io::stdout().lock();
+    writeln!(output, "busy {}", answers.busy)?;
+    answers.waits.iter().try_for_each(|wait| writeln!(output, "{wait}"))?;
+    Ok(())
+}
+
+fn commit(connection: &Connection, rows: u32, size: u32) -> rusqlite::Result<()> {
+    connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO rows (data) VALUES (CAST(randomblob(?1 / 2) || zeroblob(?1 / 2) AS BLOB))",
+    )?;
+    for _ in 0..rows {
+        insert.execute([size])?;
+    }
+    connection.prepare_cached("COMMIT")?.execute([])?;
+    Ok(())
+}
