@@ -257,6 +257,7 @@ impl Database {
             },
             max_write_block: config.max_write_block,
             let_go_after: config.let_go_after,
+            space: config.space,
         };
         Database {
             source: Source::new(settings, Arc::clone(disk)),
@@ -270,7 +271,12 @@ impl Database {
     /// Keeps the shadow's extent, and turns the replicas to a new generation.
     fn remember_shadow(&mut self) {
         // What the shadow held when it was lent, or let go, is still on the disk, and is still sent.
-        let Some(shadow) = self.source.shadow() else { return };
+        let Some(shadow) = self.source.shadow() else {
+            if self.source.has_given_up() {
+                self.shadow = None;
+            }
+            return;
+        };
         match &mut self.shadow {
             Some((extent, _)) if extent == shadow.extent() => return,
             Some((extent, _)) if extent.generation == shadow.extent().generation => {

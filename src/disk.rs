@@ -4,6 +4,7 @@
 //! [`WalMap`] never gives out a reference to mapped bytes: they are handed to the kernel as the source of a `pwrite`,
 //! which answers with a short count, or EFAULT, where the file has shrunk.
 
+use crate::core::space::DiskSpace;
 use memmap2::{MmapOptions, MmapRaw};
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -32,6 +33,8 @@ pub trait Disk: Send + Sync {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in a folder survive a power cut.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+    /// The size and room of the disk that a folder is on.
+    fn space(&self, folder: &Path) -> io::Result<DiskSpace>;
 }
 
 /// An open file. Shared by threads: the owner appends, others read what is before the end.
@@ -116,6 +119,11 @@ impl Disk for OsDisk {
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         File::open(folder)?.sync_all()
+    }
+
+    fn space(&self, folder: &Path) -> io::Result<DiskSpace> {
+        let disk = rustix::fs::statvfs(folder)?;
+        Ok(DiskSpace { total: disk.f_blocks * disk.f_frsize, free: disk.f_bavail * disk.f_frsize })
     }
 }
 

@@ -42,7 +42,8 @@ fn effective(out: &mut String, config: &Config) -> fmt::Result {
 }
 
 fn database(out: &mut String, database: &DatabaseConfig) -> fmt::Result {
-    let DatabaseConfig { path, meta_path, checkpoint, max_write_block, let_go_after, replicas } = database;
+    let DatabaseConfig { path, meta_path, checkpoint, max_write_block, let_go_after, space, replicas } =
+        database;
     writeln!(out, "\ndatabase                     {}", path.display())?;
     writeln!(out, "  meta-path                  {}", meta_path.display())?;
     writeln!(out, "  min-checkpoint-page-count  {}", checkpoint.min_pages)?;
@@ -50,6 +51,12 @@ fn database(out: &mut String, database: &DatabaseConfig) -> fmt::Result {
     writeln!(out, "  checkpoint-interval        {}", or("0: never", checkpoint.interval.map(Span)))?;
     writeln!(out, "  max-write-block            {}", Span(*max_write_block))?;
     writeln!(out, "  let-go-after               {}", or("never", let_go_after.map(Span)))?;
+    writeln!(out, "  max-local-bytes            {}", or("any number", space.max_local))?;
+    writeln!(
+        out,
+        "  min-free-bytes             {}",
+        or("268435456, or a twentieth of the disk", space.min_free)
+    )?;
     replicas.iter().try_for_each(|each| replica(out, each))
 }
 

@@ -1,6 +1,6 @@
 //! The configuration: YAML in, a [`Config`] out, in which only valid values exist; else all errors at once.
 //!
-//! Keys and their meaning are Litestream 0.3's, and ours: `socket`, `include`, `max-write-block`, `let-go-after`,
+//! Keys and their meaning are Litestream 0.3's, and ours: `socket`, `include`, `max-write-block`, `let-go-after`, `max-local-bytes`, `min-free-bytes`,
 //! `durability`, `host-key`.
 
 mod duration;
@@ -10,6 +10,7 @@ mod replica;
 mod section;
 mod tree;
 
+use crate::core::space::SpaceLimits;
 use crate::remote::Location;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -54,6 +55,8 @@ pub struct DatabaseConfig {
     pub max_write_block: Duration,
     /// How long nobody else must have had it open before the agent lets go of it; `None` for never.
     pub let_go_after: Option<Duration>,
+    /// How much of the local disk the shadow WAL may take.
+    pub space: SpaceLimits,
     /// At least one; no two at one place, no two of one name.
     pub replicas: Vec<ReplicaConfig>,
 }
@@ -284,6 +287,7 @@ impl DatabaseConfig {
             checkpoint: CheckpointSettings::default(),
             max_write_block: DEFAULT_MAX_WRITE_BLOCK,
             let_go_after: Some(DEFAULT_LET_GO_AFTER),
+            space: SpaceLimits::default(),
             replicas,
         }
     }

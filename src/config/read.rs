@@ -6,6 +6,7 @@ use super::{
     CheckpointSettings, Config, DEFAULT_LET_GO_AFTER, DEFAULT_MAX_WRITE_BLOCK, DEFAULT_SOCKET,
     DatabaseConfig, LEAST_LET_GO_AFTER, Place, replica,
 };
+use crate::core::space::SpaceLimits;
 use log::LevelFilter;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -35,6 +36,8 @@ const DATABASE: Keys = Keys {
         "max-checkpoint-page-count",
         "max-write-block",
         "let-go-after",
+        "max-local-bytes",
+        "min-free-bytes",
         "replicas",
     ],
     unsupported: &[("replica", "write replicas, a list")],
@@ -189,9 +192,13 @@ fn database(
         findings.error(section.at_key("max-write-block"), instead);
     }
     let let_go_after = let_go_after(&section, findings);
+    let space = SpaceLimits {
+        max_local: section.bytes("max-local-bytes", findings),
+        min_free: section.bytes("min-free-bytes", findings),
+    };
     let replicas = replica::replicas(&section, folders, seen, findings);
     let (path, meta_path) = (path?, meta_path?.1);
-    Some(DatabaseConfig { path, meta_path, checkpoint, max_write_block, let_go_after, replicas })
+    Some(DatabaseConfig { path, meta_path, checkpoint, max_write_block, let_go_after, space, replicas })
 }
 
 fn let_go_after(section: &Section<'_>, findings: &mut Findings) -> Option<Duration> {

@@ -112,12 +112,21 @@ impl<'a> Section<'a> {
 
     /// A count of something.
     pub fn count(&self, key: &str, findings: &mut Findings) -> Option<u32> {
+        self.number(key, "a whole number of 0 or more", findings)
+    }
+
+    /// A number of bytes.
+    pub fn bytes(&self, key: &str, findings: &mut Findings) -> Option<u64> {
+        self.number(key, "a whole number of bytes", findings)
+    }
+
+    fn number<N: FromStr>(&self, key: &str, what: &str, findings: &mut Findings) -> Option<N> {
         let text = self.text(key, findings)?;
-        let count = u32::from_str(text.text).ok();
-        if count.is_none() {
-            findings.error(text.at, format!("{key}: {} is not a whole number of 0 or more", text.shown()));
+        let number = text.text.parse().ok();
+        if number.is_none() {
+            findings.error(text.at, format!("{key}: {} is not {what}", text.shown()));
         }
-        count
+        number
     }
 
     /// One of several words, in any case.

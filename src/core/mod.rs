@@ -18,6 +18,7 @@ pub mod restore;
 pub mod scan;
 pub mod segment;
 pub mod shadow;
+pub mod space;
 pub mod status;
 pub mod sync;
 pub mod synthetic;

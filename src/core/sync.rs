@@ -62,6 +62,8 @@ pub enum Break {
     ReplicaDiverged,
     /// The shadow WAL could not be made durable; what is in it is in doubt.
     ShadowSyncFailed,
+    /// The shadow WAL was given up, with what the replicas had not got.
+    NoRoom,
 }
 
 impl fmt::Display for Break {
@@ -85,6 +87,7 @@ impl fmt::Display for Break {
             }
             Break::ReplicaDiverged => "a replica does not continue in the shadow WAL",
             Break::ShadowSyncFailed => "the shadow WAL could not be written durably",
+            Break::NoRoom => "the shadow WAL was given up because there was no room for it",
         })
     }
 }

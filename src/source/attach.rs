@@ -5,6 +5,7 @@ use super::compare::{can_settle, compare};
 use super::guard::Guard;
 use super::let_go::Resting;
 use super::proof::{self, WalAtPath};
+use super::refusal::Refusal;
 use crate::core::evidence::{Evidence, Stamp};
 use crate::core::names;
 use crate::core::position::Generation;
@@ -15,68 +16,11 @@ use crate::locks;
 use crate::shadow::ShadowWal;
 use crate::sqlite::{Handle, SqliteError};
 use log::{error, info, warn};
-use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Why the agent is not attached to a database that is there. Each is tried again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// Another process holds it exclusively.
-    Locked,
-    /// It could not be set to WAL mode.
-    NotWal(String),
-    /// It is not a database, or it is encrypted.
-    NotADatabase,
-    /// It cannot be opened or written.
-    NoAccess(String),
-    /// Another agent holds the meta folder.
-    AnotherAgent(PathBuf),
-    /// The meta folder cannot be used.
-    Meta(String),
-    /// A snapshot of it is still being read.
-    StillReading,
-    /// Its `-wal` does not hold what the wal-index says: something other than SQLite has changed it.
-    WalDamaged(Break),
-    /// Anything else SQLite said.
-    Sqlite(String),
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Refusal::Locked => f.write_str("another process has it locked (locking_mode=EXCLUSIVE, perhaps)"),
-            Refusal::NotWal(mode) => {
-                write!(f, "it is in journal mode {mode} and could not be set to WAL")
-            }
-            Refusal::NotADatabase => f.write_str("it is not an SQLite database, or it is encrypted"),
-            Refusal::NoAccess(reason) => write!(f, "it cannot be opened and written: {reason}"),
-            Refusal::AnotherAgent(meta) => write!(f, "another agent is using {}", meta.display()),
-            Refusal::Meta(reason) => write!(f, "the meta folder cannot be used: {reason}"),
-            Refusal::StillReading => f.write_str("a snapshot of the file that was there is still being read"),
-            Refusal::WalDamaged(reason) => write!(
-                f,
-                "{reason}: something other than SQLite has changed its -wal; end the programs that have the database \
-                 open, and start them again: SQLite then recovers what is there"
-            ),
-            Refusal::Sqlite(reason) => f.write_str(reason),
-        }
-    }
-}
-
-impl From<SqliteError> for Refusal {
-    fn from(error: SqliteError) -> Self {
-        match error {
-            SqliteError::Busy => Refusal::Locked,
-            SqliteError::NotADatabase => Refusal::NotADatabase,
-            SqliteError::ReadOnly(reason) | SqliteError::CannotOpen(reason) => Refusal::NoAccess(reason),
-            other => Refusal::Sqlite(other.to_string()),
-        }
-    }
-}
 
 /// Which file a path names, or a descriptor is open on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! What a source does when continuity is lost: it begins a new generation, or lets go.
 
-use super::attach::Refusal;
 use super::recheck::Recheck;
+use super::refusal::Refusal;
 use super::resting::SETTLE_PAUSE;
 use super::{BREAK_PAUSE, LONGEST_BREAK_PAUSE, Source, State, Task};
 use crate::core::position::Generation;
@@ -76,6 +76,9 @@ impl Source {
         self.hold_nothing();
         (self.requested_break, self.break_at) = (None, None);
         self.problems.clear();
+        if reason == Break::NoRoom {
+            return self.let_go_for_room(attached, now);
+        }
         if let Break::HeaderInvalid | Break::ChainBroken = reason {
             // What was copied stays, and goes on if SQLite recovers the WAL to the same.
             drop(attached);

@@ -1,11 +1,12 @@
 //! A source's look at its WAL, and its reader's moves after the commits.
 
-use super::capture::Look;
+use super::capture::{Look, LookError};
 use super::guard::Move;
 use super::recheck::Recheck;
 use super::{BACKFILL_PAUSE, LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::position::Position;
 use crate::core::shadow::ShadowExtent;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 /// How long after the last commit the reader moves up. While writers go on, nobody waits for it: a checkpoint that
@@ -32,6 +33,9 @@ impl Source {
         let before = self.shadow_extent().map(ShadowExtent::position);
         self.hot = false;
         for _ in 0..PARTS_A_TURN {
+            if self.has_no_room(now) {
+                return;
+            }
             let State::Attached(attached) = &mut self.state else { return };
             match attached.capture.look(&attached.guard.query) {
                 Ok(Look::More) => {}
@@ -50,6 +54,9 @@ impl Source {
                     return;
                 }
                 Ok(Look::Broken(reason)) => return self.on_break(reason),
+                Err(LookError::Shadow(error)) if error.kind() == ErrorKind::StorageFull => {
+                    return self.is_full();
+                }
                 Err(error) => {
                     self.recheck = Some(Recheck::after(previous, RETRY_PAUSE, LONGEST_RETRY_PAUSE, now));
                     return self.failed(Task::Look, &error.to_string());

@@ -14,16 +14,19 @@ mod look;
 mod outcome;
 mod proof;
 mod recheck;
+mod refusal;
 mod resting;
+mod room;
 mod round;
 mod table;
 mod yielding;
 
-pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, Refusal, attach};
+pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, attach};
 pub use capture::{Look, LookError};
 pub use job::{CheckpointFailure, LocalJob, LocalOutcome};
 pub use let_go::{LetGoOutcome, LetGoRequest, Resting, Stay, let_go};
 pub use proof::stamp_at;
+pub use refusal::Refusal;
 pub use round::{UrgentReport, checkpoint_patiently, urgent_round};
 
 use crate::core::checkpoint::{CheckpointPolicy, CheckpointState, Extent, Round};
@@ -31,6 +34,7 @@ use crate::core::evidence::Sighting;
 use crate::core::pace::Pace;
 use crate::core::position::{Generation, Index};
 use crate::core::shadow::ShadowExtent;
+use crate::core::space::SpaceLimits;
 use crate::core::status::WriteLockHolds;
 use crate::core::sync::{Break, Dirty};
 use crate::disk::Disk;
@@ -39,6 +43,7 @@ use crate::sqlite::WalExtent;
 use log::{error, info, warn};
 use look::{LONGEST_MOVE_PAUSE, MOVE_PAUSE};
 use recheck::Recheck;
+use room::Room;
 use round::LOCK_PATIENCE;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -79,6 +84,8 @@ pub struct SourceSettings {
     pub max_write_block: Duration,
     /// How long nobody else must have had it open before we let go of it; `None` for never.
     pub let_go_after: Option<Duration>,
+    /// How much of the disk the shadow WAL may take.
+    pub space: SpaceLimits,
 }
 
 /// Where a source stands. Each change is logged once.
@@ -157,6 +164,7 @@ pub struct Source {
     last_break: Option<Break>,
     holds: WriteLockHolds,
     table: TableWork,
+    room: Room,
     problems: BTreeMap<Task, String>,
 }
 
@@ -205,6 +213,7 @@ impl Source {
             last_break: None,
             holds: WriteLockHolds::default(),
             table: TableWork::default(),
+            room: Room::default(),
             problems: BTreeMap::new(),
         }
     }
@@ -273,8 +282,12 @@ impl Source {
             State::Resting(resting) => &mut resting.shadow,
             _ => return,
         };
+        let before = shadow.extent().complete.len();
         if let Err(e) = shadow.forget_before(index) {
             warn!("{}: cannot remove an old shadow WAL: {e}; it stays", self.settings.database.display());
+        }
+        if shadow.extent().complete.len() < before {
+            self.has_room_again();
         }
     }
 
@@ -286,6 +299,7 @@ impl Source {
             State::Absent => self.dirty.any().then_some(now),
             State::Resting(_) => self.resting_timeout(now),
             State::Detached if self.settle_at.is_some() => self.resting_timeout(now),
+            State::Refused(_) if self.room.given_up.is_some() => Some(now),
             State::Detached | State::Refused(_) => Some(self.retry.map_or(now, |retry| retry.at)),
             State::Attached(_) => self.attached_timeout(now),
         }
@@ -343,6 +357,11 @@ impl Source {
     }
 
     fn attach_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
+        if !self.is_busy()
+            && let Some(folder) = self.room.given_up.take()
+        {
+            return Some(LocalJob::Remove { paths: vec![folder], disk: Arc::clone(&self.disk) });
+        }
         let is_due = match self.state {
             State::Absent => self.dirty.any(),
             _ if self.is_busy() => false,

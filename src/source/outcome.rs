@@ -1,8 +1,9 @@
 //! How a source takes in what a worker brings back.
 
-use super::attach::{AttachOutcome, Refusal};
+use super::attach::AttachOutcome;
 use super::job::{CheckpointFailure, LocalOutcome};
 use super::recheck::Recheck;
+use super::refusal::Refusal;
 use super::round::UrgentReport;
 use super::{LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::sync::{Break, Dirty};

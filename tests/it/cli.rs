@@ -61,6 +61,8 @@ database                     /a.db
   checkpoint-interval        60.0 s
   max-write-block            20.0 ms
   let-go-after               1.0 s
+  max-local-bytes            any number
+  min-free-bytes             268435456, or a twentieth of the disk
   replica sftp               sftp://u@h/p
     sync-interval            10.0 s
     durability               fsync

@@ -36,6 +36,7 @@
 //!   `a_database_moved_to_another_file_system_with_its_state_is_followed_there`.
 //!
 //! What it costs
+//! - A server that is away fills the disk: `room`.
 //! - An idle database sends files: `an_idle_database_sends_nothing_for_a_day`.
 //! - Local files pile up: `local_state_stays_small_for_a_week`.
 //! - A full disk: `crash::the_disk_may_be_full_for_a_while_from_any_operation_on`. Nothing the size of the database is
@@ -43,6 +44,7 @@
 
 use crate::support::agent::Agent;
 use crate::support::compare::assert_same;
+use crate::support::mounted::Mounted;
 use crate::support::oracle::{Application, Habits};
 use crate::support::place::{Place, first, is_resting, is_streaming};
 use crate::support::process::{output, signal};
@@ -301,38 +303,13 @@ fn follows(place: &Place, database: &Path, what: &str) {
     });
 }
 
-/// A file system in memory at a folder; needs root.
-struct Mounted<'a>(&'a Path);
-
-impl Mounted<'_> {
-    fn new(folder: &Path) -> Mounted<'_> {
-        as_root(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=777", "none"]).arg(folder));
-        Mounted(folder)
-    }
-}
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        as_root(Command::new("umount").arg(self.0));
-    }
-}
-
-/// Runs a command by sudo, if we are not root already.
-fn as_root(command: &mut Command) {
-    if rustix::process::getuid().is_root() {
-        output(command);
-        return;
-    }
-    output(Command::new("sudo").arg(command.get_program()).args(command.get_args()));
-}
-
 #[test]
 fn a_file_system_that_is_unmounted_and_mounted_again_is_followed() {
     let place = Place::new();
     let folder = place.path("mounted");
     let database = folder.join("app.db");
     fs::create_dir(&folder).expect("the folder is ours");
-    let mut mounted = Mounted::new(&folder);
+    let mut mounted = Mounted::new(&folder, 64 << 20);
     let mut old = application(&database);
     let configuration = format!(
         "dbs:\n  - path: {}\n    meta-path: {}\n    let-go-after: 100ms\n    replicas: [{{type: file, path: '{}'}}]\n",
@@ -347,7 +324,7 @@ fn a_file_system_that_is_unmounted_and_mounted_again_is_followed() {
         agent.wait_for_status("lets go", is_resting);
         // It can be unmounted: nothing of ours is open there.
         drop(mounted);
-        mounted = Mounted::new(&folder);
+        mounted = Mounted::new(&folder, 64 << 20);
         old = application(&database);
         follows(&place, &database, &format!("round {round}"));
     }
@@ -356,7 +333,7 @@ fn a_file_system_that_is_unmounted_and_mounted_again_is_followed() {
     agent.wait_for_status("lets go", is_resting);
     signal(agent.pid(), Signal::STOP);
     drop(mounted);
-    let _mounted = Mounted::new(&folder);
+    let _mounted = Mounted::new(&folder, 64 << 20);
     old = application(&database);
     signal(agent.pid(), Signal::CONT);
     follows(&place, &database, "both at once");

@@ -34,6 +34,7 @@ mod resting;
 mod restore;
 mod restore_damage;
 mod restore_proof;
+mod room;
 mod segment;
 mod service;
 mod sftp;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use wal_agent::core::position::{Generation, Offset};
+use wal_agent::core::space::DiskSpace;
 use wal_agent::core::wal::WalHeader;
 use wal_agent::disk::{Disk, DiskFile, OsDisk, WalMap};
 use wal_agent::page_table::{SourceTable, StagedFrames};
@@ -46,6 +47,9 @@ impl Disk for StoppingDisk {
     fn create_folder(&self, path: &Path) -> io::Result<()> {
         operate(&self.left)?;
         OsDisk.create_folder(path)
+    }
+    fn space(&self, folder: &Path) -> io::Result<DiskSpace> {
+        OsDisk.space(folder)
     }
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
         operate(&self.left)?;

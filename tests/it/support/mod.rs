@@ -6,6 +6,7 @@ pub mod faulty;
 pub mod history;
 pub mod litestream;
 pub mod memory;
+pub mod mounted;
 pub mod oracle;
 pub mod place;
 pub mod power;

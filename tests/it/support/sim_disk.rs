@@ -13,6 +13,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use wal_agent::core::space::DiskSpace;
 use wal_agent::disk::{Disk, DiskFile, OsDisk, WalMap};
 
 /// The unit in which a write may be torn, in bytes.
@@ -253,6 +254,10 @@ impl Disk for SimDisk {
     fn create_folder(&self, path: &Path) -> io::Result<()> {
         self.whole("create folder", path, true)?;
         OsDisk.create_folder(path)
+    }
+
+    fn space(&self, _: &Path) -> io::Result<DiskSpace> {
+        Ok(DiskSpace { total: u64::MAX, free: u64::MAX })
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {

@@ -364,8 +364,9 @@ impl World {
                 continue;
             };
             assert!(
-                acked.generation != status.position.map_or(acked.generation, |p| p.generation)
-                    || Some(acked) <= status.position,
+                status
+                    .position
+                    .is_none_or(|shadowed| acked.generation != shadowed.generation || acked <= shadowed),
                 "acked {acked} is beyond the shadow{}",
                 self.story()
             );

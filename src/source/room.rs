@@ -1,0 +1,80 @@
+//! Giving the shadow WAL up when there is no room for it: the application must not see a full disk because of us.
+
+use super::recheck::Recheck;
+use super::refusal::Refusal;
+use super::{LONGEST_BREAK_PAUSE, Source, State};
+use crate::core::space::{DiskSpace, Shortage};
+use crate::core::sync::Break;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// The disk is asked again after so many more bytes in the shadow, or after [`ASK_PAUSE`].
+const ASK_BYTES: u64 = 1 << 20;
+const ASK_PAUSE: Duration = Duration::from_millis(500);
+/// The first pause before a new generation is tried; doubled each time. Longer ones are for replicas that stay away.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is known of the room for the shadow WAL.
+#[derive(Debug, Default)]
+pub struct Room {
+    /// When the disk was last asked, and what the shadow had then.
+    asked: Option<(Instant, u64)>,
+    /// The shadow is about to be given up.
+    pub shortage: Option<Shortage>,
+    /// The folder of a shadow that was given up, until it is removed.
+    pub given_up: Option<PathBuf>,
+    again: Option<Recheck>,
+}
+
+impl Source {
+    /// Whether the shadow must be given up before anything more is copied. It is, once nothing of it is lent.
+    pub(super) fn has_no_room(&mut self, now: Instant) -> bool {
+        let Some(kept) = self.shadow_extent().map(|extent| extent.bytes_kept()) else { return false };
+        let is_due =
+            |(at, then): (Instant, u64)| kept >= then + ASK_BYTES || now >= at + ASK_PAUSE || kept < then;
+        if !self.room.asked.is_none_or(is_due) {
+            return false;
+        }
+        self.room.asked = Some((now, kept));
+        // A disk that cannot tell is judged by the next write.
+        let disk = self.disk.space(&self.settings.meta).ok();
+        match self.settings.space.shortage(kept, disk) {
+            Some(shortage) => self.give_up(shortage),
+            None => return false,
+        }
+        true
+    }
+
+    /// The disk is full: what it said is not asked again.
+    pub(super) fn is_full(&mut self) {
+        let free = self.disk.space(&self.settings.meta).map_or(0, |DiskSpace { free, .. }| free);
+        self.give_up(Shortage::Free(free));
+    }
+
+    fn give_up(&mut self, shortage: Shortage) {
+        self.room.shortage = Some(shortage);
+        self.leaving = Some(Break::NoRoom);
+    }
+
+    /// Lets go of the database without a checkpoint: its WAL is the application's alone again. The shadow is removed.
+    pub(super) fn let_go_for_room(&mut self, state: State, now: Instant) {
+        let shortage = self.room.shortage.take().unwrap_or(Shortage::Free(0));
+        if let State::Attached(attached) = state {
+            self.room.given_up = Some(attached.capture.shadow.folder().to_owned());
+        }
+        self.forced_break = Some(Break::NoRoom);
+        self.refuse(Refusal::NoRoom(shortage), now);
+        self.room.again = Some(Recheck::after(self.room.again, FIRST_PAUSE, LONGEST_BREAK_PAUSE, now));
+        (self.retry, self.room.asked) = (self.room.again, None);
+    }
+
+    /// Whether the last shadow was given up, and there is none yet that a replica could be compared with.
+    pub fn has_given_up(&self) -> bool {
+        matches!(self.state, State::Refused(Refusal::NoRoom(_)))
+    }
+
+    /// The replicas have caught up with something: the next shortage is another one.
+    pub(super) fn has_room_again(&mut self) {
+        self.room.again = None;
+    }
+}

@@ -1,0 +1,97 @@
+//! The local disk: what we keep while a server is away must not take the room that the application needs.
+
+use crate::support::agent::Agent;
+use crate::support::compare::difference;
+use crate::support::mounted::Mounted;
+use crate::support::place::first;
+use crate::support::process::output;
+use crate::support::scene::{Scene, files, is_all_acknowledged, of_database, on_server, restore};
+use crate::support::sqlite::Shell;
+use crate::support::sshd::Sshd;
+use std::fs;
+use std::path::Path;
+
+const MIB: u64 = 1 << 20;
+
+/// A database whose size stays the same, however often [`write`] is called.
+fn application(database: &Path) -> Shell {
+    let mut application = Shell::open(database);
+    application.run(
+        "PRAGMA journal_mode=wal; PRAGMA synchronous=off; CREATE TABLE t (id INTEGER PRIMARY KEY, data)",
+    );
+    application.run("INSERT INTO t VALUES (1, randomblob(1000000))");
+    application
+}
+
+/// A commit of a megabyte. It must succeed.
+fn write(application: &mut Shell) {
+    application.run("UPDATE t SET data = randomblob(1000000)");
+}
+
+fn start(folder: &Path, database: &Path, server: &Sshd, setting: &str) -> Agent {
+    let replica = on_server(&server.location(), "app");
+    let text =
+        of_database(database, &[&replica]).replace("    replicas:", &format!("    {setting}\n    replicas:"));
+    let agent = Agent::start(folder, &text);
+    agent.wait_for_status("streams", is_all_acknowledged);
+    agent
+}
+
+/// Nobody may write meanwhile.
+fn assert_restores(agent: &Agent, database: &Path, folder: &Path) {
+    let restored = folder.join("restored.db");
+    restore(agent, database, &restored, &[]);
+    assert_eq!(difference(database, &restored), None);
+}
+
+fn bytes_in(folder: &Path) -> u64 {
+    files(folder).iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum()
+}
+
+#[test]
+fn a_shadow_that_reaches_its_limit_is_given_up_and_a_server_that_comes_back_gets_a_new_generation() {
+    let Scene { mut server, folder, database } = Scene::new();
+    let mut application = application(&database);
+    let agent = start(folder.path(), &database, &server, "max-local-bytes: 5000000");
+    let generation = agent.generation();
+    server.stop();
+    let meta = folder.path().join(".app.db-agent");
+    for _ in 0..30 {
+        write(&mut application);
+        let bytes = bytes_in(&meta);
+        assert!(bytes < 5_000_000 + 3 * MIB, "{bytes} bytes are kept");
+    }
+    agent.wait_for_log("there is no room for the shadow WAL");
+    server.start_again(&["ed25519"]);
+    agent.wait_for_status("streams again", is_all_acknowledged);
+    assert_ne!(agent.generation(), generation);
+    let status = agent.status().expect("it runs");
+    let reason = first(&status)["breaks"]["last_reason"].to_string();
+    assert!(reason.contains("there was no room for it"), "{reason}");
+    assert_restores(&agent, &database, folder.path());
+    application.close();
+}
+
+#[test]
+fn an_application_on_a_small_disk_never_meets_a_full_one_because_a_server_is_away() {
+    let Scene { mut server, folder, .. } = Scene::new();
+    let small = folder.path().join("small");
+    fs::create_dir(&small).expect("the folder is ours");
+    let _mounted = Mounted::new(&small, 40 * MIB);
+    let database = small.join("app.db");
+    let mut application = application(&database);
+    let agent = start(folder.path(), &database, &server, "min-free-bytes: 16000000");
+    server.stop();
+    // Four times the disk; each commit must succeed.
+    for _ in 0..160 {
+        write(&mut application);
+    }
+    agent.wait_for_log("there is no room for the shadow WAL");
+    server.start_again(&["ed25519"]);
+    agent.wait_for_status("streams again", is_all_acknowledged);
+    assert_restores(&agent, &database, folder.path());
+    application.close();
+    agent.wait_for_status("lets go", |status| first(status)["state"] == "detached");
+    drop(agent);
+    output(std::process::Command::new("sync").arg("-f").arg(&small));
+}
