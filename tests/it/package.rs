@@ -89,12 +89,12 @@ fn metrics(text: &str) -> BTreeSet<&str> {
     begins.map(|rest| &rest[..rest.find(|c| !is_part(c)).unwrap_or(rest.len())]).collect()
 }
 
-fn textfile(file: &Path, socket: &Path) -> String {
+fn textfile(file: &Path, options: &[&str]) -> String {
     let mut script = Command::new(packaging().join("monitoring/wal-agent-textfile"));
     let path = std::env::var("PATH").expect("there is a PATH");
     let programs =
         Path::new(env!("CARGO_BIN_EXE_agent")).parent().expect("it is in a folder").display().to_string();
-    output(script.env("PATH", format!("{programs}:{path}")).arg(file).arg("--socket").arg(socket));
+    output(script.env("PATH", format!("{programs}:{path}")).arg(file).args(options));
     fs::read_to_string(file).expect("the script wrote it")
 }
 
@@ -106,12 +106,14 @@ fn the_metrics_tell_how_an_agent_is_and_alerts_and_dashboard_use_no_others() {
     let agent = place.agent(&[]);
     agent.wait_for_status("streams", is_streaming);
     let (file, socket) = (place.path("agent.prom"), agent.configuration().with_file_name("agent.sock"));
-    let text = textfile(&file, &socket);
+    let asking = ["--socket", socket.to_str().expect("a plain path")];
+    let text = textfile(&file, &asking);
     let (database, up) = (place.database(), "wal_agent_up 1");
     let labels = format!("{{database=\"{}\"", database.display());
     let health = format!("wal_agent_database_health{labels}}} 0");
+    let present = format!("wal_agent_database_present{labels}}} 1");
     let streaming = format!("wal_agent_replica_streaming{labels},replica=\"file\"}} 1");
-    for line in [up, &health, &streaming] {
+    for line in [up, &health, &present, &streaming] {
         assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
     }
     let written = metrics(&text);
@@ -120,8 +122,11 @@ fn the_metrics_tell_how_an_agent_is_and_alerts_and_dashboard_use_no_others() {
         assert!(unknown.is_empty(), "{name}: {unknown:?} of {written:?}");
     }
     assert_eq!(agent.stop().code(), Some(0));
-    let text = textfile(&file, &socket);
-    assert!(text.contains("wal_agent_up 0\n") && !text.contains("{database="), "{text}");
+    let missing = ["--config", "/there/is/none.yml"];
+    for nobody in [&asking, &missing] {
+        let text = textfile(&file, nobody);
+        assert!(text.contains("wal_agent_up 0\n") && !text.contains("{database="), "{nobody:?}: {text}");
+    }
     let left = fs::read_dir(file.parent().expect("a folder")).expect("a folder").flatten();
     let temporary =
         left.filter(|entry| entry.file_name().to_string_lossy().starts_with("agent.prom.")).count();
