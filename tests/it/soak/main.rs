@@ -8,18 +8,13 @@ mod host;
 mod tally;
 
 #[allow(dead_code, reason = "the tests use the rest")]
+#[path = "../support"]
 mod support {
-    #[path = "../../support/agent.rs"]
     pub mod agent;
-    #[path = "../../support/compare.rs"]
     pub mod compare;
-    #[path = "../../support/process.rs"]
     pub mod process;
-    #[path = "../../support/sqlite.rs"]
     pub mod sqlite;
-    #[path = "../../support/sshd.rs"]
     pub mod sshd;
-    #[path = "../../support/wait.rs"]
     pub mod wait;
 
     use std::path::PathBuf;
