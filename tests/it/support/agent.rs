@@ -1,5 +1,6 @@
 //! The program itself, as a process.
 
+use super::build_folder;
 use super::process::{Killed, signal};
 use super::wait::{wait_for, wait_until};
 use rustix::process::Signal;
@@ -135,8 +136,9 @@ fn write_configuration(folder: &Path, configuration: &str) -> PathBuf {
     path
 }
 
-fn agent(command: &str, configuration: &Path, home: Option<&Path>) -> Command {
-    let mut program = Command::new(env!("CARGO_BIN_EXE_agent"));
+/// A command of the program, with a configuration.
+pub fn agent(command: &str, configuration: &Path, home: Option<&Path>) -> Command {
+    let mut program = Command::new(build_folder().join("agent"));
     program.arg(command).arg("--config").arg(configuration);
     home.map(|home| program.env("HOME", home));
     program

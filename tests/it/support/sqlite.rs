@@ -147,6 +147,12 @@ impl Writer {
         self.wait_for(count);
     }
 
+    /// Lets a writer started with `--step` make so many commits, without waiting for them.
+    pub fn ask_for(&mut self, commits: usize) {
+        let stdin = self.process.0.stdin.as_mut().expect("BUG: stdin is a pipe");
+        stdin.write_all("\n".repeat(commits).as_bytes()).expect("the writer reads");
+    }
+
     /// The writer's process.
     pub fn pid(&self) -> u32 {
         self.process.0.id()
