@@ -132,7 +132,8 @@ fn main() -> ExitCode {
                 Database::new(plan, configuration, random).live(soak);
             }));
         }
-        threads.into_iter().map(|thread| thread.join().is_ok()).fold(true, |all, is_well| all && is_well)
+        let ended: Vec<bool> = threads.into_iter().map(|thread| thread.join().is_ok()).collect();
+        ended.into_iter().all(|is_well| is_well)
     });
     println!("seed {seed}, {} s\n{}", begun.elapsed().as_secs(), soak.tally());
     if !all_went_well {
