@@ -98,7 +98,7 @@ impl Host {
 
     /// One agent after the other, until the soak is over.
     pub fn live(mut self, soak: &Soak) {
-        while soak.goes_on() {
+        while soak.has_databases() && !soak.is_over() {
             self.one_life(soak);
             // Sometimes the application goes on without an agent, for longer than its WAL lasts.
             let pause = if self.random.random_bool(0.3) { 15_000 } else { 1_000 };
@@ -122,11 +122,10 @@ impl Host {
         let length = Duration::from_secs(20 << self.random.random_range(0..7));
         let mut first = None;
         let mut next = self.soon();
-        while soak.goes_on() && begun.elapsed() < length {
-            soak.pass(LOOK);
-            self.look(soak, &agent, &mut first);
-            if Instant::now() > next {
-                self.disturb(soak);
+        while soak.has_databases() && !soak.is_over() && begun.elapsed() < length {
+            self.watch(soak, &agent, &mut first, LOOK);
+            if Instant::now() > next && soak.goes_on() {
+                self.disturb(soak, &agent, &mut first);
                 next = self.soon();
             }
         }
@@ -172,8 +171,9 @@ impl Host {
     }
 
     /// Something happens to the server.
-    fn disturb(&mut self, soak: &Soak) {
+    fn disturb(&mut self, soak: &Soak, agent: &Agent, first: &mut Option<Usage>) {
         let _calm = soak.calm.write();
+        self.disturbed = Instant::now();
         match self.random.random_range(0..10) {
             0..5 => {
                 let servers = self.server.sftp_servers();
@@ -185,24 +185,34 @@ impl Host {
                 let servers = self.server.sftp_servers();
                 soak.count("server: sftp-server processes stopped for seconds");
                 servers.iter().for_each(|pid| signal(*pid, Signal::STOP));
-                soak.pass(Duration::from_millis(self.random.random_range(100..15_000)));
+                let time = Duration::from_millis(self.random.random_range(100..15_000));
+                self.watch(soak, agent, first, time);
                 servers.iter().for_each(|pid| signal(*pid, Signal::CONT));
             }
             _ => {
                 self.server.stop();
                 let longest = if self.random.random_bool(0.3) { 60_000 } else { 10_000 };
                 soak.count("server: sshd stopped for seconds to a minute");
-                soak.pass(Duration::from_millis(self.random.random_range(500..longest)));
+                let time = Duration::from_millis(self.random.random_range(500..longest));
+                self.watch(soak, agent, first, time);
                 self.server.start_again(&["ed25519"]);
             }
         }
         self.disturbed = Instant::now();
     }
 
+    /// Lets time pass, and looks at the agent.
+    fn watch(&mut self, soak: &Soak, agent: &Agent, first: &mut Option<Usage>, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until && !soak.is_over() {
+            soak.pass(until.saturating_duration_since(Instant::now()).min(LOOK));
+            self.look(soak, agent, first);
+        }
+    }
+
     /// What the agent says and uses now.
     fn look(&mut self, soak: &Soak, agent: &Agent, first: &mut Option<Usage>) {
-        let answer = || self.configuration.status();
-        let status = wait_for("the agent answers", PATIENCE, answer);
+        let status = wait_for("the agent answers", PATIENCE, || self.configuration.status());
         let databases = status["databases"].as_array().expect("a status has databases");
         let replicas = databases.iter().flat_map(|database| database["replicas"].as_array());
         let lags = replicas.flatten().filter_map(|replica| replica["lag_millis"].as_u64());

@@ -38,7 +38,7 @@ use host::Host;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -59,6 +59,8 @@ struct Soak {
     end: Instant,
     /// Whether something was found, and all are to end.
     is_over: AtomicBool,
+    /// Databases at work.
+    databases: AtomicUsize,
     /// Whether an agent answers.
     is_agent_up: AtomicBool,
     /// Held for writing while the server is disturbed, and in the moments in which the agent comes or goes; for reading
@@ -69,7 +71,7 @@ struct Soak {
 
 impl Soak {
     fn goes_on(&self) -> bool {
-        Instant::now() < self.end && !self.is_over.load(Ordering::Relaxed)
+        Instant::now() < self.end && !self.is_over()
     }
 
     fn is_agent_up(&self) -> bool {
@@ -84,10 +86,19 @@ impl Soak {
         self.tally().count(what, 1);
     }
 
-    /// Lets time pass: the pace is the soak's own, there is nothing to wait for. Ends early when all are to end.
+    /// Whether a database is still at work, and needs the agent.
+    fn has_databases(&self) -> bool {
+        self.databases.load(Ordering::Relaxed) > 0
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+
+    /// Lets time pass: the pace is the soak's own, there is nothing to wait for. Ends early if something was found.
     fn pass(&self, time: Duration) {
         let until = Instant::now() + time;
-        while Instant::now() < until && self.goes_on() {
+        while Instant::now() < until && !self.is_over() {
             thread::sleep(until.saturating_duration_since(Instant::now()).min(Duration::from_millis(50)));
         }
     }
@@ -113,6 +124,7 @@ fn main() -> ExitCode {
     let soak = Soak {
         end: begun + arguments.length,
         is_over: AtomicBool::new(false),
+        databases: AtomicUsize::new(PLANS.len()),
         is_agent_up: AtomicBool::new(false),
         calm: RwLock::new(()),
         tally: Mutex::default(),
@@ -130,6 +142,7 @@ fn main() -> ExitCode {
             threads.push(scope.spawn(move || {
                 let _alarm = Alarm(soak);
                 Database::new(plan, configuration, random).live(soak);
+                soak.databases.fetch_sub(1, Ordering::Relaxed);
             }));
         }
         let ended: Vec<bool> = threads.into_iter().map(|thread| thread.join().is_ok()).collect();
