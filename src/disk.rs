@@ -158,6 +158,10 @@ const LEAST_MAP: u64 = 64 << 20;
 /// From so many bytes on, one call that maps all pages is cheaper than a fault for each.
 const WORTH_POPULATING: u64 = 64 << 10;
 
+/// A page that is missing is mapped together with those around it (the kernel's `fault_around_bytes`), so that a part
+/// of the range before comes back; in two gigabytes, that is a hundred megabytes.
+const MAPPED_AROUND: u64 = 64 << 10;
+
 impl WalMap {
     /// Maps the first `length` bytes of a WAL, and room for it to grow.
     ///
@@ -209,14 +213,15 @@ impl WalMap {
     /// Lets the kernel take back the pages of a copied range, so that our memory stays flat.
     fn forget(&self, from: u64, length: u64) {
         const PAGE: u64 = 4096;
-        let start = from / PAGE * PAGE;
+        let start = from.saturating_sub(MAPPED_AROUND) / PAGE * PAGE;
+        let end = (from + length + MAPPED_AROUND).min(self.length());
         // SAFETY: a shared, file-backed, read-only map loses nothing by DONTNEED, and no reference into it exists.
         // Failure only costs memory.
         let _ = unsafe {
             self.map.unchecked_advise_range(
                 memmap2::UncheckedAdvice::DontNeed,
                 start as usize,
-                (from + length - start) as usize,
+                (end - start) as usize,
             )
         };
     }
