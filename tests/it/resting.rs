@@ -6,6 +6,7 @@ use crate::support::place::{Place, first, is_resting};
 use crate::support::process::output;
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
+use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -76,6 +77,47 @@ fn the_generation_goes_on_each_time_the_application_comes_back() {
     assert_eq!(place.objects("snapshots").len(), 1);
     place.assert_restores();
     place.stop(agent);
+}
+
+/// Writes with `run` a hundred times, and each time waits until that is replicated and the agent has let go again.
+fn a_hundred_runs(run: impl Fn(&Place)) {
+    let place = Place::new();
+    application(&place).close();
+    let agent = place.streaming_agent(&["let-go-after: 100ms"]);
+    let is_known = |status: &Value| is_resting(status) && first(status)["proof"].is_string();
+    agent.wait_for_status("lets go, with a page table", is_known);
+    let before = position(&agent);
+    for _ in 0..100 {
+        let status = agent.status().expect("the agent runs");
+        run(&place);
+        let is_replicated =
+            |now: &Value| first(now)["position"] != first(&status)["position"] && is_known(now);
+        agent.wait_for_status("lets go again", is_replicated);
+        wait_until_resting(&place, &agent);
+    }
+    assert_eq!(position(&agent), before, "another generation has begun");
+    assert_eq!(place.objects("snapshots").len(), 1);
+    let sent: u64 = place.object_lengths("wal").iter().sum();
+    assert!(sent < 100 * PAGES_OF_A_RUN * 4096, "{sent} bytes were sent, for a row of 3,000 bytes each time");
+    place.assert_restores();
+    place.stop(agent);
+}
+
+/// A row of 3,000 bytes is at most three pages: its leaf, the first page, and the one above.
+const PAGES_OF_A_RUN: u64 = 3;
+
+#[test]
+fn an_application_that_restarts_a_hundred_times_sends_what_it_writes_and_nothing_else() {
+    a_hundred_runs(|place| {
+        let mut application = application(place);
+        application.run(INSERT);
+        application.close();
+    });
+}
+
+#[test]
+fn a_sqlite3_command_from_time_to_time_sends_what_it_writes_and_nothing_else() {
+    a_hundred_runs(|place| drop(output(Command::new("sqlite3").arg(place.database()).arg(INSERT))));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::{litestream, temporary_folder};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
+use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -156,15 +157,26 @@ impl Place {
     pub fn objects(&self, kind: &str) -> Vec<String> {
         objects(&self.replica(), kind)
     }
+
+    /// The lengths in bytes of all objects of the replica of one kind.
+    pub fn object_lengths(&self, kind: &str) -> Vec<u64> {
+        let files = object_files(&self.replica(), kind).into_iter();
+        files.map(|file| file.metadata().expect("readable").len()).collect()
+    }
 }
 
 /// The names of all objects of a replica of one kind: "snapshots" or "wal".
 pub fn objects(replica: &Path, kind: &str) -> Vec<String> {
+    let files = object_files(replica, kind).into_iter();
+    files.map(|file| file.file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn object_files(replica: &Path, kind: &str) -> Vec<DirEntry> {
     let generations = std::fs::read_dir(replica.join("generations")).into_iter().flatten();
     let folders = generations.map(|generation| generation.expect("readable").path().join(kind));
     let objects = folders.flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten());
-    let names = objects.map(|object| object.expect("readable").file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.ends_with(".lz4")).collect()
+    let files = objects.map(|object| object.expect("readable"));
+    files.filter(|file| file.path().extension().is_some_and(|extension| extension == "lz4")).collect()
 }
 
 /// Restores the replica in a folder with our program.
