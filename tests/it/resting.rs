@@ -117,7 +117,11 @@ fn an_application_that_restarts_a_hundred_times_sends_what_it_writes_and_nothing
 
 #[test]
 fn a_sqlite3_command_from_time_to_time_sends_what_it_writes_and_nothing_else() {
-    a_hundred_runs(|place| drop(output(Command::new("sqlite3").arg(place.database()).arg(INSERT))));
+    // In the moment in which the agent attaches, a program that does not wait can meet its recovery of the WAL.
+    let patient = ["-cmd", ".timeout 10000"];
+    a_hundred_runs(|place| {
+        output(Command::new("sqlite3").args(patient).arg(place.database()).arg(INSERT));
+    });
 }
 
 #[test]
