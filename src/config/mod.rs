@@ -1,7 +1,7 @@
 //! The configuration: YAML in, a [`Config`] out, in which only valid values exist; else all errors at once.
 //!
-//! Keys and their meaning are Litestream 0.3's, and ours: `socket`, `include`, `max-write-block`, `let-go-after`, `max-local-bytes`, `min-free-bytes`,
-//! `durability`, `host-key`.
+//! Keys and their meaning are Litestream 0.3's, and ours: `socket`, `include`, `max-write-block`, `let-go-after`,
+//! `max-local-bytes`, `min-free-bytes`, `durability`, `host-key`.
 
 mod duration;
 mod expand;

@@ -1,6 +1,7 @@
 //! What one look at the live WAL means: wait, copy, begin the next index, or begin a new generation.
 
 use super::position::Offset;
+use super::space::Shortage;
 use super::wal::WalHeader;
 use std::fmt;
 
@@ -63,7 +64,7 @@ pub enum Break {
     /// The shadow WAL could not be made durable; what is in it is in doubt.
     ShadowSyncFailed,
     /// The shadow WAL was given up, with what the replicas had not got.
-    NoRoom,
+    NoRoom(Shortage),
 }
 
 impl fmt::Display for Break {
@@ -87,7 +88,7 @@ impl fmt::Display for Break {
             }
             Break::ReplicaDiverged => "a replica does not continue in the shadow WAL",
             Break::ShadowSyncFailed => "the shadow WAL could not be written durably",
-            Break::NoRoom => "the shadow WAL was given up because there was no room for it",
+            Break::NoRoom(_) => "the shadow WAL was given up because there was no room for it",
         })
     }
 }

@@ -76,8 +76,8 @@ impl Source {
         self.hold_nothing();
         (self.requested_break, self.break_at) = (None, None);
         self.problems.clear();
-        if reason == Break::NoRoom {
-            return self.let_go_for_room(attached, now);
+        if let Break::NoRoom(shortage) = reason {
+            return self.let_go_for_room(attached, shortage, now);
         }
         if let Break::HeaderInvalid | Break::ChainBroken = reason {
             // What was copied stays, and goes on if SQLite recovers the WAL to the same.

@@ -19,8 +19,6 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 pub struct Room {
     /// When the disk was last asked, and what the shadow had then.
     asked: Option<(Instant, u64)>,
-    /// The shadow is about to be given up.
-    pub shortage: Option<Shortage>,
     /// The folder of a shadow that was given up, until it is removed.
     pub given_up: Option<PathBuf>,
     again: Option<Recheck>,
@@ -52,17 +50,15 @@ impl Source {
     }
 
     fn give_up(&mut self, shortage: Shortage) {
-        self.room.shortage = Some(shortage);
-        self.leaving = Some(Break::NoRoom);
+        self.leaving = Some(Break::NoRoom(shortage));
     }
 
     /// Lets go of the database without a checkpoint: its WAL is the application's alone again. The shadow is removed.
-    pub(super) fn let_go_for_room(&mut self, state: State, now: Instant) {
-        let shortage = self.room.shortage.take().unwrap_or(Shortage::Free(0));
+    pub(super) fn let_go_for_room(&mut self, state: State, shortage: Shortage, now: Instant) {
         if let State::Attached(attached) = state {
             self.room.given_up = Some(attached.capture.shadow.folder().to_owned());
         }
-        self.forced_break = Some(Break::NoRoom);
+        self.forced_break = Some(Break::NoRoom(shortage));
         self.refuse(Refusal::NoRoom(shortage), now);
         self.room.again = Some(Recheck::after(self.room.again, FIRST_PAUSE, LONGEST_BREAK_PAUSE, now));
         (self.retry, self.room.asked) = (self.room.again, None);
