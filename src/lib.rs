@@ -13,7 +13,7 @@
 //! front door   main  cli/  config/
 //! rooms        event_loop -> agent -> source/ -> page_table -> shadow
 //!                            agent -> worker -> carry -> shadow (read side)      restore/
-//! pipes        disk  sqlite  watch  locks  control  service  remote/ each opens one outside crate
+//! pipes        disk  sqlite  watch  locks  memory  control  service  remote/ each opens one outside crate
 //! ground       core/                                          pure: values in, values out
 //! ```
 //!
@@ -113,6 +113,7 @@ pub mod core;
 pub mod disk;
 pub mod event_loop;
 pub mod locks;
+pub mod memory;
 pub mod page_table;
 pub mod remote;
 pub mod restore;

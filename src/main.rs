@@ -5,9 +5,10 @@ use log::{Level, LevelFilter};
 use std::io::Write;
 use std::process::ExitCode;
 use wal_agent::cli::Cli;
-use wal_agent::service;
+use wal_agent::{memory, service};
 
 fn main() -> ExitCode {
+    memory::share_one_heap();
     start_log();
     match Cli::parse().run() {
         Ok(code) => ExitCode::from(code),
