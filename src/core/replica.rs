@@ -347,7 +347,8 @@ impl Replica {
                     let open = Some(OpenSegment { name: segment, length, opened: now });
                     *tail = Tail { open, closed: None, replace: false, segments: tail.segments + 1, ..*tail };
                     tail.move_to(end, self.state_ahead);
-                    self.acked = Some((tail.index, end));
+                    // A segment that is written anew may be the last of an index that is acknowledged as a whole.
+                    self.acked = self.acked.max(Some((tail.index, end)));
                     self.last_segment = Some((segment, length));
                 }
             }

@@ -269,6 +269,30 @@ fn a_replica_that_holds_less_than_it_acknowledged_is_rewound_and_that_is_said() 
 }
 
 #[test]
+fn the_last_segment_of_an_acknowledged_index_is_written_anew_without_a_word() {
+    let now = Instant::now();
+    let mut replica = streaming(1000, now);
+    let mut over = shadow(500);
+    over.complete.insert(INDEX, Offset::new(1000));
+    over.index = next(INDEX);
+    assert!(matches!(replica.next_job(&over, now), Some(Job::Seal { .. })));
+    replica.on_outcome(Outcome::Sealed, &over, now, 0.0);
+    let acked = Some(Position::new(generation(), over.index, Offset::ZERO));
+    assert_eq!(replica.acked(), acked);
+    assert!(matches!(replica.next_job(&over, now), Some(Job::Begin { replace: false, .. })));
+    replica.on_outcome(failure(), &over, now, 0.0);
+    let later = now + Duration::from_secs(60);
+    assert_eq!(replica.next_job(&over, later), Some(Job::Look));
+    let name = SegmentStart { index: INDEX, start: Offset::ZERO };
+    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 90)], last_is_ours: true };
+    assert_eq!(replica.on_outcome(Outcome::Found(listing), &over, later, 0.0), Finding::Nothing);
+    assert!(matches!(replica.next_job(&over, later), Some(Job::Begin { replace: true, .. })));
+    let appended = Outcome::Appended { end: Offset::new(1000), length: 50 };
+    assert_eq!(replica.on_outcome(appended, &over, later, 0.0), Finding::Nothing);
+    assert_eq!(replica.acked(), acked);
+}
+
+#[test]
 fn a_replica_that_holds_more_than_the_shadow_calls_for_a_new_generation() {
     let now = Instant::now();
     for (index, start) in [(INDEX, 5000), (INDEX, 9000), (next(INDEX), 0)] {
