@@ -42,7 +42,8 @@ struct Database {
     replicas: Vec<ReplicaRoom>,
     /// What the shadow held at the last turn; the source may have lent it since.
     shadow: Option<(ShadowExtent, PathBuf)>,
-    /// Snapshots that were sent while the source was lent: how new they are is not known before it is back.
+    /// Snapshots that were sent while the source did not hold the database for certain: how new they are is not known
+    /// before it does.
     held_back: Vec<(usize, Generation, Outcome)>,
     stop: Option<Stop>,
 }
@@ -130,7 +131,7 @@ impl Agent {
         if let Some(job) = database.source.table_job(now.mono) {
             self.workers.send_local(at, job);
         }
-        if matches!(database.source.state(), State::Attached(_) | State::Resting(_)) {
+        if database.source.is_certain() {
             for (replica, generation, outcome) in std::mem::take(&mut database.held_back) {
                 database.on_replica(replica, generation, outcome, now, 0.0);
             }
@@ -161,9 +162,10 @@ impl Agent {
             Completed::Remote { database, replica, generation, outcome } => {
                 let chance = self.random.random();
                 let database = &mut self.databases[database];
+                let is_certain = database.source.is_certain();
                 match (&outcome, database.source.state()) {
-                    // Whether it is valid, only the source can say; it is back in a moment.
-                    (Outcome::SnapshotSent(_), State::Lent) => {
+                    // Whether it is valid, only the source can say, in a moment.
+                    (Outcome::SnapshotSent(_), State::Lent | State::Attached(_)) if !is_certain => {
                         database.held_back.push((replica, generation, outcome));
                     }
                     (Outcome::SnapshotSent(_), State::Absent | State::Detached | State::Refused(_)) => {

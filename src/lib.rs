@@ -45,7 +45,7 @@
 //! 4. While attached, a reader of ours holds the WAL. It moves by overlap: the next reader begins, everything
 //!    committed is copied, and durable where the WAL could be restarted next; only then the old one ends. So another
 //!    header under a guarded WAL is the next index, and in every other case a new generation begins ([`core::sync`]),
-//!    unless, on attaching, every page is compared with the page table: what has changed is an index then, too.
+//!    unless every page is compared with the page table: what has changed is an index then, too.
 //! 5. A segment decodes to whole frames that the application had committed at every instant, also between two
 //!    packets. A snapshot has its name only when everything that it may contain is acked.
 //! 6. After any doubt about an object on a server (a write that was not answered, a restart of ours) it is never
@@ -79,8 +79,7 @@
 //! - Timers are a timerfd: mio rounds a poll timeout up to a millisecond, and a commit in flight is asked for sooner.
 //! - A checkpoint of the application that read the mark in our reader's slot just before we raised it waits for that
 //!   slot, holding the write lock, for its whole busy timeout. Then our reader steps aside until that checkpoint has
-//!   moved on. Nobody can commit meanwhile; and whatever header follows must still be the same, or a new generation
-//!   begins.
+//!   moved on. Nobody can commit meanwhile; and if another header follows all the same, every page is compared.
 //! - The reader does not move after each commit. While writers go on, nobody waits for it; and in a long WAL each move
 //!   makes the application's own checkpoint, which it tries after every commit, copy the few frames that have come since
 //!   (two fsyncs). So it moves when they pause, or when a checkpoint's worth of frames is behind it. Two moves are a few

@@ -1,7 +1,7 @@
 //! Attaching to a database, and letting go of it.
 
 use super::capture::{Capture, Look};
-use super::compare::{can_settle, compare};
+use super::compare::{can_settle, compare, report, salt_of};
 use super::guard::Guard;
 use super::let_go::Resting;
 use super::proof::{self, WalAtPath};
@@ -10,12 +10,11 @@ use crate::core::evidence::{Evidence, Stamp};
 use crate::core::names;
 use crate::core::position::Generation;
 use crate::core::sync::Break;
-use crate::core::wal::Salt;
 use crate::disk::Disk;
 use crate::locks;
 use crate::shadow::ShadowWal;
 use crate::sqlite::{Handle, SqliteError};
-use log::{error, info, warn};
+use log::{error, warn};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -245,24 +244,13 @@ fn go_on_compared(
     request: &AttachRequest,
     reason: Break,
 ) -> Result<Option<Break>, Refusal> {
-    let name = request.database.display();
-    // Of the random generation that would begin: no other WAL has it.
-    let bits = request.next_generation.get();
-    let salt = Salt((bits >> 32) as u32, bits as u32);
-    match compare(attached, &request.database, &request.wal, salt) {
-        Ok(0) => info!(
-            "{name}: {reason}; compared with the page table: no page has changed, the generation goes on"
-        ),
-        Ok(pages) => info!(
-            "{name}: {reason}; compared with the page table: {pages} pages have changed and are copied, the generation \
-             goes on"
-        ),
-        Err(doubt) => {
-            info!("{name}: {reason}; the generation cannot go on by comparing: {doubt}");
-            let begun = attached.begin_generation(&request.disk, &request.meta, request.next_generation);
-            begun.map_err(|e| meta_error(request, e))?;
-            return Ok(Some(reason));
-        }
+    let salt = salt_of(request.next_generation);
+    let result = compare(attached, &request.database, &request.wal, salt);
+    report(&request.database, &reason, &result);
+    if result.is_err() {
+        let begun = attached.begin_generation(&request.disk, &request.meta, request.next_generation);
+        begun.map_err(|e| meta_error(request, e))?;
+        return Ok(Some(reason));
     }
     Ok(None)
 }

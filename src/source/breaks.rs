@@ -1,5 +1,7 @@
-//! What a source does when continuity is lost: it begins a new generation, or lets go.
+//! What a source does when continuity is lost: it compares, begins a new generation, or lets go.
 
+use super::compare::{Doubt, can_settle, report, salt_of};
+use super::job::LocalJob;
 use super::recheck::Recheck;
 use super::refusal::Refusal;
 use super::resting::SETTLE_PAUSE;
@@ -19,7 +21,38 @@ impl Source {
             | Break::WalReplaced
             | Break::HeaderInvalid
             | Break::ChainBroken => self.leaving = Some(reason),
+            reason if can_settle(&reason) => self.to_compare = Some(reason),
             reason => self.request_generation(reason),
+        }
+    }
+
+    /// Lends everything to a worker that compares, once nothing of it is lent. Without a page table a generation is
+    /// asked for.
+    pub(super) fn compare_job(&mut self, generation: Generation) -> Option<LocalJob> {
+        if self.is_busy() {
+            return None;
+        }
+        self.take_back_table();
+        let State::Attached(attached) = &self.state else { return None };
+        if attached.capture.table.state().is_none() {
+            let reason = self.to_compare.take()?;
+            self.request_generation(reason);
+            return None;
+        }
+        (self.recheck, self.move_at, self.aside) = (None, None, None);
+        Some(LocalJob::Compare {
+            attached: self.lend()?,
+            database: self.settings.database.clone(),
+            wal: self.wal.clone(),
+            salt: salt_of(generation),
+        })
+    }
+
+    pub(super) fn on_compared(&mut self, result: &Result<usize, Doubt>) {
+        let Some(reason) = self.to_compare.take() else { return };
+        report(&self.settings.database, &reason, result);
+        if result.is_err() {
+            self.request_generation(reason);
         }
     }
 
@@ -44,7 +77,8 @@ impl Source {
         match attached.begin_generation(&self.disk, &self.settings.meta, generation) {
             Ok(()) => {
                 self.count_break(reason);
-                (self.requested_break, self.recheck, self.move_at) = (None, None, None);
+                (self.requested_break, self.to_compare) = (None, None);
+                (self.recheck, self.move_at) = (None, None);
                 self.hot = true;
                 true
             }
@@ -74,7 +108,7 @@ impl Source {
         let Some(reason) = self.leaving.take() else { return };
         let attached = std::mem::replace(&mut self.state, State::Detached);
         self.hold_nothing();
-        (self.requested_break, self.break_at) = (None, None);
+        (self.requested_break, self.to_compare, self.break_at) = (None, None, None);
         self.problems.clear();
         if let Break::NoRoom(shortage) = reason {
             return self.let_go_for_room(attached, shortage, now);

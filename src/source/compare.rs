@@ -11,12 +11,14 @@
 
 use super::attach::Attached;
 use super::proof;
+use crate::core::position::Generation;
 use crate::core::sync::Break;
 use crate::core::synthetic::SyntheticWal;
 use crate::core::wal::Salt;
 use crate::page_table::{Difference, StagedFrames, TableError};
 use crate::shadow::AbsorbError;
 use crate::sqlite::SqliteError;
+use log::info;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -31,25 +33,55 @@ const WINDOW: usize = 1 << 20;
 
 /// Why the generation cannot go on by comparing.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Doubt {
+pub enum Doubt {
+    /// There is none to compare with.
     #[error("there is no page table to compare with")]
     NoTable,
+    /// Everything was never in the file at once.
     #[error("others wrote without a pause")]
     Busy,
+    /// A snapshot is better.
     #[error("most pages have changed")]
     TooMuch,
+    /// The generation has no further index.
     #[error("no further index can begin: {0}")]
     Index(Break),
+    /// What was compared is not the database.
     #[error("another file is at the database's path")]
     Replaced,
+    /// The table, or the database, could not be read.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// SQLite's answer.
     #[error(transparent)]
     Sqlite(#[from] SqliteError),
+    /// The shadow's.
     #[error("cannot write the shadow WAL: {0}")]
     Shadow(#[from] AbsorbError),
+    /// The disk's.
     #[error("cannot read or write: {0}")]
     Disk(#[from] io::Error),
+}
+
+/// Says how comparing has ended.
+pub(super) fn report(database: &Path, reason: &Break, result: &Result<usize, Doubt>) {
+    let name = database.display();
+    match result {
+        Ok(0) => info!(
+            "{name}: {reason}; compared with the page table: no page has changed, the generation goes on"
+        ),
+        Ok(pages) => info!(
+            "{name}: {reason}; compared with the page table: {pages} pages have changed and are copied, the generation \
+             goes on"
+        ),
+        Err(doubt) => info!("{name}: {reason}; the generation cannot go on by comparing: {doubt}"),
+    }
+}
+
+/// The salt of an index of our own making, from the random generation that would begin otherwise: no other WAL has it.
+pub(super) fn salt_of(generation: Generation) -> Salt {
+    let bits = generation.get();
+    Salt((bits >> 32) as u32, bits as u32)
 }
 
 /// Whether comparing can tell what a break is about.
@@ -60,16 +92,11 @@ pub(super) fn can_settle(reason: &Break) -> bool {
     )
 }
 
-/// Compares, and copies what has changed; returns how many pages did. `salt` is random.
+/// Compares, and copies what has changed; returns how many pages did.
 ///
 /// # Errors
 /// Why a new generation must begin; our reader holds the WAL all the same.
-pub(super) fn compare(
-    attached: &mut Attached,
-    database: &Path,
-    wal: &Path,
-    salt: Salt,
-) -> Result<usize, Doubt> {
+pub fn compare(attached: &mut Attached, database: &Path, wal: &Path, salt: Salt) -> Result<usize, Doubt> {
     if attached.capture.table.state().is_none() {
         return Err(Doubt::NoTable);
     }

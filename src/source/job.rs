@@ -1,9 +1,11 @@
 //! What a worker is asked to do for a database, and what it brings back.
 
 use super::attach::{AttachOutcome, AttachRequest, Attached, FileIdentity};
+use super::compare::Doubt;
 use super::let_go::{LetGoOutcome, LetGoRequest};
 use super::round::UrgentReport;
 use crate::core::evidence::Stamp;
+use crate::core::wal::Salt;
 use crate::disk::Disk;
 use crate::page_table::{TableJob, TableOutcome};
 use crate::shadow::ShadowSync;
@@ -43,6 +45,17 @@ pub enum LocalJob {
         /// How long the write lock may be held.
         budget: Duration,
     },
+    /// Prove by the page table what became of the database while nobody of us held it.
+    Compare {
+        /// Lent.
+        attached: Box<Attached>,
+        /// As in `Checkpoint`.
+        database: PathBuf,
+        /// Its WAL.
+        wal: PathBuf,
+        /// Of the index that what has changed goes into.
+        salt: Salt,
+    },
     /// Let go of a database that nobody else has open.
     LetGo(LetGoRequest),
     /// Work on the page table; beside the others.
@@ -75,6 +88,8 @@ pub enum LocalOutcome {
     },
     /// Of `Urgent`.
     Urgent(Box<Attached>, UrgentReport),
+    /// Of `Compare`: how many pages had changed.
+    Compared(Box<Attached>, Result<usize, Doubt>),
     /// Of `LetGo`.
     LetGo(LetGoOutcome),
     /// Of `Table`.

@@ -23,6 +23,7 @@ mod yielding;
 
 pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, attach};
 pub use capture::{Look, LookError};
+pub use compare::{Doubt, compare};
 pub use job::{CheckpointFailure, LocalJob, LocalOutcome};
 pub use let_go::{LetGoOutcome, LetGoRequest, Resting, Stay, let_go};
 pub use proof::stamp_at;
@@ -145,6 +146,8 @@ pub struct Source {
     forced_break: Option<Break>,
     /// Begins a new generation at the next turn, or at `break_at`.
     requested_break: Option<Break>,
+    /// What the page table is to settle at the next turn.
+    to_compare: Option<Break>,
     /// A generation has begun, and until a look succeeds in it the next one must not begin earlier.
     break_at: Option<Recheck>,
     /// Lets go of the database once nothing is lent any more.
@@ -200,6 +203,7 @@ impl Source {
             needs_sync: false,
             forced_break: None,
             requested_break: None,
+            to_compare: None,
             break_at: None,
             leaving: None,
             sighting: None,
@@ -242,9 +246,21 @@ impl Source {
     /// once in this generation: before, the file may hold what is newer than the shadow.
     pub fn descriptor(&self) -> Option<Arc<File>> {
         match &self.state {
-            State::Attached(attached) if attached.capture.guarded => Some(Arc::clone(&attached.descriptor)),
+            State::Attached(attached) if self.is_certain() => Some(Arc::clone(&attached.descriptor)),
             _ => None,
         }
+    }
+    /// Whether the database file holds nothing that is newer than the shadow.
+    pub fn is_certain(&self) -> bool {
+        match &self.state {
+            State::Attached(attached) => attached.capture.guarded && !self.is_broken(),
+            State::Resting(_) => true,
+            _ => false,
+        }
+    }
+    /// Whether continuity is lost, and what follows has not been done yet.
+    fn is_broken(&self) -> bool {
+        self.requested_break.is_some() || self.to_compare.is_some()
     }
     /// The wal-index at the last look.
     pub fn wal_extent(&self) -> WalExtent {
@@ -315,7 +331,10 @@ impl Source {
         if self.requested_break.is_some() {
             return Some(self.break_at.map_or(now, |r| r.at));
         }
-        if self.hot || self.dirty.any() {
+        if self.to_compare.is_some() && self.is_busy() {
+            return None;
+        }
+        if self.hot || self.dirty.any() || self.to_compare.is_some() {
             return Some(now);
         }
         if let Some(aside) = self.aside {
@@ -420,6 +439,9 @@ impl Source {
         }
         if self.requested_break.is_some() && !self.begin_requested(now, generation) {
             return None;
+        }
+        if self.to_compare.is_some() {
+            return self.compare_job(generation);
         }
         if self.aside.is_some() && !self.come_back(now) {
             return None;

@@ -47,6 +47,11 @@ impl Source {
                 self.sighting = None;
                 self.on_urgent(report, now);
             }
+            LocalOutcome::Compared(attached, result) => {
+                self.state = State::Attached(attached);
+                self.sighting = None;
+                self.on_compared(&result);
+            }
             LocalOutcome::LetGo(outcome) => self.on_let_go(outcome, now),
             LocalOutcome::Table(_) => unreachable!("BUG: it was taken in above"),
             LocalOutcome::Removed(result) => {

@@ -79,7 +79,7 @@ impl Source {
         let is_read = Arc::strong_count(&attached.descriptor) > 1;
         let again = Recheck::after(self.let_go_again, AGAIN_PAUSE, LONGEST_AGAIN_PAUSE, now);
         self.let_go_again = Some(again);
-        if self.is_needed || is_read || self.requested_break.is_some() || !attached.capture.guarded {
+        if self.is_needed || is_read || !self.is_certain() {
             self.let_go_at = Some(again.at);
             return None;
         }

@@ -30,7 +30,7 @@ impl Source {
     pub fn table_timeout(&self, now: Instant) -> Option<Instant> {
         let State::Attached(attached) = &self.state else { return None };
         let capture = &attached.capture;
-        let may_begin = capture.guarded && self.leaving.is_none() && self.requested_break.is_none();
+        let may_begin = self.is_certain() && self.leaving.is_none();
         if self.table.held_back.is_some() {
             return Some(now);
         }
@@ -45,9 +45,7 @@ impl Source {
         if self.table_timeout(now).is_none_or(|due| due > now) {
             return None;
         }
-        if let Some(outcome) = self.table.held_back.take() {
-            self.on_table(outcome);
-        }
+        self.take_back_table();
         let State::Attached(attached) = &mut self.state else { return None };
         let capture = &mut attached.capture;
         let problem = capture.table.take_problem(now);
@@ -57,6 +55,13 @@ impl Source {
         self.table.in_flight = job.is_some();
         problem.into_iter().for_each(|problem| self.on_lost_table(&problem));
         job
+    }
+
+    /// Takes in how a job ended while the database was lent.
+    pub(super) fn take_back_table(&mut self) {
+        if let Some(outcome) = self.table.held_back.take() {
+            self.on_table(outcome);
+        }
     }
 
     pub(super) fn on_table(&mut self, outcome: TableOutcome) {

@@ -1,6 +1,7 @@
 //! All integration tests, one binary: real SQLite, real sshd, the real Litestream, in processes of their own.
 
 mod append;
+mod aside;
 mod attachment;
 mod capture;
 mod checkpoint;
