@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// How long after the last commit the reader moves up. While writers go on, nobody waits for it: a checkpoint that
 /// waits for readers keeps writers waiting, too.
-pub(super) const MOVE_PAUSE: Duration = Duration::from_micros(300);
+const MOVE_PAUSE: Duration = Duration::from_micros(300);
 /// The same in a WAL that the application checkpoints after each commit, because it is long: then each move makes it
 /// copy the few frames that have come since, with two fsyncs.
 const LONG_WAL_MOVE_PAUSE: Duration = Duration::from_millis(2);
@@ -21,7 +21,7 @@ const LONG_WAL_MOVE_PAUSE: Duration = Duration::from_millis(2);
 const SLOT_PAUSE: Duration = Duration::from_millis(3);
 /// The pauses before the reader moves to read lock 0 once more.
 const CONFIRM_PAUSES: [Duration; 2] = [Duration::from_micros(500), Duration::from_millis(10)];
-pub(super) const LONGEST_MOVE_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_MOVE_PAUSE: Duration = Duration::from_millis(500);
 /// Parts copied in one turn, so that one busy database does not keep the others waiting.
 const PARTS_A_TURN: u32 = 16;
 
@@ -118,6 +118,11 @@ impl Source {
         }
         let pause = *CONFIRM_PAUSES.get(self.confirmed.1)?;
         self.move_at.or(Some(Recheck::after(None, pause, pause, now)))
+    }
+
+    /// A checkpoint can copy nothing behind the reader's mark, so the reader moves first.
+    pub(super) fn move_before_checkpoint(&mut self, now: Instant) {
+        self.move_at.get_or_insert(Recheck::after(None, MOVE_PAUSE, LONGEST_MOVE_PAUSE, now));
     }
 
     pub(super) fn move_reader(&mut self, now: Instant) {

@@ -19,6 +19,7 @@ mod resting;
 mod room;
 mod round;
 mod table;
+mod turn;
 mod yielding;
 
 pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, attach};
@@ -30,10 +31,10 @@ pub use proof::stamp_at;
 pub use refusal::Refusal;
 pub use round::{UrgentReport, checkpoint_patiently, urgent_round};
 
-use crate::core::checkpoint::{CheckpointPolicy, CheckpointState, Extent, Round};
+use crate::core::checkpoint::{CheckpointPolicy, CheckpointState};
 use crate::core::evidence::Sighting;
 use crate::core::pace::Pace;
-use crate::core::position::{Generation, Index};
+use crate::core::position::Index;
 use crate::core::shadow::ShadowExtent;
 use crate::core::space::SpaceLimits;
 use crate::core::status::WriteLockHolds;
@@ -42,10 +43,8 @@ use crate::disk::Disk;
 use crate::shadow::ShadowWal;
 use crate::sqlite::WalExtent;
 use log::{error, info, warn};
-use look::{LONGEST_MOVE_PAUSE, MOVE_PAUSE};
 use recheck::Recheck;
 use room::Room;
-use round::LOCK_PATIENCE;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -304,228 +303,6 @@ impl Source {
         }
         if shadow.extent().complete.len() < before {
             self.has_room_again();
-        }
-    }
-
-    /// When the next turn is due though nothing happens.
-    pub fn next_timeout(&self, now: Instant) -> Option<Instant> {
-        match &self.state {
-            State::Lent => None,
-            State::Absent | State::Detached | State::Resting(_) | State::Refused(_) if self.is_busy() => None,
-            State::Absent => self.dirty.any().then_some(now),
-            State::Resting(_) => self.resting_timeout(now),
-            State::Detached if self.settle_at.is_some() => self.resting_timeout(now),
-            State::Refused(_) if self.room.given_up.is_some() => Some(now),
-            State::Detached | State::Refused(_) => Some(self.retry.map_or(now, |retry| retry.at)),
-            State::Attached(_) => self.attached_timeout(now),
-        }
-    }
-
-    fn attached_timeout(&self, now: Instant) -> Option<Instant> {
-        if self.leaving.is_some() && self.job_in_flight {
-            return None;
-        }
-        if self.leaving.is_some() || self.dirty.folder {
-            return Some(now);
-        }
-        if self.requested_break.is_some() {
-            return Some(self.break_at.map_or(now, |r| r.at));
-        }
-        if self.to_compare.is_some() && self.is_busy() {
-            return None;
-        }
-        if self.hot || self.dirty.any() || self.to_compare.is_some() {
-            return Some(now);
-        }
-        if let Some(aside) = self.aside {
-            return Some(aside.next);
-        }
-        let at = |recheck: Option<Recheck>| recheck.map(|r| r.at);
-        let extent = self.checkpoint_extent();
-        let checkpoint = self.checkpoint.next_timeout(&self.settings.checkpoint, extent);
-        // A checkpoint waits for the reader to move up.
-        let checkpoint = checkpoint.map(|due| at(self.move_at).map_or(due, |moves| due.max(moves)));
-        let checkpoint = checkpoint.filter(|_| self.may_checkpoint());
-        let let_go = self.let_go_at.filter(|_| !self.job_in_flight);
-        let listens = self.pace.next_timeout(now);
-        let times = [at(self.recheck), at(self.move_at), at(self.yield_at), checkpoint, let_go, listens];
-        times.into_iter().flatten().min()
-    }
-
-    fn may_checkpoint(&self) -> bool {
-        !self.job_in_flight && !self.problems.contains_key(&Task::Look)
-    }
-
-    /// Takes a turn: looks if there is reason to, and returns the job that is due. `generation` is for the case that
-    /// a new one must begin.
-    pub fn turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
-        let job = match &self.state {
-            State::Attached(_) => self.attached_turn(now, generation),
-            State::Lent => None,
-            State::Absent | State::Detached | State::Resting(_) | State::Refused(_) => {
-                self.attach_turn(now, generation)
-            }
-        };
-        self.job_in_flight |= job.is_some();
-        job
-    }
-
-    /// Whether a worker still has something of the last attachment.
-    fn is_busy(&self) -> bool {
-        self.job_in_flight || self.table.is_in_flight()
-    }
-
-    fn attach_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
-        if !self.is_busy()
-            && let Some(folder) = self.room.given_up.take()
-        {
-            return Some(LocalJob::Remove { paths: vec![folder], disk: Arc::clone(&self.disk) });
-        }
-        let is_due = match self.state {
-            State::Absent => self.dirty.any(),
-            _ if self.is_busy() => false,
-            State::Resting(_) => self.is_wanted(now),
-            State::Detached if self.settle_at.is_some() => self.is_wanted(now),
-            _ => self.retry.is_none_or(|retry| now >= retry.at),
-        };
-        if self.is_busy() || !is_due {
-            // A refused database may be written without a pause: it is tried again by the clock only.
-            if matches!(self.state, State::Refused(_)) {
-                self.dirty = Dirty::default();
-            }
-            return None;
-        }
-        (self.dirty, self.settle_at) = (Dirty::default(), None);
-        if self.is_still_read() {
-            self.refuse(Refusal::StillReading, now);
-            return None;
-        }
-        let resting = match std::mem::replace(&mut self.state, State::Detached) {
-            State::Resting(resting) => Some(resting),
-            other => {
-                self.state = other;
-                None
-            }
-        };
-        Some(LocalJob::Attach(AttachRequest {
-            database: self.settings.database.clone(),
-            wal: self.wal.clone(),
-            meta: self.settings.meta.clone(),
-            disk: Arc::clone(&self.disk),
-            next_generation: generation,
-            forced_break: self.forced_break.clone(),
-            resting,
-            is_needed: self.is_needed || self.requested_break.is_some(),
-        }))
-    }
-
-    /// Whether a snapshot of the file at the path is still read through a descriptor of an earlier attachment: closing
-    /// that would drop the locks of the next one.
-    fn is_still_read(&self) -> bool {
-        let identity = self.descriptor.upgrade().and_then(|file| FileIdentity::of_file(&file).ok());
-        identity.is_some() && identity == FileIdentity::of_path(&self.settings.database)
-    }
-
-    fn attached_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
-        if std::mem::take(&mut self.dirty.folder) && !self.is_at_path() {
-            self.leaving = Some(Break::DatabaseReplaced);
-        }
-        if self.leaving.is_none() {
-            self.look_around(now);
-        }
-        if self.leaving.is_some() {
-            self.detach(now);
-            return None;
-        }
-        if self.requested_break.is_some() && !self.begin_requested(now, generation) {
-            return None;
-        }
-        if self.to_compare.is_some() {
-            return self.compare_job(generation);
-        }
-        if self.aside.is_some() && !self.come_back(now) {
-            return None;
-        }
-        let recheck_is_due = self.recheck.is_some_and(|r| now >= r.at);
-        if self.dirty.any() || self.hot || recheck_is_due {
-            self.look(now);
-        }
-        if self.move_at.is_some_and(|m| now >= m.at) {
-            self.move_reader(now);
-        }
-        if self.yield_at.is_some_and(|y| now >= y.at) {
-            self.yield_to_checkpoint(now);
-        }
-        let waits = self.job_in_flight || self.leaving.is_some() || self.aside.is_some();
-        if waits { None } else { self.job(now).or_else(|| self.let_go_job(now)) }
-    }
-
-    fn is_at_path(&self) -> bool {
-        matches!(&self.state, State::Attached(attached) if attached.is_at_path(&self.settings.database))
-    }
-
-    fn checkpoint_extent(&self) -> Extent {
-        let index = self.shadow_extent().map_or(Index::ZERO, |extent| extent.index);
-        Extent { index, frames: self.extent.frames, backfilled: self.extent.backfilled }
-    }
-
-    /// The job that is due while we hold the database and none is in flight.
-    fn job(&mut self, now: Instant) -> Option<LocalJob> {
-        let State::Attached(attached) = &mut self.state else { return None };
-        let stale = attached.capture.shadow.take_stale();
-        if !stale.is_empty() {
-            return Some(LocalJob::Remove { paths: stale, disk: Arc::clone(&self.disk) });
-        }
-        if std::mem::take(&mut self.needs_sync) {
-            match attached.capture.shadow.to_sync() {
-                Some(sync) => return Some(LocalJob::Sync(sync)),
-                None => self.move_at = Some(Recheck::now(now)),
-            }
-        }
-        if std::mem::take(&mut self.urgent_next) {
-            return self.urgent_job();
-        }
-        self.checkpoint_job(now)
-    }
-
-    fn checkpoint_job(&mut self, now: Instant) -> Option<LocalJob> {
-        let extent = self.checkpoint_extent();
-        if !self.may_checkpoint() {
-            return None;
-        }
-        let round = self.checkpoint.due(&self.settings.checkpoint, extent, now)?;
-        let State::Attached(attached) = &mut self.state else { return None };
-        if !attached.guard.is_newest(&attached.capture, self.extent) && round == Round::Cooperative {
-            // The move comes first.
-            self.move_at.get_or_insert(Recheck::after(None, MOVE_PAUSE, LONGEST_MOVE_PAUSE, now));
-            return None;
-        }
-        let sync = attached.capture.shadow.to_sync();
-        let identity = FileIdentity::of_file(&attached.descriptor).ok()?;
-        let checkpointer = attached.checkpointer.take()?;
-        self.urgent_next = round == Round::Urgent;
-        let stamp = self.sighting.filter(|sighting| sighting.alone).map(|sighting| sighting.stamp);
-        let database = self.settings.database.clone();
-        let patience = if self.urgent_next { LOCK_PATIENCE } else { Duration::ZERO };
-        Some(LocalJob::Checkpoint { checkpointer, sync, database, identity, stamp, patience })
-    }
-
-    fn urgent_job(&mut self) -> Option<LocalJob> {
-        Some(LocalJob::Urgent {
-            attached: self.lend()?,
-            database: self.settings.database.clone(),
-            budget: self.settings.max_write_block,
-        })
-    }
-
-    /// Everything that is held, for a worker.
-    fn lend(&mut self) -> Option<Box<Attached>> {
-        match std::mem::replace(&mut self.state, State::Lent) {
-            State::Attached(attached) => Some(attached),
-            other => {
-                self.state = other;
-                None
-            }
         }
     }
 
