@@ -370,16 +370,18 @@ impl Database {
             (_, Some(problem)) => SourceState::Refused(problem.to_owned()),
             (State::Resting(_), _) if !self.source.has_changed() => SourceState::Detached,
             (State::Detached | State::Resting(_), _) => SourceState::Attaching,
+            (State::Attached(_) | State::Lent, _) if self.source.is_comparing() => SourceState::Attaching,
             (State::Attached(_) | State::Lent, _) => SourceState::Attached,
         };
         let (count, last) = self.source.breaks();
+        let uncopied = self.source.uncopied();
         DatabaseStatus {
             path: self.source.database().display().to_string(),
             state,
             generation: extent.map(|extent| extent.generation),
             position: extent.map(ShadowExtent::position),
             is_provable: extent.is_some_and(|extent| extent.state_at(extent.index, extent.end).is_some()),
-            replicas: self.replicas.iter().map(|room| room.status(extent, now)).collect(),
+            replicas: self.replicas.iter().map(|room| room.status(extent, uncopied, now)).collect(),
             breaks: Breaks { count: u64::from(count), last_reason: last.map(ToString::to_string) },
             wal_pages: self.source.wal_extent().frames,
             write_lock_holds: self.source.lock_holds(),

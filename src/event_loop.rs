@@ -164,13 +164,18 @@ struct Reload<'a> {
 impl EventLoop<'_> {
     fn run(&mut self) -> anyhow::Result<Ended> {
         let mut events = Events::with_capacity(EVENTS);
+        let mut clients = Vec::new();
         loop {
             if Instant::now() >= self.check_at {
                 self.check();
             }
             self.follow();
-            let Self { agent, watch, .. } = self;
-            let next = agent.step(now(), &mut |database| watch.take(database));
+            let mut next = self.step();
+            if !clients.is_empty() {
+                // What was committed before a question counts in its answer; and an answer may change what is due.
+                clients.drain(..).for_each(|token| self.on_client(token));
+                next = self.step();
+            }
             if let Some(all_acknowledged) = self.agent.stopped(now()) {
                 let is_reload = self.reload.is_begun;
                 return Ok(if is_reload { Ended::Reload } else { Ended::Stopped { all_acknowledged } });
@@ -190,10 +195,15 @@ impl EventLoop<'_> {
                             return Ok(Ended::Stopped { all_acknowledged: false });
                         }
                     }
-                    token => self.on_client(token),
+                    token => clients.push(token),
                 }
             }
         }
+    }
+
+    fn step(&mut self) -> Option<Instant> {
+        let Self { agent, watch, .. } = self;
+        agent.step(now(), &mut |database| watch.take(database))
     }
 
     fn wait(&mut self, events: &mut Events) -> anyhow::Result<()> {

@@ -147,8 +147,13 @@ impl ReplicaRoom {
         self.held == Some(position) && course.acked().is_some_and(|acked| acked >= position)
     }
 
-    /// What status says of it.
-    pub fn status(&self, extent: Option<&ShadowExtent>, now: Now) -> ReplicaStatus {
+    /// What status says of it; `uncopied` is what every replica lacks, and since when.
+    pub fn status(
+        &self,
+        extent: Option<&ShadowExtent>,
+        uncopied: Option<(u64, Instant)>,
+        now: Now,
+    ) -> ReplicaStatus {
         let state = match self.course.as_ref().map(Replica::activity) {
             None | Some(Activity::Connecting) => match &self.last_error {
                 Some((error, _)) if self.is_failing => {
@@ -166,7 +171,8 @@ impl ReplicaRoom {
                 retry_in: retry_at.saturating_duration_since(now.mono),
             },
         };
-        let lag_bytes = extent.map_or(0, |extent| self.lag(extent));
+        let lag_bytes = extent.map_or(0, |extent| self.lag(extent)) + uncopied.map_or(0, |(bytes, _)| bytes);
+        let behind_since = self.behind_since.into_iter().chain(uncopied.map(|(_, since)| since)).min();
         let behind = |since: Instant| now.mono.saturating_duration_since(since);
         ReplicaStatus {
             name: self.config.name.clone(),
@@ -174,7 +180,7 @@ impl ReplicaRoom {
             state,
             position: self.course.as_ref().and_then(Replica::acked),
             lag_bytes,
-            lag_time: self.behind_since.filter(|_| lag_bytes > 0).map(behind).unwrap_or_default(),
+            lag_time: behind_since.filter(|_| lag_bytes > 0).map(behind).unwrap_or_default(),
             last_acked: self.last_acked.map(|at| moment(at, now)),
             durable: self.config.durability == Durability::Fsync
                 && !self.progress.not_durable.load(Ordering::Relaxed),

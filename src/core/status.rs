@@ -82,7 +82,7 @@ pub struct ReplicaStatus {
     pub state: ReplicaState,
     /// The acked position; `None` until it is known.
     pub position: Option<Position>,
-    /// Bytes of WAL that are shadowed and not acked.
+    /// Bytes of WAL that are known to be committed and not acked.
     pub lag_bytes: u64,
     /// For how long `lag_bytes` has not been 0; 0 when it is.
     pub lag_time: Duration,

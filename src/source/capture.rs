@@ -26,8 +26,11 @@ pub enum Look {
         /// Frames of this WAL stand behind the last commit: a transaction in flight, or taken back.
         in_flight: bool,
     },
-    /// A bounded part was copied; there is more.
-    More,
+    /// A bounded part was copied; there may be more.
+    More {
+        /// Committed bytes that are not in the shadow yet, as this look saw them.
+        left: u64,
+    },
     /// SQLite or a writer was in the way; look again in a moment.
     Again,
     /// Continuity is lost.
@@ -157,7 +160,7 @@ impl Capture {
                 },
             };
             return match self.copy(to, before)? {
-                None => Ok(Look::More),
+                None => Ok(Look::More { left: to.since(self.shadow.extent().end) }),
                 Some(reason) => Ok(Look::Broken(reason)),
             };
         }

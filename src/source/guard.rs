@@ -155,7 +155,7 @@ impl Guard {
         }
         let extent = match capture.look(&self.query)? {
             Look::UpToDate { extent, .. } => extent,
-            Look::More | Look::Again => return Ok(Move::NotYet),
+            Look::More { .. } | Look::Again => return Ok(Move::NotYet),
             Look::Broken(reason) => return Ok(Move::Broken(reason)),
         };
         if extent.frames > 0 && extent.is_backfilled() && capture.shadow.to_sync().is_some() {

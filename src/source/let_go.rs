@@ -134,7 +134,7 @@ fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<O
     let frames = match attached.capture.look(&attached.guard.query).map_err(failed)? {
         Look::UpToDate { extent, .. } => extent.frames.saturating_sub(extent.backfilled),
         Look::Broken(reason) => return Err(Stay::Broken(reason)),
-        Look::More | Look::Again => return Err(Stay::Later),
+        Look::More { .. } | Look::Again => return Err(Stay::Later),
     };
     let headers = attached.capture.shadow.headers().map_err(failed)?;
     if !attached.is_at_path(database) || proof::stamp_of(&attached.descriptor).map_err(failed)? != seen.stamp

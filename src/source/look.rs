@@ -32,18 +32,19 @@ impl Source {
         let previous = self.recheck.take();
         let before = self.shadow_extent().map(ShadowExtent::position);
         self.hot = false;
+        let mut uncopied = 0;
         for _ in 0..PARTS_A_TURN {
             if self.has_no_room(now) {
                 return;
             }
             let State::Attached(attached) = &mut self.state else { return };
             match attached.capture.look(&attached.guard.query) {
-                Ok(Look::More) => {}
+                Ok(Look::More { left }) => uncopied = left,
                 Ok(Look::UpToDate { extent, in_flight }) => {
                     self.solved(Task::Look);
                     self.solved(Task::BeginGeneration);
                     (self.extent, self.up_to_date_at) = (extent, Some(now));
-                    (self.break_at, self.retry) = (None, None);
+                    (self.break_at, self.retry, self.uncopied) = (None, None, None);
                     self.plan_recheck(previous, in_flight, dirty, now);
                     // A checkpoint of the application: the reader must let go of the WAL behind it.
                     self.needs_sync |= dirty.database && self.has_unsynced();
@@ -64,6 +65,8 @@ impl Source {
             }
         }
         self.hot = true;
+        let since = self.uncopied.map_or(now, |(_, since)| since);
+        self.uncopied = Some((uncopied, since));
     }
 
     fn after_look(&mut self, before: Option<Position>, now: Instant) {

@@ -137,6 +137,8 @@ pub struct Source {
     yielded_at: Option<WalExtent>,
     wal_index: PathBuf,
     extent: WalExtent,
+    /// Committed bytes that the last turn left uncopied, and since when there are any.
+    uncopied: Option<(u64, Instant)>,
     /// The last turn that found everything committed in the shadow.
     up_to_date_at: Option<Instant>,
     checkpoint: CheckpointState,
@@ -196,6 +198,7 @@ impl Source {
             yielded_at: None,
             wal_index: wal_index.into(),
             extent: WalExtent { frames: 0, backfilled: 0 },
+            uncopied: None,
             up_to_date_at: None,
             checkpoint: CheckpointState::new(),
             urgent_next: false,
@@ -264,6 +267,14 @@ impl Source {
     /// The wal-index at the last look.
     pub fn wal_extent(&self) -> WalExtent {
         self.extent
+    }
+    /// Committed bytes that are seen and not copied yet, and since when there are any.
+    pub fn uncopied(&self) -> Option<(u64, Instant)> {
+        self.uncopied
+    }
+    /// Whether it is being found out what became of the database while nobody of us held it.
+    pub fn is_comparing(&self) -> bool {
+        self.to_compare.is_some()
     }
     /// How often, and why last, continuity was lost.
     pub fn breaks(&self) -> (u32, Option<&Break>) {

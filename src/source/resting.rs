@@ -172,7 +172,7 @@ impl Source {
         (self.urgent_next, self.needs_sync) = (false, false);
         (self.sighting, self.let_go_at, self.settle_at) = (None, None, None);
         self.checkpoint = CheckpointState::new();
-        self.extent = WalExtent { frames: 0, backfilled: 0 };
+        (self.extent, self.uncopied) = (WalExtent { frames: 0, backfilled: 0 }, None);
         self.problems.remove(&Task::Look);
         self.problems.remove(&Task::MoveReader);
         self.problems.remove(&Task::Checkpoint);

@@ -63,3 +63,23 @@ fn a_wal_that_was_backfilled_before_we_came_is_durable_here_before_the_next_inde
     world.check_all_is_replicated();
     world.end();
 }
+
+#[test]
+fn a_large_transaction_is_behind_from_its_commit_on_until_it_is_acknowledged() {
+    let mut world = world(Settings::PLAIN);
+    let (before, committed) = (world.replica().position, 40_000_000);
+    let rows = "WITH RECURSIVE i (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM i WHERE n < 40) \
+                INSERT INTO t (n, data) SELECT n, randomblob(1000000) FROM i";
+    world.application().run(0, rows);
+    world.drive(1);
+    let first = world.replica();
+    assert!(first.lag_bytes > committed, "{} bytes are behind after the first look", first.lag_bytes);
+    while world.replica().position == before {
+        assert!(world.replica().lag_bytes > committed, "not all of the transaction is behind any more");
+        world.drive(1);
+    }
+    world.settle();
+    assert_eq!((world.replica().lag_bytes, world.replica().lag_time), (0, Duration::ZERO));
+    world.check_all_is_replicated();
+    world.end();
+}

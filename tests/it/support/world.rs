@@ -344,6 +344,12 @@ impl World {
         }
     }
 
+    /// What the agent says of its first replica.
+    pub fn replica(&self) -> ReplicaStatus {
+        let agent = self.agent.as_ref().expect("there is an agent");
+        agent.status(self.now()).databases.remove(0).replicas.remove(0)
+    }
+
     /// Takes in what is acknowledged, and checks that what is shadowed ends with a commit.
     fn observe(&mut self) {
         let Some(agent) = &self.agent else { return };
