@@ -12,7 +12,7 @@ use crate::core::shadow::ShadowExtent;
 use crate::core::sync::{Break, ShadowFacts};
 use crate::core::wal::{FrameHeader, WalHeader};
 use crate::disk::{Disk, DiskFile, WalMap};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use std::sync::Arc;
 const WINDOW: u64 = 1 << 20;
 /// The most scratch space, in bytes, that a database keeps while only small commits come.
 const LASTING_SCRATCH: u64 = 64 << 10;
-const FRAME_HEADER_LENGTH: usize = 24;
+const FRAME_HEADER_LENGTH: u64 = 24;
 /// Holds the present generation and the inode of its database.
 const GENERATION_FILE: &str = "generation";
 
@@ -289,19 +289,39 @@ impl ShadowWal {
     /// The disk's.
     pub fn headers(&self) -> io::Result<Vec<DatabaseHeader>> {
         let mut headers = Vec::new();
-        let Some(present) = &self.present else { return Ok(headers) };
+        self.each_frame(|number, begin| {
+            if number == 1 {
+                headers.push(*begin);
+            }
+        })?;
+        Ok(headers)
+    }
+
+    /// The numbers of all pages in the present index.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn pages(&self) -> io::Result<HashSet<u32>> {
+        let mut pages = HashSet::new();
+        self.each_frame(|number, _| {
+            pages.insert(number);
+        })?;
+        Ok(pages)
+    }
+
+    /// Hands out the page number of each frame of the present index, and the first bytes of its page.
+    fn each_frame(&self, mut each: impl FnMut(u32, &DatabaseHeader)) -> io::Result<()> {
+        let Some(present) = &self.present else { return Ok(()) };
         let frame = present.chain.header().page_size().frame_length();
         let mut at = Offset::FIRST_FRAME;
-        let mut bytes = [0; FRAME_HEADER_LENGTH + 100];
+        let (mut number, mut header) = ([0; 4], [0; 100]);
         while at < self.extent.end {
-            present.file.read_at(&mut bytes, at.get())?;
-            let (frame_header, page) = bytes.split_at(FRAME_HEADER_LENGTH);
-            if frame_header.starts_with(&1u32.to_be_bytes()) {
-                headers.push(page.try_into().expect("BUG: 100 bytes were read"));
-            }
+            present.file.read_at(&mut number, at.get())?;
+            present.file.read_at(&mut header, at.get() + FRAME_HEADER_LENGTH)?;
+            each(u32::from_be_bytes(number), &header);
             at = at.plus(frame);
         }
-        Ok(headers)
+        Ok(())
     }
 
     /// Takes in whole frames of our own making, which follow the end of the present index, and hands each to `each`.

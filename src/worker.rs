@@ -10,8 +10,8 @@ use crate::core::replica::{Job, Outcome};
 use crate::page_table::TableJob;
 use crate::remote::{self, Location, Remote, RemoteError};
 use crate::source::{
-    CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, checkpoint_patiently, compare, let_go,
-    stamp_at, urgent_round,
+    CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, checkpoint_patiently, compare, inspect,
+    let_go, stamp_at, urgent_round,
 };
 use crate::sqlite::{Handle, WalExtent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -149,7 +149,9 @@ impl Threads {
 impl Workers for Threads {
     fn send_local(&mut self, database: usize, job: LocalJob) {
         let threads = match &job {
-            LocalJob::Table(TableJob::Build(_)) | LocalJob::Compare { .. } => &self.long,
+            LocalJob::Table(TableJob::Build(_)) | LocalJob::Compare { .. } | LocalJob::Inspect(_) => {
+                &self.long
+            }
             _ => &self.local,
         };
         threads.send((database, job)).expect("BUG: the local threads live as long as this");
@@ -247,6 +249,10 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
         LocalJob::Compare { mut attached, database, wal, salt } => {
             let result = compare(&mut attached, &database, &wal, salt);
             LocalOutcome::Compared(attached, result)
+        }
+        LocalJob::Inspect(attached) => {
+            let inspection = inspect(&attached);
+            LocalOutcome::Inspected(attached, inspection)
         }
         LocalJob::Table(job) => LocalOutcome::Table(job.run()),
         LocalJob::Remove { paths, disk } => {

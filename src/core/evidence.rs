@@ -98,17 +98,32 @@ pub struct Sighting {
 pub type DatabaseHeader = [u8; 100];
 
 impl Sighting {
-    /// Whether something other than SQLite has written the file since: nobody is there who could have checkpointed,
-    /// and no checkpoint has ended. (`cp` over a database keeps its inode.)
+    /// Who has written the file since, if nobody is there who could have checkpointed, and no checkpoint has ended.
+    /// (`cp` over a database keeps its inode.)
     ///
-    /// If somebody was there before, they may have been killed in their checkpoint, which leaves a file that was
-    /// written, too. But then its header is the old one or one from the WAL: `is_in_wal` is asked.
-    pub fn is_foreign(&self, later: &Sighting, is_in_wal: impl FnOnce(&DatabaseHeader) -> bool) -> bool {
+    /// Somebody may have been killed in their checkpoint, even somebody who was never seen. But then the header is the
+    /// old one or one from the WAL: `is_in_wal` is asked.
+    pub fn writer(&self, later: &Sighting, is_in_wal: impl FnOnce(&DatabaseHeader) -> bool) -> Writer {
         if !later.alone || self.stamp == later.stamp || self.backfilled != later.backfilled {
-            return false;
+            return Writer::Sqlite;
         }
-        self.alone || (self.header != later.header && !is_in_wal(&later.header))
+        match self.header == later.header || is_in_wal(&later.header) {
+            false => Writer::Another,
+            true if self.alone => Writer::Unknown,
+            true => Writer::Sqlite,
+        }
     }
+}
+
+/// Who has written a database file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writer {
+    /// Whoever has it open, or had; or nobody.
+    Sqlite,
+    /// Nobody was seen. Its pages can tell.
+    Unknown,
+    /// Something other than SQLite.
+    Another,
 }
 
 #[cfg(test)]
@@ -167,19 +182,27 @@ mod tests {
     }
 
     #[test]
-    fn only_a_write_that_no_checkpoint_can_have_made_is_foreign() {
+    fn only_a_header_that_no_checkpoint_can_have_written_is_anothers() {
         let (stamp, backfilled) = (stamp(Duration::new(1, 1)), (Index::ZERO, 3));
         let before = Sighting { stamp, backfilled, alone: true, header: [0; 100] };
         let written = Sighting { stamp: Stamp { size: 1, ..stamp }, ..before };
         let unasked = |_: &DatabaseHeader| panic!("asked");
-        assert!(before.is_foreign(&written, unasked));
-        assert!(!before.is_foreign(&before, unasked));
-        assert!(!before.is_foreign(&Sighting { alone: false, ..written }, unasked));
-        assert!(!before.is_foreign(&Sighting { backfilled: (Index::ZERO, 4), ..written }, unasked));
+        assert_eq!(
+            before.writer(&written, unasked),
+            Writer::Unknown,
+            "somebody may have come, and been killed"
+        );
+        assert_eq!(before.writer(&before, unasked), Writer::Sqlite);
+        assert_eq!(before.writer(&Sighting { alone: false, ..written }, unasked), Writer::Sqlite);
+        let backfilled = Sighting { backfilled: (Index::ZERO, 4), ..written };
+        assert_eq!(before.writer(&backfilled, unasked), Writer::Sqlite);
         let used = Sighting { alone: false, ..before };
-        assert!(!used.is_foreign(&written, unasked), "killed before it wrote page 1");
+        assert_eq!(used.writer(&written, unasked), Writer::Sqlite, "killed before it wrote page 1");
         let other = Sighting { header: [1; 100], ..written };
-        assert!(!used.is_foreign(&other, |header| *header == [1; 100]), "killed after it wrote page 1");
-        assert!(used.is_foreign(&other, |_| false), "no checkpoint writes this");
+        let wrote_page_1 = |header: &DatabaseHeader| *header == [1; 100];
+        assert_eq!(used.writer(&other, wrote_page_1), Writer::Sqlite);
+        assert_eq!(before.writer(&other, wrote_page_1), Writer::Unknown);
+        assert_eq!(used.writer(&other, |_| false), Writer::Another, "no checkpoint writes this");
+        assert_eq!(before.writer(&other, |_| false), Writer::Another);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::attach::{AttachOutcome, AttachRequest, Attached, FileIdentity};
 use super::compare::Doubt;
+use super::inspect::Inspection;
 use super::let_go::{LetGoOutcome, LetGoRequest};
 use super::round::UrgentReport;
 use crate::core::evidence::Stamp;
@@ -56,6 +57,8 @@ pub enum LocalJob {
         /// Of the index that what has changed goes into.
         salt: Salt,
     },
+    /// Find out who has written the file while nobody had it open.
+    Inspect(Box<Attached>),
     /// Let go of a database that nobody else has open.
     LetGo(LetGoRequest),
     /// Work on the page table; beside the others.
@@ -90,6 +93,8 @@ pub enum LocalOutcome {
     Urgent(Box<Attached>, UrgentReport),
     /// Of `Compare`: how many pages had changed.
     Compared(Box<Attached>, Result<usize, Doubt>),
+    /// Of `Inspect`.
+    Inspected(Box<Attached>, Inspection),
     /// Of `LetGo`.
     LetGo(LetGoOutcome),
     /// Of `Table`.

@@ -8,6 +8,7 @@ mod breaks;
 mod capture;
 mod compare;
 mod guard;
+mod inspect;
 mod job;
 mod let_go;
 mod look;
@@ -25,6 +26,7 @@ mod yielding;
 pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, attach};
 pub use capture::{Look, LookError};
 pub use compare::{Doubt, compare};
+pub use inspect::{Inspection, InspectionError, inspect};
 pub use job::{CheckpointFailure, LocalJob, LocalOutcome};
 pub use let_go::{LetGoOutcome, LetGoRequest, Resting, Stay, let_go};
 pub use proof::stamp_at;
@@ -147,6 +149,8 @@ pub struct Source {
     forced_break: Option<Break>,
     /// Begins a new generation at the next turn, or at `break_at`.
     requested_break: Option<Break>,
+    /// The file was written, and its pages are to tell by whom.
+    to_inspect: bool,
     /// What the page table is to settle at the next turn.
     to_compare: Option<Break>,
     /// A generation has begun, and until a look succeeds in it the next one must not begin earlier.
@@ -205,6 +209,7 @@ impl Source {
             needs_sync: false,
             forced_break: None,
             requested_break: None,
+            to_inspect: false,
             to_compare: None,
             break_at: None,
             leaving: None,

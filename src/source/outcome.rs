@@ -52,6 +52,10 @@ impl Source {
                 self.sighting = None;
                 self.on_compared(&result);
             }
+            LocalOutcome::Inspected(attached, inspection) => {
+                self.state = State::Attached(attached);
+                self.on_inspected(inspection);
+            }
             LocalOutcome::LetGo(outcome) => self.on_let_go(outcome, now),
             LocalOutcome::Table(_) => unreachable!("BUG: it was taken in above"),
             LocalOutcome::Removed(result) => {

@@ -1,13 +1,14 @@
 //! Whether anybody else has the database open: letting go of it when nobody has, and coming back when somebody does.
 
 use super::attach::Attached;
+use super::inspect::Inspection;
 use super::job::LocalJob;
 use super::let_go::{LetGoOutcome, LetGoRequest, Stay};
 use super::proof;
 use super::recheck::Recheck;
 use super::{Source, State, Task};
 use crate::core::checkpoint::CheckpointState;
-use crate::core::evidence::{DatabaseHeader, Sighting, Stamp};
+use crate::core::evidence::{DatabaseHeader, Sighting, Stamp, Writer};
 use crate::core::sync::{Break, Dirty};
 use crate::locks;
 use crate::sqlite::WalExtent;
@@ -45,9 +46,16 @@ impl Source {
         let Some(sighting) = sight(attached) else { return };
         let shadow = &attached.capture.shadow;
         let is_in_wal = |header: &DatabaseHeader| shadow.headers().is_ok_and(|all| all.contains(header));
-        if before.is_some_and(|before| before.is_foreign(&sighting, is_in_wal)) {
-            self.leaving = Some(Break::DatabaseOverwritten);
-            return;
+        match before.map_or(Writer::Sqlite, |before| before.writer(&sighting, is_in_wal)) {
+            Writer::Sqlite => {}
+            Writer::Unknown => {
+                self.to_inspect = true;
+                return;
+            }
+            Writer::Another => {
+                self.leaving = Some(Break::DatabaseOverwritten);
+                return;
+            }
         }
         if dirty.closed {
             self.let_go_again = None;
@@ -59,6 +67,31 @@ impl Source {
             self.let_go_at = self.settings.let_go_after.map(|quiet| now + quiet.max(pause));
         }
         self.sighting = Some(sighting);
+    }
+
+    /// Lends everything to a worker that inspects the file, once nothing of it is lent.
+    pub(super) fn inspect_job(&mut self) -> Option<LocalJob> {
+        if self.is_busy() {
+            return None;
+        }
+        self.take_back_table();
+        self.to_inspect = false;
+        Some(LocalJob::Inspect(self.lend()?))
+    }
+
+    pub(super) fn on_inspected(&mut self, inspection: Inspection) {
+        let name = self.settings.database.display();
+        match inspection {
+            Inspection::Used => {}
+            Inspection::Checkpointed => {
+                info!("{name}: was written by a checkpoint that did not end; its WAL goes on")
+            }
+            Inspection::Unknown(error) => info!(
+                "{name}: was written while nobody had it open, it cannot be told by whom ({error}); its WAL goes on"
+            ),
+            Inspection::Unsettled => self.to_inspect = true,
+            Inspection::Overwritten => self.leaving = Some(Break::DatabaseOverwritten),
+        }
     }
 
     /// After a checkpoint of ours beside nobody: `stamp` is the file then, and from now on nobody writes it.
@@ -171,6 +204,7 @@ impl Source {
         (self.yield_at, self.aside, self.yielded_at) = (None, None, None);
         (self.urgent_next, self.needs_sync) = (false, false);
         (self.sighting, self.let_go_at, self.settle_at) = (None, None, None);
+        self.to_inspect = false;
         self.checkpoint = CheckpointState::new();
         (self.extent, self.uncopied) = (WalExtent { frames: 0, backfilled: 0 }, None);
         self.problems.remove(&Task::Look);

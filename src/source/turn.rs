@@ -34,13 +34,14 @@ impl Source {
         if self.leaving.is_some() || self.dirty.folder {
             return Some(now);
         }
-        if self.requested_break.is_some() {
+        if !self.to_inspect && self.requested_break.is_some() {
             return Some(self.break_at.map_or(now, |r| r.at));
         }
-        if self.to_compare.is_some() && self.is_busy() {
+        let is_asked = self.to_inspect || self.to_compare.is_some();
+        if is_asked && self.is_busy() {
             return None;
         }
-        if self.hot || self.dirty.any() || self.to_compare.is_some() {
+        if is_asked || self.hot || self.dirty.any() {
             return Some(now);
         }
         if let Some(aside) = self.aside {
@@ -142,6 +143,9 @@ impl Source {
         if self.leaving.is_some() {
             self.detach(now);
             return None;
+        }
+        if self.to_inspect {
+            return self.inspect_job();
         }
         if self.requested_break.is_some() && !self.begin_requested(now, generation) {
             return None;

@@ -20,6 +20,7 @@ mod interop;
 mod litestream;
 mod outside_world;
 mod outsider;
+mod overwritten;
 mod package;
 mod page_table;
 mod page_table_crash;
