@@ -9,6 +9,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use rusqlite::{Connection, ErrorCode};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -113,6 +114,8 @@ pub struct Database {
     path: PathBuf,
     workers: Vec<Worker>,
     reader: Option<(Connection, Instant)>,
+    /// The last commit of each writer that has returned, in this file.
+    committed: BTreeMap<usize, i64>,
 }
 
 impl Database {
@@ -121,7 +124,15 @@ impl Database {
         let folder = configuration.folder().join(plan.name);
         fs::create_dir_all(&folder).expect("the folder is ours");
         let path = folder.join("app.db");
-        Database { plan, configuration, random, path, workers: Vec::new(), reader: None }
+        Database {
+            plan,
+            configuration,
+            random,
+            path,
+            workers: Vec::new(),
+            reader: None,
+            committed: BTreeMap::new(),
+        }
     }
 
     /// Writes, and does everything that people do, until the soak is over.
@@ -203,34 +214,60 @@ impl Database {
     /// A writer ends, in one way or another, and comes back.
     fn replace_writer(&mut self, soak: &Soak) {
         let index = self.random.random_range(0..self.workers.len());
-        let worker = self.workers.swap_remove(index);
+        let Worker { number, writer, .. } = self.workers.swap_remove(index);
         if self.random.random_bool(0.7) {
-            soak.tally().count("commits", worker.writer.kill().len() as u64);
+            self.take_commits(number, &writer.kill(), soak);
             soak.count("writers: kill -9");
         } else {
-            soak.tally().count("commits", worker.writer.finish().len() as u64);
+            self.take_commits(number, &writer.finish(), soak);
             soak.count("writers: ended");
         }
         soak.pass(Duration::from_millis(self.random.random_range(0..500)));
-        self.start_writer(worker.number);
+        self.start_writer(number);
+    }
+
+    fn take_commits(&mut self, writer: usize, commits: &[i64], soak: &Soak) {
+        soak.tally().count("commits", commits.len() as u64);
+        self.committed.extend(commits.last().map(|last| (writer, *last)));
+    }
+
+    /// What has returned to a writer is there, whatever was killed since: rows of a writer's last commit never go.
+    fn assert_all_commits_are_there(&mut self, soak: &Soak) {
+        for Worker { number, writer, .. } in &mut self.workers {
+            self.committed.extend(writer.committed().last().map(|last| (*number, *last)));
+        }
+        let connection = self.connection();
+        for (writer, last) in &self.committed {
+            let sql = "SELECT coalesce(max(batch), 0) FROM rows WHERE writer = ?";
+            let newest: i64 = connection
+                .query_row(sql, [*writer as i64], |row| row.get(0))
+                .unwrap_or_else(|error| panic!("{}: {error}", self.path.display()));
+            let name = self.path.display();
+            assert!(
+                newest >= *last,
+                "{name}: the application has lost writer {writer}'s commits {newest} to {last}"
+            );
+        }
+        soak.count("applications: all commits are there");
     }
 
     /// All writers are killed.
     fn crash(&mut self, soak: &Soak) {
         self.reader = None;
-        for worker in self.workers.drain(..) {
-            soak.tally().count("commits", worker.writer.kill().len() as u64);
+        for Worker { number, writer, .. } in std::mem::take(&mut self.workers) {
+            self.take_commits(number, &writer.kill(), soak);
         }
         soak.count("applications: kill -9 of all writers");
         soak.pass(Duration::from_millis(self.random.random_range(0..3_000)));
         self.open();
+        self.assert_all_commits_are_there(soak);
     }
 
     /// The application ends, and everybody closes.
     fn close(&mut self, soak: &Soak) {
         self.reader = None;
-        for worker in self.workers.drain(..) {
-            soak.tally().count("commits", worker.writer.finish().len() as u64);
+        for Worker { number, writer, .. } in std::mem::take(&mut self.workers) {
+            self.take_commits(number, &writer.finish(), soak);
         }
     }
 
@@ -299,6 +336,7 @@ impl Database {
             wait_until("nothing is left of the old one", PATIENCE, || !self.wal().exists());
         }
         soak.count("databases: replaced by mv");
+        self.committed.clear();
         self.open();
     }
 
@@ -338,6 +376,7 @@ impl Database {
     fn compare(&mut self, soak: &Soak) {
         self.trim();
         self.pause();
+        self.assert_all_commits_are_there(soak);
         let restored = self.path.with_file_name("restored.db");
         let end = Instant::now() + PATIENCE;
         let mut last = "not everything was acknowledged".to_owned();

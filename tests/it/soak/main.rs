@@ -1,5 +1,6 @@
 //! The soak: for hours, everything that can happen to several databases, an agent and a server, in real processes. Again
-//! and again the writers of a database pause, and what a restore gives is compared with the database, row by row.
+//! and again the writers of a database pause, and what a restore gives is compared with the database, row by row. And
+//! whatever is killed, what had returned to a writer must be in its database.
 //!
 //! `tests/soak 2h` runs it. Any difference and any error without an explanation ends it, and its folder is kept.
 
