@@ -94,9 +94,11 @@
 //!   down, an unchanged `-wal` would otherwise look like continuity.
 //! - Evidence is not made durable: after a power cut the boot is another one, and it proves nothing anyway.
 //! - What is copied over a database (`cp` keeps the inode and asks for no lock) while we hold it and nobody else does is
-//!   known by its times; by its header, if somebody else was there a moment before. So that an application that was
-//!   killed in its checkpoint is not taken for it, whose WAL must stay. The WAL of a file that was replaced is moved into
-//!   the meta folder. Left over: a `cp` in the very millisecond in which our last checkpoint writes.
+//!   noticed by its times. They cannot tell it from a checkpoint that was killed, by a program that came and went between
+//!   two looks, and whose WAL must stay: its commits are nowhere else. A header that is neither the old one nor in the WAL
+//!   can, and so can the pages: with the WAL laid over them they are what the page table says, or it is another file.
+//!   Where nothing can tell, the WAL stays. That of a file that was replaced is moved into the meta folder. Left over: a
+//!   `cp` in the very millisecond in which our last checkpoint writes.
 //! - The page table is read with `pread`, eight bytes at a time, and never mapped: a disk that fails is an error then, and
 //!   not SIGBUS, and the simulated disks of tests can hold it.
 //! - The page table stands at any position whose shadow is durable, not only at the start of an index, and what is being

@@ -65,6 +65,11 @@ impl Guard {
         self.pending.is_none() && newest
     }
 
+    /// Whether the reader's mark is beyond what a checkpoint has copied: then another reader stands before it.
+    pub fn is_beyond(&self, extent: WalExtent) -> bool {
+        self.mark.frames > extent.backfilled && self.mark.frames <= extent.frames
+    }
+
     /// How many frames have come since the reader's mark. `None` if it is no mark of this WAL, or on read lock 0: then
     /// nothing at all can be backfilled, and the application's checkpoints search the WAL in vain.
     pub fn frames_behind(&self, capture: &Capture, extent: WalExtent) -> Option<u32> {

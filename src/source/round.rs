@@ -60,15 +60,24 @@ pub fn urgent_round(attached: &mut Attached, database: &Path, budget: Duration) 
     }
 }
 
-/// Copies, makes durable and checkpoints beside the writers, until little is left for the time under the lock.
+/// Copies, makes durable and checkpoints beside the writers, until little is left for the time under the lock. While
+/// somebody else's reader is in the way, the lock would be of no use.
 fn chase(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
     for _ in 0..MOST_CHASES {
         move_reader(attached, None)?;
-        if checkpoint(attached, database, None)? <= FEW_FRAMES {
+        let extent = checkpoint(attached, database, None)?;
+        if attached.guard.is_beyond(extent) {
+            return Err(Stop::Later);
+        }
+        if left(extent) <= FEW_FRAMES {
             return Ok(());
         }
     }
     Ok(())
+}
+
+fn left(extent: WalExtent) -> u32 {
+    extent.frames.saturating_sub(extent.backfilled)
 }
 
 fn take_write_lock(attached: &Attached) -> Result<(), Stop> {
@@ -86,21 +95,21 @@ fn take_write_lock(attached: &Attached) -> Result<(), Stop> {
 /// `Ok` if everything is backfilled and our reader on read lock 0.
 fn locked_part(attached: &mut Attached, database: &Path, until: Instant) -> Result<(), Stop> {
     move_reader(attached, Some(until))?;
-    if checkpoint(attached, database, Some(until))? > 0 {
+    if left(checkpoint(attached, database, Some(until))?) > 0 {
         return Err(Stop::Later);
     }
     move_reader(attached, Some(until))
 }
 
-/// A passive checkpoint, interrupted at `until`. Returns how many frames are left.
-pub(super) fn checkpoint(attached: &Attached, database: &Path, until: Option<Instant>) -> Result<u32, Stop> {
+/// A passive checkpoint, interrupted at `until`. Returns what the wal-index says then.
+fn checkpoint(attached: &Attached, database: &Path, until: Option<Instant>) -> Result<WalExtent, Stop> {
     if !attached.is_at_path(database) {
         return Err(Stop::Broken(Break::DatabaseReplaced));
     }
     let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
     let patience = until.unwrap_or_else(|| Instant::now() + LOCK_PATIENCE);
     match checkpoint_patiently(patience, || checkpoint_until(checkpointer, until)) {
-        Ok(extent) => Ok(extent.frames.saturating_sub(extent.backfilled)),
+        Ok(extent) => Ok(extent),
         Err(SqliteError::Busy | SqliteError::Interrupted) => Err(Stop::Later),
         Err(error) => Err(Stop::Failed(error.to_string())),
     }

@@ -83,3 +83,21 @@ fn a_large_transaction_is_behind_from_its_commit_on_until_it_is_acknowledged() {
     world.check_all_is_replicated();
     world.end();
 }
+
+#[test]
+fn the_write_lock_is_not_taken_while_somebody_elses_reader_makes_it_useless() {
+    let urgent = CheckpointSettings { min_pages: 1, max_pages: 5, interval: None };
+    let mut world = world(Settings { checkpoint: urgent, ..Settings::PLAIN });
+    world.application().run(0, "BEGIN; SELECT count(*) FROM t");
+    let before = world.status().write_lock_holds.count();
+    for _ in 0..10 {
+        world.application().run(1, "INSERT INTO t (n, data) VALUES (1, zeroblob(20000))");
+        world.rest_for(Duration::from_secs(10));
+    }
+    assert_eq!(world.status().write_lock_holds.count(), before);
+    world.application().run(0, "COMMIT");
+    world.application().run(1, "INSERT INTO t (n) VALUES (1)");
+    world.settle();
+    world.check_all_is_replicated();
+    world.end();
+}

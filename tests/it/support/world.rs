@@ -22,7 +22,7 @@ use wal_agent::core::names;
 use wal_agent::core::position::{Generation, Index, Position};
 use wal_agent::core::replica::{Job, Outcome};
 use wal_agent::core::restore::{Check, RestoreGap};
-use wal_agent::core::status::{ReplicaState, ReplicaStatus, SourceState};
+use wal_agent::core::status::{DatabaseStatus, ReplicaState, ReplicaStatus, SourceState};
 use wal_agent::remote::{Location, Remote};
 use wal_agent::restore::{RestoreError, RestoreOptions, restore};
 use wal_agent::source::LocalJob;
@@ -344,10 +344,15 @@ impl World {
         }
     }
 
-    /// What the agent says of its first replica.
-    pub fn replica(&self) -> ReplicaStatus {
+    /// What the agent says of its database.
+    pub fn status(&self) -> DatabaseStatus {
         let agent = self.agent.as_ref().expect("there is an agent");
-        agent.status(self.now()).databases.remove(0).replicas.remove(0)
+        agent.status(self.now()).databases.remove(0)
+    }
+
+    /// What it says of its first replica.
+    pub fn replica(&self) -> ReplicaStatus {
+        self.status().replicas.remove(0)
     }
 
     /// Takes in what is acknowledged, and checks that what is shadowed ends with a commit.
