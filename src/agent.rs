@@ -120,7 +120,9 @@ impl Agent {
             database.source.mark(dirty);
         }
         let needs = |room: &ReplicaRoom| room.course.as_ref().is_some_and(Replica::wants_database);
-        database.source.need(database.replicas.iter().any(needs));
+        let extent = database.shadow.as_ref().map(|(extent, _)| extent);
+        let behind = extent.and_then(|extent| database.replicas.iter().map(|room| room.lag(extent)).max());
+        database.source.need(database.replicas.iter().any(needs), behind.unwrap_or_default());
         if database.source.next_timeout(now.mono).is_some_and(|due| due <= now.mono) {
             let generation = Generation::from_random(self.random.random());
             if let Some(job) = database.source.turn(now.mono, generation) {

@@ -41,13 +41,17 @@ impl SpaceLimits {
         self.min_free.unwrap_or(DEFAULT_FREE.min(disk.total / DEFAULT_FREE_PART))
     }
 
-    /// Whether a shadow WAL of so many bytes must be given up.
-    pub fn shortage(&self, kept: u64, disk: Option<DiskSpace>) -> Option<Shortage> {
-        if self.max_local.is_some_and(|most| kept > most) {
+    /// Whether a shadow WAL of `kept` bytes must be given up, of which some replica lacks `behind`. What no replica
+    /// lacks is about as large as the application's own WAL, and would be copied again at once: on a disk that is almost
+    /// full it is given up only where it is more than what is free.
+    pub fn shortage(&self, kept: u64, behind: u64, disk: Option<DiskSpace>) -> Option<Shortage> {
+        let is_behind = behind >= LEAST_KEPT;
+        if is_behind && self.max_local.is_some_and(|most| kept > most) {
             return Some(Shortage::Limit(kept));
         }
-        let disk = disk.filter(|disk| kept >= LEAST_KEPT && disk.free < self.least_free(*disk))?;
-        Some(Shortage::Free(disk.free))
+        let disk = disk.filter(|disk| disk.free < self.least_free(*disk))?;
+        let is_large = kept >= disk.free.max(LEAST_KEPT);
+        (is_behind || is_large).then_some(Shortage::Free(disk.free))
     }
 }
 
@@ -70,15 +74,27 @@ mod tests {
     fn a_shadow_is_given_up_beyond_its_limit_or_when_the_disk_is_almost_full() {
         let disk = |free| Some(DiskSpace { total: 100 * GIB, free });
         let open = SpaceLimits::default();
-        assert_eq!(open.shortage(50 * GIB, disk(GIB)), None);
-        assert_eq!(open.shortage(GIB, disk(1000)), Some(Shortage::Free(1000)));
-        assert_eq!(open.shortage(LEAST_KEPT - 1, disk(1000)), None, "it would not help");
-        assert_eq!(open.shortage(GIB, None), None, "nobody knows");
-        let bound = SpaceLimits { max_local: Some(1000), min_free: Some(2 * GIB) };
-        assert_eq!(bound.shortage(1000, disk(3 * GIB)), None);
-        assert_eq!(bound.shortage(1001, disk(3 * GIB)), Some(Shortage::Limit(1001)));
+        let of = |limits: SpaceLimits, kept, disk| limits.shortage(kept, kept, disk);
+        assert_eq!(of(open, 50 * GIB, disk(GIB)), None);
+        assert_eq!(of(open, GIB, disk(1000)), Some(Shortage::Free(1000)));
+        assert_eq!(of(open, LEAST_KEPT - 1, disk(1000)), None, "it would not help");
+        assert_eq!(of(open, GIB, None), None, "nobody knows");
+        let bound = SpaceLimits { max_local: Some(2 * LEAST_KEPT), min_free: Some(2 * GIB) };
+        let (most, beyond) = (2 * LEAST_KEPT, 2 * LEAST_KEPT + 1);
+        assert_eq!(of(bound, most, disk(3 * GIB)), None);
+        assert_eq!(of(bound, beyond, disk(3 * GIB)), Some(Shortage::Limit(beyond)));
         let free = SpaceLimits { max_local: None, ..bound };
-        assert_eq!(free.shortage(LEAST_KEPT, disk(GIB)), Some(Shortage::Free(GIB)));
+        assert_eq!(of(free, LEAST_KEPT, disk(GIB)), Some(Shortage::Free(GIB)));
+    }
+
+    #[test]
+    fn what_every_replica_has_is_given_up_only_for_an_application_that_has_less_left() {
+        let disk = |free| Some(DiskSpace { total: 100 * GIB, free });
+        let limits = SpaceLimits { max_local: Some(LEAST_KEPT), min_free: None };
+        let kept = 5 * LEAST_KEPT;
+        assert_eq!(limits.shortage(kept, LEAST_KEPT - 1, disk(kept + 1)), None);
+        assert_eq!(limits.shortage(kept, 0, disk(kept)), Some(Shortage::Free(kept)));
+        assert_eq!(limits.shortage(LEAST_KEPT - 1, 0, disk(0)), None, "it would not help");
     }
 
     #[test]

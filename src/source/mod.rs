@@ -167,6 +167,7 @@ pub struct Source {
     /// When a file that has changed while nobody held it is opened.
     settle_at: Option<Instant>,
     is_needed: bool,
+    behind: u64,
     descriptor: Weak<File>,
     breaks: u32,
     last_break: Option<Break>,
@@ -219,6 +220,7 @@ impl Source {
             stay: None,
             settle_at: None,
             is_needed: false,
+            behind: 0,
             descriptor: Weak::new(),
             breaks: 0,
             last_break: None,

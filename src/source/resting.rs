@@ -24,9 +24,10 @@ const AGAIN_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_AGAIN_PAUSE: Duration = Duration::from_secs(60);
 
 impl Source {
-    /// Whether a replica needs the database file; then it is held even if nobody else has it open.
-    pub fn need(&mut self, is_needed: bool) {
-        self.is_needed = is_needed;
+    /// Whether a replica needs the database file; then it is held even if nobody else has it open. And how many bytes of
+    /// the shadow the replica lacks that lacks the most.
+    pub fn need(&mut self, is_needed: bool, behind: u64) {
+        (self.is_needed, self.behind) = (is_needed, behind);
     }
 
     /// Notices who is there, and a file that was written by nobody who is. Only where that can have changed: a busy

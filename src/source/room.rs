@@ -36,7 +36,7 @@ impl Source {
         self.room.asked = Some((now, kept));
         // A disk that cannot tell is judged by the next write.
         let disk = self.disk.space(&self.settings.meta).ok();
-        match self.settings.space.shortage(kept, disk) {
+        match self.settings.space.shortage(kept, self.behind, disk) {
             Some(shortage) => self.give_up(shortage),
             None => return false,
         }
