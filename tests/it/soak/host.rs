@@ -22,8 +22,10 @@ use std::time::{Duration, Instant};
 pub const PATIENCE: Duration = Duration::from_secs(180);
 /// How often the agent is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// More than any life of the agent was seen to need, by far.
-const MOST_MEMORY: u64 = 100 * 1024;
+/// More than any life of the agent was seen to need, in KiB.
+const MOST_MEMORY: u64 = 48 * 1024;
+/// A life may end with so many KiB more than it had once it had caught up: a leak would need more in the long ones.
+const MOST_GROWTH: u64 = 12 * 1024;
 const MOST_DESCRIPTORS: usize = 200;
 /// After the server was disturbed, so long the lag counts as a consequence.
 const CONSEQUENCES: Duration = Duration::from_secs(20);
@@ -133,7 +135,11 @@ impl Host {
         let length = begun.elapsed();
         let end = self.end_life(soak, agent);
         self.read_log(soak);
-        soak.tally().life(Life { length, end, first: first.unwrap_or(last), last });
+        let first = first.unwrap_or(last);
+        let seconds = length.as_secs();
+        let (begin, grown) = (first.memory, last.memory.saturating_sub(first.memory));
+        assert!(grown < MOST_GROWTH, "the agent had {begin} KiB and has {grown} more after {seconds} s");
+        soak.tally().life(Life { length, end, first, last });
     }
 
     fn end_life(&mut self, soak: &Soak, agent: Agent) -> &'static str {
