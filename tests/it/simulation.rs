@@ -21,6 +21,8 @@ use wal_agent::remote::FailureKind;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Histories at a time; each waits for its processes most of the time.
 const THREADS: usize = 3;
+/// Of each replica's commits, so many are restored at the end of a history, beside the last one.
+const EARLIER_COMMITS: usize = 3;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
@@ -137,7 +139,10 @@ fn history(seed: u64, processes: Vec<Process>) -> (Vec<Process>, BTreeMap<String
     world.settle();
     world.application().remember_certainly();
     world.check_all_is_replicated();
-    world.end()
+    let restored = (0..settings.replicas).map(|n| world.check_earlier_commits(n, EARLIER_COMMITS)).sum();
+    let (processes, mut counted) = world.end();
+    counted.insert("earlier commits restored".to_owned(), restored);
+    (processes, counted)
 }
 
 /// The application does something in the middle of what the agent does.

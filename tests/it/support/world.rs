@@ -1,6 +1,7 @@
 //! Support: the agent's whole machine in the test's process, with a clock, a disk and servers that do as they are told,
 //! beside a real application. What must always hold is checked after every turn.
 
+use super::earlier::Earlier;
 use super::faulty::FaultyServer;
 use super::history::scratch;
 use super::oracle::{Application, State};
@@ -19,7 +20,7 @@ use wal_agent::carry::{Order, carry};
 use wal_agent::config::{CheckpointSettings, Config, DatabaseConfig, Durability, ReplicaConfig};
 use wal_agent::core::checksum::Crc64;
 use wal_agent::core::names;
-use wal_agent::core::position::{Generation, Index, Position};
+use wal_agent::core::position::{Generation, Index, Offset, Position};
 use wal_agent::core::replica::{Job, Outcome};
 use wal_agent::core::restore::{Check, RestoreGap};
 use wal_agent::core::status::{ReplicaState, ReplicaStatus, SourceState};
@@ -486,10 +487,73 @@ impl World {
         }
     }
 
+    /// Restores a replica to some of the commits that it holds: each is the state that the application had with that
+    /// commit, and an earlier commit gives no later state. Returns how many were restored.
+    pub fn check_earlier_commits(&mut self, replica: usize, most: usize) -> u64 {
+        let server = self.servers[replica].copy(false);
+        let earlier = Earlier::of(&mut *server.connect(), &root(replica), server.objects());
+        let commits = earlier.commits();
+        let mut chosen: Vec<usize> = (0..most.min(commits.len()))
+            .map(|_| self.random.random_range(0..commits.len()))
+            .chain(commits.len().checked_sub(1))
+            .collect();
+        chosen.sort_unstable();
+        chosen.dedup();
+        let (mut from, mut restored) = (0, 0);
+        for commit in chosen.into_iter().map(|number| &commits[number]) {
+            let view = FaultyServer::holding(earlier.as_of(commit));
+            let crc = match self.restored_crc(replica, &view) {
+                Ok((crc, _)) => crc,
+                // At that time the snapshot had not got its name.
+                Err(RestoreError::SnapshotTooNew { valid_from, .. })
+                    if valid_from > (commit.index, Offset::new(commit.end)) =>
+                {
+                    continue;
+                }
+                Err(error) => panic!("{commit:?} of replica {replica}: {error}{}", self.story()),
+            };
+            restored += 1;
+            let is_lost = self.lost.contains(&commit.generation.to_string());
+            let application = self.application();
+            let states = application.states();
+            let with_it = |state: &&State| state.header == commit.header && state.end() == commit.end;
+            let mut with_it = states.iter().filter(with_it).filter(|state| state.header.is_some()).peekable();
+            let is_known = with_it.peek().is_some() && !is_lost;
+            let is_right = !is_known || with_it.any(|state| state.crc == crc);
+            let found = (from..states.len()).find(|number| states[*number].crc == crc);
+            drop(application);
+            assert!(is_right, "{commit:?} of replica {replica} gives another state{}", self.story());
+            let Some(found) = found else {
+                panic!("{commit:?} of replica {replica} gives no state from {from} on{}", self.story())
+            };
+            from = found;
+        }
+        restored
+    }
+
     fn restored(&mut self, replica: usize, synced: bool) -> Result<usize, RestoreError> {
+        let server = self.servers[replica].copy(synced);
+        let (crc, position) = self.restored_crc(replica, &server)?;
+        let application = self.application();
+        let state = application.states().iter().rposition(|state| state.crc == crc);
+        drop(application);
+        let Some(state) = state else {
+            panic!(
+                "replica {replica} gives a state that the application never had, at {position}{}",
+                self.story()
+            );
+        };
+        Ok(state)
+    }
+
+    /// Restores what a server holds of a replica: the CRC of all pages, and where that is.
+    fn restored_crc(
+        &mut self,
+        replica: usize,
+        server: &FaultyServer,
+    ) -> Result<(u64, Position), RestoreError> {
         self.restores += 1;
         let output = self.folder.path().join(format!("restored-{}", self.restores));
-        let server = self.servers[replica].copy(synced);
         let report = restore(RestoreOptions {
             remotes: &|| Ok(server.connect()),
             root: &root(replica),
@@ -497,21 +561,9 @@ impl World {
             check: Check::Quick,
             progress: &mut |_| {},
         })?;
-        let image = std::fs::read(&output).expect("it was just restored");
-        let crc = Crc64::of(&image);
-        let application = self.application();
-        let state = application.states().iter().rposition(|state| state.crc == crc);
-        drop(application);
-        let Some(state) = state else {
-            panic!(
-                "replica {replica} gives a state that the application never had: {} bytes to {}{}",
-                image.len(),
-                report.position,
-                self.story()
-            );
-        };
+        let crc = Crc64::of(&std::fs::read(&output).expect("it was just restored"));
         std::fs::remove_file(output).expect("it is ours");
-        Ok(state)
+        Ok((crc, report.position))
     }
 
     /// Files of the shadow, of all generations.
