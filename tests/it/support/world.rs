@@ -4,7 +4,7 @@
 use super::earlier::Earlier;
 use super::faulty::FaultyServer;
 use super::history::scratch;
-use super::oracle::{Application, State};
+use super::oracle::{Application, Placing, State};
 use super::power;
 use super::sim_disk::SimDisk;
 use super::wait::wait_until;
@@ -36,6 +36,11 @@ const REST: Duration = Duration::from_secs(400);
 
 /// SQLite's busy handler asks so often.
 const BUSY_SLEEP: Duration = Duration::from_millis(100);
+
+/// What SQLite keeps beside a database.
+const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
+/// After so long, by the real clock, another write gives a file another time.
+const FILE_CLOCK: Duration = Duration::from_millis(25);
 
 /// A job that was handed out.
 enum Handed {
@@ -227,6 +232,78 @@ impl World {
         // A process that another history starts just now holds a copy of each of our descriptors for a moment.
         if let Ok(lock) = std::fs::File::open(self.config.databases[0].meta_path.join("lock")) {
             wait_until("the lock is free", Duration::from_secs(60), || lock.try_lock().is_ok());
+        }
+    }
+
+    /// An administrator puts another file in the database's place, while the application is closed. Where the agent
+    /// holds the WAL of the old one, the application is started when that is gone; else the administrator removes it,
+    /// as one must without any agent.
+    pub fn replace_database(&mut self) {
+        self.note("the database is to be replaced");
+        self.application().leave();
+        let turns = [0, 5, 200][self.random.random_range(0..3)];
+        self.drive(turns);
+        let mut placing = [Placing::Moved, Placing::Copied][self.random.random_range(0..2)];
+        if placing == Placing::Copied && self.has_agent() && !self.come_to_know() {
+            placing = Placing::Moved;
+        }
+        // What is written into a file right behind another write of it need not show in its times.
+        std::thread::sleep(FILE_CLOCK);
+        let is_held = self.is_attached();
+        let is_waited_for = is_held && (placing == Placing::Copied || self.random.random_bool(0.5));
+        if !is_waited_for {
+            self.application().remove(&BESIDE);
+        }
+        self.application().put_in_place(placing);
+        if is_waited_for {
+            self.await_removal_of_wal();
+        }
+        self.application().come_back();
+    }
+
+    /// An administrator removes the database, and the application makes it anew.
+    pub fn remove_database(&mut self) {
+        self.note("the database is to be removed");
+        self.application().leave();
+        let turns = [0, 5, 200][self.random.random_range(0..3)];
+        self.drive(turns);
+        self.application().remove(&[""]);
+        self.application().remove(&BESIDE);
+        let turns = [0, 5, 200][self.random.random_range(0..3)];
+        self.drive(turns);
+        self.application().begin_anew();
+    }
+
+    fn is_attached(&self) -> bool {
+        let status = self.agent.as_ref().map(|agent| agent.status(self.now()));
+        status.is_some_and(|status| status.databases[0].state == SourceState::Attached)
+    }
+
+    /// The agent has seen that nobody else is there, and nothing of its own writes into the file; `false` if it has too
+    /// much to do for that.
+    fn come_to_know(&mut self) -> bool {
+        let mut quiet = 0;
+        for _ in 0..500 {
+            self.application().show_all();
+            self.turn(false);
+            let is_local = |handed: &Handed| matches!(handed, Handed::Local(..));
+            quiet = if lock(&self.jobs.handed).iter().any(is_local) { 0 } else { quiet + 1 };
+            if quiet == 3 || self.agent.is_none() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Waits until the agent has moved away the WAL of a file that was replaced.
+    fn await_removal_of_wal(&mut self) {
+        let (wal, until) = (self.folder.path().join("app.db-wal"), self.elapsed + REST);
+        while wal.exists() {
+            if self.agent.is_none() {
+                return self.application().remove(&BESIDE);
+            }
+            assert!(self.elapsed < until, "the old WAL is still there{}", self.story());
+            self.turn(true);
         }
     }
 
