@@ -42,6 +42,9 @@ const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// After so long, by the real clock, another write gives a file another time.
 const FILE_CLOCK: Duration = Duration::from_millis(25);
 
+/// By then the agent, which does not listen all the time, has seen that the last connection was closed.
+const NOTICED: Duration = Duration::from_millis(20);
+
 /// A job that was handed out.
 enum Handed {
     Local(usize, LocalJob),
@@ -282,13 +285,13 @@ impl World {
     /// The agent has seen that nobody else is there, and nothing of its own writes into the file; `false` if it has too
     /// much to do for that.
     fn come_to_know(&mut self) -> bool {
-        let mut quiet = 0;
+        let (mut quiet, until) = (0, self.elapsed + NOTICED);
         for _ in 0..500 {
             self.application().show_all();
             self.turn(false);
             let is_local = |handed: &Handed| matches!(handed, Handed::Local(..));
             quiet = if lock(&self.jobs.handed).iter().any(is_local) { 0 } else { quiet + 1 };
-            if quiet == 3 || self.agent.is_none() {
+            if (quiet >= 3 && self.elapsed > until) || self.agent.is_none() {
                 return true;
             }
         }
