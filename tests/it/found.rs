@@ -83,3 +83,17 @@ fn a_large_transaction_is_behind_from_its_commit_on_until_it_is_acknowledged() {
     world.check_all_is_replicated();
     world.end();
 }
+
+#[test]
+fn a_checkpoint_that_finds_another_content_in_the_file_does_not_take_it_for_its_own() {
+    let checkpoint =
+        CheckpointSettings { interval: Some(Duration::from_secs(1)), ..Settings::PLAIN.checkpoint };
+    let mut world = world(Settings { checkpoint, ..Settings::PLAIN });
+    world.application().run(0, "INSERT INTO t (n) VALUES (1)");
+    world.copy_over_unnoticed();
+    world.settle();
+    world.application().remember_certainly();
+    world.settle();
+    world.check_all_is_replicated();
+    world.end();
+}

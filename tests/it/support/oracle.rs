@@ -373,6 +373,9 @@ impl Application {
     }
 
     fn change(&mut self, connection: usize) {
+        if self.slots[connection] != Slot::Writing {
+            return;
+        }
         let (n, size) = (self.random.random_range(0..50), self.random.random_range(1..3000));
         let sql = match self.random.random_range(0..5) {
             0 => format!("UPDATE t SET data = randomblob({size}) WHERE n = {n}"),
@@ -523,6 +526,11 @@ impl Application {
             (_, "COMMIT") if is_ok => *slot = Slot::Idle,
             (Answer::Error(message), "COMMIT") if message.contains("no transaction") => *slot = Slot::Idle,
             (_, "ROLLBACK") => *slot = Slot::Idle,
+            (Answer::Error(_), sql) if *slot == Slot::Writing && sql != "COMMIT" => {
+                // SQLite has rolled some errors back by itself; each further statement would be a commit of its own.
+                *slot = Slot::Idle;
+                self.tell(connection, &format!("sql {connection} ROLLBACK"));
+            }
             _ => {}
         }
     }

@@ -264,6 +264,17 @@ impl World {
         self.application().come_back();
     }
 
+    /// An administrator copies another file over the database that the agent holds alone, and no event tells.
+    pub fn copy_over_unnoticed(&mut self) {
+        self.application().leave();
+        assert!(self.come_to_know() && self.is_attached(), "the agent holds it");
+        std::thread::sleep(FILE_CLOCK);
+        self.application().put_in_place(Placing::Copied);
+        self.application().take_dirty();
+        self.await_removal_of_wal();
+        self.application().come_back();
+    }
+
     /// An administrator removes the database, and the application makes it anew.
     pub fn remove_database(&mut self) {
         self.note("the database is to be removed");
