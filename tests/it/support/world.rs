@@ -293,20 +293,28 @@ impl World {
         status.is_some_and(|status| status.databases[0].state == SourceState::Attached)
     }
 
-    /// The agent has seen that nobody else is there, and nothing of its own writes into the file; `false` if it has too
-    /// much to do for that.
+    /// The agent has seen that nobody else is there, nothing of its own writes into the file, and no snapshot of it is
+    /// on its way: whoever copies over a file that is being read gets a mixed snapshot, which a restore refuses. `false`
+    /// if it has too much to do for that.
     fn come_to_know(&mut self) -> bool {
         let (mut quiet, until) = (0, self.elapsed + NOTICED);
         for _ in 0..500 {
             self.application().show_all();
             self.turn(false);
             let is_local = |handed: &Handed| matches!(handed, Handed::Local(..));
-            quiet = if lock(&self.jobs.handed).iter().any(is_local) { 0 } else { quiet + 1 };
+            let is_busy = lock(&self.jobs.handed).iter().any(is_local) || !self.has_all_snapshots();
+            quiet = if is_busy { 0 } else { quiet + 1 };
             if (quiet >= 3 && self.elapsed > until) || self.agent.is_none() {
                 return true;
             }
         }
         false
+    }
+
+    fn has_all_snapshots(&self) -> bool {
+        let Some(agent) = &self.agent else { return true };
+        let status = agent.status(self.now());
+        status.databases[0].replicas.iter().all(|replica| replica.state == ReplicaState::Streaming)
     }
 
     /// Waits until the agent has moved away the WAL of a file that was replaced.
@@ -329,6 +337,8 @@ impl World {
             application.remember();
             application.states().len().saturating_sub(1)
         };
+        // What the agent saw at this very instant may be older than what is asked for.
+        self.elapsed += Duration::from_micros(1);
         let now = self.now();
         let Some(agent) = &mut self.agent else { return };
         agent.begin_stop(now, now.mono + Duration::from_secs(10));
