@@ -239,7 +239,11 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
             });
             let is_durable = synced.as_ref().is_none_or(|(_, result)| result.is_ok());
             let result = is_durable.then(|| checkpoint(&checkpointer, &database, identity, stamp, patience));
-            let stamp = stamp_at(&database);
+            let is_refused = |result: &Result<_, _>| {
+                matches!(result, Err(CheckpointFailure::Replaced | CheckpointFailure::Overwritten))
+            };
+            let was_written = result.as_ref().is_some_and(|result| !is_refused(result));
+            let stamp = stamp_at(&database).filter(|_| was_written);
             LocalOutcome::Checkpointed { checkpointer, synced, result, stamp }
         }
         LocalJob::Urgent { mut attached, database, budget } => {

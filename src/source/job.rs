@@ -86,7 +86,7 @@ pub enum LocalOutcome {
         synced: Option<(ShadowSync, io::Result<()>)>,
         /// What the wal-index said then; `None` if it did not come to that.
         result: Option<Result<WalExtent, CheckpointFailure>>,
-        /// The file directly after it.
+        /// The file directly after it; `None` if it was refused, so that nothing was written.
         stamp: Option<Stamp>,
     },
     /// Of `Urgent`.

@@ -95,11 +95,13 @@ impl Source {
         }
     }
 
-    /// After a checkpoint of ours beside nobody: `stamp` is the file then, and from now on nobody writes it.
+    /// After a checkpoint of ours beside nobody: `stamp` is the file then, and from now on nobody writes it. Without one
+    /// nothing was written: then what was seen before tells whether the file is another's.
     pub(super) fn sight_after_checkpoint(&mut self, before: Option<Sighting>, stamp: Option<Stamp>) {
         let index = self.checkpoint_extent().index;
-        if let (Some(before), Some(stamp)) = (before.filter(|before| before.alone), stamp) {
-            self.sighting = Some(Sighting { stamp, backfilled: (index, self.extent.backfilled), ..before });
+        if let Some(before) = before.filter(|before| before.alone) {
+            let after = |stamp| Sighting { stamp, backfilled: (index, self.extent.backfilled), ..before };
+            self.sighting = Some(stamp.map_or(before, after));
             self.dirty.closed = true;
         }
     }

@@ -101,3 +101,17 @@ fn the_write_lock_is_not_taken_while_somebody_elses_reader_makes_it_useless() {
     world.check_all_is_replicated();
     world.end();
 }
+
+#[test]
+fn a_checkpoint_that_finds_another_content_in_the_file_does_not_take_it_for_its_own() {
+    let checkpoint =
+        CheckpointSettings { interval: Some(Duration::from_secs(1)), ..Settings::PLAIN.checkpoint };
+    let mut world = world(Settings { checkpoint, ..Settings::PLAIN });
+    world.application().run(0, "INSERT INTO t (n) VALUES (1)");
+    world.copy_over_unnoticed();
+    world.settle();
+    world.application().remember_certainly();
+    world.settle();
+    world.check_all_is_replicated();
+    world.end();
+}

@@ -21,6 +21,8 @@ use wal_agent::remote::FailureKind;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Histories at a time; each waits for its processes most of the time.
 const THREADS: usize = 3;
+/// Of each replica's commits, so many are restored at the end of a history, beside the last one.
+const EARLIER_COMMITS: usize = 3;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
@@ -114,8 +116,10 @@ fn history(seed: u64, processes: Vec<Process>) -> (Vec<Process>, BTreeMap<String
         interrupt(&world, seed);
     }
     let is_faulty = random.random_bool(0.8);
+    // In some histories an administrator puts other files in the database's place.
+    let kinds = if random.random_bool(0.4) { 112 } else { 100 };
     for _ in 0..random.random_range(5..60) {
-        event(&mut world, &mut random, settings, is_faulty);
+        event(&mut world, &mut random, settings, is_faulty, kinds);
     }
     world.disk.interrupt(None);
     world.disk.heal();
@@ -137,7 +141,10 @@ fn history(seed: u64, processes: Vec<Process>) -> (Vec<Process>, BTreeMap<String
     world.settle();
     world.application().remember_certainly();
     world.check_all_is_replicated();
-    world.end()
+    let restored = (0..settings.replicas).map(|n| world.check_earlier_commits(n, EARLIER_COMMITS)).sum();
+    let (processes, mut counted) = world.end();
+    counted.insert("earlier commits restored".to_owned(), restored);
+    (processes, counted)
 }
 
 /// The application does something in the middle of what the agent does.
@@ -156,15 +163,13 @@ fn interrupt(world: &World, seed: u64) {
     })));
 }
 
-fn event(world: &mut World, random: &mut StdRng, settings: Settings, is_faulty: bool) {
-    match random.random_range(0..100) {
-        0..55 => {
-            let is_there = !world.application().states().is_empty();
-            match is_there {
-                true => world.application().act(),
-                false => world.application().create(),
-            }
-        }
+fn event(world: &mut World, random: &mut StdRng, settings: Settings, is_faulty: bool, kinds: u32) {
+    let is_made = !world.application().states().is_empty();
+    match random.random_range(0..kinds) {
+        0..55 => match is_made {
+            true => world.application().act(),
+            false => world.application().create(),
+        },
         55..85 => world.drive(random.random_range(1..40)),
         85..90 => {
             let replica = random.random_range(0..settings.replicas);
@@ -208,6 +213,9 @@ fn event(world: &mut World, random: &mut StdRng, settings: Settings, is_faulty: 
             world.lose_power();
             world.application().remember_certainly();
         }
+        100..106 => world.application().back_up(),
+        106..111 if is_made => world.replace_database(),
+        111 if is_made => world.remove_database(),
         99 if random.random_bool(0.3) => world.jump(random.random_range(-100_000..100_000)),
         _ if !world.has_agent() => world.start_agent(),
         _ => {}

@@ -9,6 +9,9 @@
 //! image C FILE         writes the committed state to a file     ok
 //! patience C on|off    whether to ask, instead of answering "locked": says "waiting", and reads "again" or "enough"
 //! seed N               of SQLite's randomness                   ok
+//! move FROM TO         as `mv -f`, and syncs TO                 ok | error MESSAGE
+//! copy FROM TO         as `cp`, which keeps TO's inode          ok | error MESSAGE
+//! remove PATH          as `rm -f`                               ok | error MESSAGE
 //! die wal|db|sync N    dies at the N-th such call from now on   ok
 //! fail sync N          the N-th fsync from now on fails         ok
 //! ```
@@ -119,6 +122,10 @@ fn obey(connections: &mut HashMap<String, (PathBuf, Connection)>, line: &str) ->
             };
             return Ok("ok".to_owned());
         }
+        "move" | "copy" | "remove" => {
+            change_file(verb, first, rest)?;
+            return Ok("ok".to_owned());
+        }
         "die" | "fail" => {
             let countdown = match (verb, first) {
                 ("die", "wal") => &DIE_AT_WAL_WRITE,
@@ -149,6 +156,21 @@ fn obey(connections: &mut HashMap<String, (PathBuf, Connection)>, line: &str) ->
         }
         _ => anyhow::bail!("not a command: {line}"),
     }
+}
+
+/// What an administrator does with a file that nobody in this process has open.
+fn change_file(verb: &str, from: &str, to: &str) -> io::Result<()> {
+    match verb {
+        "move" => std::fs::rename(from, to)?,
+        "copy" => drop(std::fs::copy(from, to)?),
+        _ => {
+            return match std::fs::remove_file(from) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                result => result,
+            };
+        }
+    }
+    std::fs::File::options().write(true).open(to)?.sync_all()
 }
 
 /// SQLite's busy handler: what becomes of the wait is decided on stdin.

@@ -127,6 +127,18 @@ impl FaultyServer {
         copy
     }
 
+    /// A server that holds these objects, all of the same age.
+    pub fn holding(objects: Objects) -> Self {
+        let server = FaultyServer::reliable();
+        let mut state = server.state();
+        for (number, (path, bytes)) in objects.into_iter().enumerate() {
+            state.names.insert(path, number);
+            state.inodes.push(Inode { synced: bytes.clone(), bytes, modified: 0 });
+        }
+        drop(state);
+        server
+    }
+
     pub fn connect(&self) -> Box<dyn Remote> {
         Box::new(Connection { server: self.clone(), handles: HashMap::new(), is_cut: false })
     }

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod compare;
+pub mod earlier;
 pub mod faulty;
 pub mod history;
 pub mod litestream;

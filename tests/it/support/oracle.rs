@@ -37,6 +37,10 @@ impl State {
     }
 }
 
+/// The first commit of every database.
+const TABLES: &str = "BEGIN; CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER, data BLOB); \
+    CREATE INDEX t_n ON t (n); CREATE TABLE c (n INTEGER); INSERT INTO c VALUES (0); COMMIT";
+
 /// What a process answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -152,6 +156,21 @@ pub struct Application {
     seen: [Option<Seen>; 3],
     log: Vec<String>,
     injected: BTreeMap<String, u64>,
+    /// Does nothing: its administrator is at work.
+    is_away: bool,
+    /// Nobody may open the database: what is at its path is not whole.
+    is_between: bool,
+    /// Files that an administrator made of earlier states.
+    backups: Vec<PathBuf>,
+}
+
+/// How another file comes into the database's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placing {
+    /// Another inode.
+    Moved,
+    /// The same inode.
+    Copied,
 }
 
 impl Application {
@@ -180,6 +199,9 @@ impl Application {
             seen,
             log,
             injected,
+            is_away: false,
+            is_between: false,
+            backups: Vec::new(),
         }
     }
 
@@ -237,16 +259,15 @@ impl Application {
                 "PRAGMA page_size={page_size}; PRAGMA auto_vacuum={auto_vacuum}; PRAGMA journal_mode=wal"
             ),
         );
-        self.sql(
-            0,
-            "BEGIN; CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER, data BLOB); CREATE INDEX t_n ON t (n); \
-             CREATE TABLE c (n INTEGER); INSERT INTO c VALUES (0); COMMIT",
-        );
+        self.sql(0, TABLES);
         self.remember();
     }
 
     /// Does one thing, whatever comes.
     pub fn act(&mut self) {
+        if self.is_away {
+            return;
+        }
         let connection = self.random.random_range(0..CONNECTIONS);
         if self.slots[connection] == Slot::Waiting {
             let word = if self.random.random_bool(0.7) { "again" } else { "enough" };
@@ -352,6 +373,9 @@ impl Application {
     }
 
     fn change(&mut self, connection: usize) {
+        if self.slots[connection] != Slot::Writing {
+            return;
+        }
         let (n, size) = (self.random.random_range(0..50), self.random.random_range(1..3000));
         let sql = match self.random.random_range(0..5) {
             0 => format!("UPDATE t SET data = randomblob({size}) WHERE n = {n}"),
@@ -502,6 +526,11 @@ impl Application {
             (_, "COMMIT") if is_ok => *slot = Slot::Idle,
             (Answer::Error(message), "COMMIT") if message.contains("no transaction") => *slot = Slot::Idle,
             (_, "ROLLBACK") => *slot = Slot::Idle,
+            (Answer::Error(_), sql) if *slot == Slot::Writing && sql != "COMMIT" => {
+                // SQLite has rolled some errors back by itself; each further statement would be a commit of its own.
+                *slot = Slot::Idle;
+                self.tell(connection, &format!("sql {connection} ROLLBACK"));
+            }
             _ => {}
         }
     }
@@ -577,6 +606,9 @@ impl Application {
     /// The same as [`Application::remember`], by a connection of nobody's. While somebody else holds the database
     /// only: the last connection's closing would do more.
     pub fn look_on(&mut self) {
+        if self.is_between {
+            return;
+        }
         let open = format!("open onlooker {}", self.database.display());
         if !matches!(self.onlooker.tell(&open), Answer::Ok(_)) {
             return;
@@ -619,14 +651,119 @@ impl Application {
         }
     }
 
+    /// All connections are closed, or their processes killed, and it does nothing until [`Application::come_back`].
+    pub fn leave(&mut self) {
+        self.remember();
+        for connection in 0..CONNECTIONS {
+            if self.slots[connection] == Slot::Waiting {
+                self.go_on(connection, "enough");
+            }
+        }
+        match self.random.random_bool(0.8) {
+            true => self.close_all(),
+            false => self.kill_all(),
+        }
+        // It may have left what nobody has asked for.
+        (self.is_certain, self.is_away) = (false, true);
+    }
+
+    /// The file that it finds is whole. In most cases it is started at once.
+    pub fn come_back(&mut self) {
+        (self.is_away, self.is_between, self.is_certain) = (false, false, false);
+        if self.random.random_bool(0.7) {
+            self.ensure_open(0);
+            self.remember();
+        }
+    }
+
+    /// It finds nothing, and makes the database anew.
+    pub fn begin_anew(&mut self) {
+        (self.is_away, self.is_between, self.is_certain) = (false, false, true);
+        self.create();
+    }
+
+    /// The watch misses nothing of what has happened so far.
+    pub fn show_all(&mut self) {
+        self.dirty = Dirty::ALL;
+    }
+
+    /// Keeps the present state as a backup; its file is moved or copied into place later.
+    pub fn back_up(&mut self) {
+        let file = self.beside(&format!("-backup-{}", self.backups.len()));
+        self.write_image(&file);
+        self.backups.extend(Some(file).filter(|file| file.exists()));
+    }
+
+    /// Puts a backup, or quite another database, in the database's place. Nobody may have it open but the agent.
+    pub fn put_in_place(&mut self, placing: Placing) {
+        self.is_between = true;
+        let kind = match self.backups.is_empty() || self.random.random_bool(0.5) {
+            true => "another database",
+            false => "a backup",
+        };
+        let from = match kind {
+            "a backup" => self.backups[self.random.random_range(0..self.backups.len())].clone(),
+            _ => self.another_database(),
+        };
+        let (from, to) = (from.display().to_string(), self.database.display().to_string());
+        let put = match placing {
+            Placing::Copied => vec![format!("copy {from} {to}")],
+            // The backup itself stays.
+            Placing::Moved => vec![format!("copy {from} {from}-moved"), format!("move {from}-moved {to}")],
+        };
+        put.iter().for_each(|line| self.administer(line));
+        *self.injected.entry(format!("{kind} is {placing:?}")).or_default() += 1;
+    }
+
+    /// Removes files of the database by what follows its name.
+    pub fn remove(&mut self, suffixes: &[&str]) {
+        self.is_between = true;
+        for suffix in suffixes {
+            let file = self.beside(suffix);
+            self.administer(&format!("remove {}", file.display()));
+        }
+    }
+
+    /// One line for a process that has nothing open.
+    fn administer(&mut self, line: &str) {
+        let answer = self.onlooker.tell(line);
+        self.log.push(format!("  administrator: {line} -> {answer:?}"));
+        assert!(matches!(answer, Answer::Ok(_)), "{line}: {answer:?}");
+        self.observe();
+    }
+
+    /// Makes a database that has the same tables and nothing else in common with the present one.
+    fn another_database(&mut self) -> PathBuf {
+        let file = self.beside("-another");
+        let page_size = match self.random.random_bool(0.7) {
+            true => self.habits.page_size,
+            false => [512, 1024, 4096][self.random.random_range(0..3)],
+        };
+        let mode = ["wal", "delete"][self.random.random_range(0..2)];
+        let rows = self.random.random_range(0..60);
+        self.administer(&format!("remove {}", file.display()));
+        self.administer(&format!("open another {}", file.display()));
+        self.administer(&format!(
+            "sql another PRAGMA page_size={page_size}; PRAGMA journal_mode={mode}; {TABLES}"
+        ));
+        self.administer(&format!(
+            "sql another INSERT INTO t (n, data) WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE \
+             i <= {rows}) SELECT i, randomblob(700) FROM s"
+        ));
+        self.administer("close another");
+        file
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = self.database.clone().into_os_string();
+        name.push(suffix);
+        PathBuf::from(name)
+    }
+
     /// What a watch would see; some of it is lost, some comes for nothing.
     fn observe(&mut self) {
-        let beside = |suffix: &str| {
-            let mut name = self.database.clone().into_os_string();
-            name.push(suffix);
-            PathBuf::from(name)
-        };
-        let now = [self.database.clone(), beside("-wal"), beside("-journal")].map(|path| Seen::of(&path));
+        let now =
+            [self.database.clone(), self.beside("-wal"), self.beside("-journal")].map(|path| Seen::of(&path));
         let moved = |n: usize| now[n].map(|s| s.inode) != self.seen[n].map(|s| s.inode);
         let exact = Dirty {
             database: now[0] != self.seen[0],

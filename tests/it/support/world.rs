@@ -1,9 +1,10 @@
 //! Support: the agent's whole machine in the test's process, with a clock, a disk and servers that do as they are told,
 //! beside a real application. What must always hold is checked after every turn.
 
+use super::earlier::Earlier;
 use super::faulty::FaultyServer;
 use super::history::scratch;
-use super::oracle::{Application, State};
+use super::oracle::{Application, Placing, State};
 use super::power;
 use super::sim_disk::SimDisk;
 use super::wait::wait_until;
@@ -19,7 +20,7 @@ use wal_agent::carry::{Order, carry};
 use wal_agent::config::{CheckpointSettings, Config, DatabaseConfig, Durability, ReplicaConfig};
 use wal_agent::core::checksum::Crc64;
 use wal_agent::core::names;
-use wal_agent::core::position::{Generation, Index, Position};
+use wal_agent::core::position::{Generation, Index, Offset, Position};
 use wal_agent::core::replica::{Job, Outcome};
 use wal_agent::core::restore::{Check, RestoreGap};
 use wal_agent::core::status::{DatabaseStatus, ReplicaState, ReplicaStatus, SourceState};
@@ -35,6 +36,14 @@ const REST: Duration = Duration::from_secs(400);
 
 /// SQLite's busy handler asks so often.
 const BUSY_SLEEP: Duration = Duration::from_millis(100);
+
+/// What SQLite keeps beside a database.
+const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
+/// After so long, by the real clock, another write gives a file another time.
+const FILE_CLOCK: Duration = Duration::from_millis(25);
+
+/// By then the agent, which does not listen all the time, has seen that the last connection was closed.
+const NOTICED: Duration = Duration::from_millis(20);
 
 /// A job that was handed out.
 enum Handed {
@@ -229,6 +238,97 @@ impl World {
         }
     }
 
+    /// An administrator puts another file in the database's place, while the application is closed. Where the agent
+    /// holds the WAL of the old one, the application is started when that is gone; else the administrator removes it,
+    /// as one must without any agent.
+    pub fn replace_database(&mut self) {
+        self.note("the database is to be replaced");
+        self.application().leave();
+        let turns = [0, 5, 200][self.random.random_range(0..3)];
+        self.drive(turns);
+        let mut placing = [Placing::Moved, Placing::Copied][self.random.random_range(0..2)];
+        if placing == Placing::Copied && self.has_agent() && !self.come_to_know() {
+            placing = Placing::Moved;
+        }
+        // What is written into a file right behind another write of it need not show in its times.
+        std::thread::sleep(FILE_CLOCK);
+        let is_held = self.is_attached();
+        let is_waited_for = is_held && (placing == Placing::Copied || self.random.random_bool(0.5));
+        if !is_waited_for {
+            self.application().remove(&BESIDE);
+        }
+        self.application().put_in_place(placing);
+        if is_waited_for {
+            self.await_removal_of_wal();
+        }
+        self.application().come_back();
+    }
+
+    /// An administrator copies another file over the database that the agent holds alone, and no event tells.
+    pub fn copy_over_unnoticed(&mut self) {
+        self.application().leave();
+        assert!(self.come_to_know() && self.is_attached(), "the agent holds it");
+        std::thread::sleep(FILE_CLOCK);
+        self.application().put_in_place(Placing::Copied);
+        self.application().take_dirty();
+        self.await_removal_of_wal();
+        self.application().come_back();
+    }
+
+    /// An administrator removes the database, and the application makes it anew.
+    pub fn remove_database(&mut self) {
+        self.note("the database is to be removed");
+        self.application().leave();
+        let turns = [0, 5, 200][self.random.random_range(0..3)];
+        self.drive(turns);
+        self.application().remove(&[""]);
+        self.application().remove(&BESIDE);
+        let turns = [0, 5, 200][self.random.random_range(0..3)];
+        self.drive(turns);
+        self.application().begin_anew();
+    }
+
+    fn is_attached(&self) -> bool {
+        let status = self.agent.as_ref().map(|agent| agent.status(self.now()));
+        status.is_some_and(|status| status.databases[0].state == SourceState::Attached)
+    }
+
+    /// The agent has seen that nobody else is there, nothing of its own writes into the file, and no snapshot of it is
+    /// on its way: whoever copies over a file that is being read gets a mixed snapshot, which a restore refuses. `false`
+    /// if it has too much to do for that.
+    fn come_to_know(&mut self) -> bool {
+        let (mut quiet, until) = (0, self.elapsed + NOTICED);
+        for _ in 0..500 {
+            self.application().show_all();
+            self.turn(false);
+            let is_local = |handed: &Handed| matches!(handed, Handed::Local(..));
+            let is_busy = lock(&self.jobs.handed).iter().any(is_local) || !self.has_all_snapshots();
+            quiet = if is_busy { 0 } else { quiet + 1 };
+            if (quiet >= 3 && self.elapsed > until) || self.agent.is_none() {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn has_all_snapshots(&self) -> bool {
+        let Some(agent) = &self.agent else { return true };
+        let status = agent.status(self.now());
+        status.databases[0].replicas.iter().all(|replica| replica.state == ReplicaState::Streaming)
+    }
+
+    /// Waits until the agent has moved away the WAL of a file that was replaced.
+    fn await_removal_of_wal(&mut self) {
+        let (wal, until) = (self.folder.path().join("app.db-wal"), self.elapsed + REST);
+        while wal.exists() {
+            if self.agent.is_none() {
+                return self.application().remove(&BESIDE);
+            }
+            assert!(self.elapsed < until, "the old WAL is still there{}", self.story());
+            self.turn(true);
+        }
+    }
+
     /// The agent is asked to stop, and does.
     pub fn stop_agent(&mut self) {
         self.note("the agent is stopped");
@@ -237,6 +337,8 @@ impl World {
             application.remember();
             application.states().len().saturating_sub(1)
         };
+        // What the agent saw at this very instant may be older than what is asked for.
+        self.elapsed += Duration::from_micros(1);
         let now = self.now();
         let Some(agent) = &mut self.agent else { return };
         agent.begin_stop(now, now.mono + Duration::from_secs(10));
@@ -491,10 +593,73 @@ impl World {
         }
     }
 
+    /// Restores a replica to some of the commits that it holds: each is the state that the application had with that
+    /// commit, and an earlier commit gives no later state. Returns how many were restored.
+    pub fn check_earlier_commits(&mut self, replica: usize, most: usize) -> u64 {
+        let server = self.servers[replica].copy(false);
+        let earlier = Earlier::of(&mut *server.connect(), &root(replica), server.objects());
+        let commits = earlier.commits();
+        let mut chosen: Vec<usize> = (0..most.min(commits.len()))
+            .map(|_| self.random.random_range(0..commits.len()))
+            .chain(commits.len().checked_sub(1))
+            .collect();
+        chosen.sort_unstable();
+        chosen.dedup();
+        let (mut from, mut restored) = (0, 0);
+        for commit in chosen.into_iter().map(|number| &commits[number]) {
+            let view = FaultyServer::holding(earlier.as_of(commit));
+            let crc = match self.restored_crc(replica, &view) {
+                Ok((crc, _)) => crc,
+                // At that time the snapshot had not got its name.
+                Err(RestoreError::SnapshotTooNew { valid_from, .. })
+                    if valid_from > (commit.index, Offset::new(commit.end)) =>
+                {
+                    continue;
+                }
+                Err(error) => panic!("{commit:?} of replica {replica}: {error}{}", self.story()),
+            };
+            restored += 1;
+            let is_lost = self.lost.contains(&commit.generation.to_string());
+            let application = self.application();
+            let states = application.states();
+            let with_it = |state: &&State| state.header == commit.header && state.end() == commit.end;
+            let mut with_it = states.iter().filter(with_it).filter(|state| state.header.is_some()).peekable();
+            let is_known = with_it.peek().is_some() && !is_lost;
+            let is_right = !is_known || with_it.any(|state| state.crc == crc);
+            let found = (from..states.len()).find(|number| states[*number].crc == crc);
+            drop(application);
+            assert!(is_right, "{commit:?} of replica {replica} gives another state{}", self.story());
+            let Some(found) = found else {
+                panic!("{commit:?} of replica {replica} gives no state from {from} on{}", self.story())
+            };
+            from = found;
+        }
+        restored
+    }
+
     fn restored(&mut self, replica: usize, synced: bool) -> Result<usize, RestoreError> {
+        let server = self.servers[replica].copy(synced);
+        let (crc, position) = self.restored_crc(replica, &server)?;
+        let application = self.application();
+        let state = application.states().iter().rposition(|state| state.crc == crc);
+        drop(application);
+        let Some(state) = state else {
+            panic!(
+                "replica {replica} gives a state that the application never had, at {position}{}",
+                self.story()
+            );
+        };
+        Ok(state)
+    }
+
+    /// Restores what a server holds of a replica: the CRC of all pages, and where that is.
+    fn restored_crc(
+        &mut self,
+        replica: usize,
+        server: &FaultyServer,
+    ) -> Result<(u64, Position), RestoreError> {
         self.restores += 1;
         let output = self.folder.path().join(format!("restored-{}", self.restores));
-        let server = self.servers[replica].copy(synced);
         let report = restore(RestoreOptions {
             remotes: &|| Ok(server.connect()),
             root: &root(replica),
@@ -502,21 +667,9 @@ impl World {
             check: Check::Quick,
             progress: &mut |_| {},
         })?;
-        let image = std::fs::read(&output).expect("it was just restored");
-        let crc = Crc64::of(&image);
-        let application = self.application();
-        let state = application.states().iter().rposition(|state| state.crc == crc);
-        drop(application);
-        let Some(state) = state else {
-            panic!(
-                "replica {replica} gives a state that the application never had: {} bytes to {}{}",
-                image.len(),
-                report.position,
-                self.story()
-            );
-        };
+        let crc = Crc64::of(&std::fs::read(&output).expect("it was just restored"));
         std::fs::remove_file(output).expect("it is ours");
-        Ok(state)
+        Ok((crc, report.position))
     }
 
     /// Files of the shadow, of all generations.
