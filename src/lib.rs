@@ -98,7 +98,8 @@
 //!   two looks, and whose WAL must stay: its commits are nowhere else. A header that is neither the old one nor in the WAL
 //!   can, and so can the pages: with the WAL laid over them they are what the page table says, or it is another file.
 //!   Where nothing can tell, the WAL stays. That of a file that was replaced is moved into the meta folder. Left over: a
-//!   `cp` in the very millisecond in which our last checkpoint writes.
+//!   `cp` in the very millisecond in which our last checkpoint writes; and one of a backup of which every page that
+//!   differs is in the WAL, which counts then, as it does for SQLite: nothing is lost, but the backup is not seen.
 //! - The page table is read with `pread`, eight bytes at a time, and never mapped: a disk that fails is an error then, and
 //!   not SIGBUS, and the simulated disks of tests can hold it.
 //! - The page table stands at any position whose shadow is durable, not only at the start of an index, and what is being

@@ -1,6 +1,7 @@
 //! A database file that was written while nobody has it open: by a checkpoint that was killed, or by something that is
 //! not SQLite. In the first case its WAL holds commits that are nowhere else.
 
+use crate::support::agent::Agent;
 use crate::support::place::{Place, first, is_streaming};
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
@@ -15,7 +16,7 @@ const PAGE: usize = 4096;
 const PATIENT: [&str; 2] = ["checkpoint-interval: 1h", "let-go-after: never"];
 
 /// A database of which some rows are in the file, and later ones in the WAL only; nobody has it open but the agent.
-fn place_with_a_wal() -> (Place, crate::support::agent::Agent) {
+fn place_with_a_wal() -> (Place, Agent) {
     let place = Place::new();
     let mut application = Shell::open(&place.database());
     application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
@@ -38,9 +39,13 @@ fn frames(wal: &Path) -> Vec<(u32, Vec<u8>)> {
     frames.map(|frame| (number(frame), frame[24..].to_vec())).collect()
 }
 
-fn write_page(place: &Place, number: u32, page: &[u8]) {
+/// Writes a page into the file, again and again: the agent may not have seen yet that the application has gone.
+fn write_until_said(place: &Place, agent: &Agent, number: u32, page: &[u8], text: &str) {
     let file = fs::File::options().write(true).open(place.database()).expect("it is there");
-    file.write_all_at(page, u64::from(number - 1) * PAGE as u64).expect("the folder is ours");
+    wait_until(text, DEADLINE, || {
+        file.write_all_at(page, u64::from(number - 1) * PAGE as u64).expect("the folder is ours");
+        agent.log().contains(text)
+    });
 }
 
 #[test]
@@ -48,8 +53,7 @@ fn what_a_killed_checkpoint_has_left_is_not_taken_for_another_file() {
     let (place, agent) = place_with_a_wal();
     let frames = frames(&place.wal());
     let (number, page) = frames.iter().find(|(number, _)| *number > 1).expect("rows have changed");
-    write_page(&place, *number, page);
-    agent.wait_for_log("was written by a checkpoint that did not end");
+    write_until_said(&place, &agent, *number, page, "was written by a checkpoint that did not end");
     assert!(place.wal().exists(), "{}", agent.log());
     let mut application = Shell::open(&place.database());
     assert_eq!(
@@ -71,8 +75,8 @@ fn a_page_that_is_in_no_wal_and_was_written_over_shows_another_file_with_the_sam
     let pages = fs::metadata(place.database()).expect("it is there").len() / PAGE as u64;
     let number =
         (2..=pages as u32).rev().find(|number| !in_wal.contains(number)).expect("not all have changed");
-    write_page(&place, number, &[0x55; PAGE]);
-    agent.wait_for_log("something other than SQLite has written over the database");
+    let text = "something other than SQLite has written over the database";
+    write_until_said(&place, &agent, number, &[0x55; PAGE], text);
     wait_until("the old WAL is gone", DEADLINE, || !place.wal().exists());
     drop(agent);
 }

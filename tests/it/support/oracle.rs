@@ -694,10 +694,11 @@ impl Application {
         self.backups.extend(Some(file).filter(|file| file.exists()));
     }
 
-    /// Puts a backup, or quite another database, in the database's place. Nobody may have it open but the agent.
-    pub fn put_in_place(&mut self, placing: Placing) {
+    /// Puts a backup, if it may be one, or quite another database, in the database's place. Nobody may have it open but
+    /// the agent.
+    pub fn put_in_place(&mut self, placing: Placing, may_be_backup: bool) {
         self.is_between = true;
-        let kind = match self.backups.is_empty() || self.random.random_bool(0.5) {
+        let kind = match !may_be_backup || self.backups.is_empty() || self.random.random_bool(0.5) {
             true => "another database",
             false => "a backup",
         };

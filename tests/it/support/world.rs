@@ -51,6 +51,14 @@ enum Handed {
     Remote(usize, usize, Order),
 }
 
+impl Handed {
+    /// The replica, and which of its two threads; `None` for local jobs.
+    fn line(&self) -> Option<(usize, bool)> {
+        let Handed::Remote(_, replica, order) = self else { return None };
+        Some((*replica, matches!(order.job, Job::SendSnapshot { .. } | Job::PublishSnapshot { .. })))
+    }
+}
+
 /// The jobs in flight. They are done when the world says so.
 #[derive(Clone, Default)]
 struct Jobs {
@@ -104,7 +112,7 @@ pub struct World {
     pub disk: SimDisk,
     pub servers: Vec<FaultyServer>,
     pub application: Arc<Mutex<Application>>,
-    connections: HashMap<(usize, bool), Box<dyn Remote>>,
+    connections: HashMap<Option<(usize, bool)>, Box<dyn Remote>>,
     jobs: Jobs,
     agent: Option<Agent>,
     began: (Instant, SystemTime),
@@ -257,7 +265,9 @@ impl World {
         if !is_waited_for {
             self.application().remove(&BESIDE);
         }
-        self.application().put_in_place(placing);
+        // A backup of which every page that differs is in the WAL cannot be told from what a killed checkpoint leaves.
+        let may_be_backup = !is_held || placing == Placing::Moved;
+        self.application().put_in_place(placing, may_be_backup);
         if is_waited_for {
             self.await_removal_of_wal();
         }
@@ -269,7 +279,7 @@ impl World {
         self.application().leave();
         assert!(self.come_to_know() && self.is_attached(), "the agent holds it");
         std::thread::sleep(FILE_CLOCK);
-        self.application().put_in_place(Placing::Copied);
+        self.application().put_in_place(Placing::Copied, false);
         self.application().take_dirty();
         self.await_removal_of_wal();
         self.application().come_back();
@@ -401,7 +411,8 @@ impl World {
         self.observe();
         let handed = lock(&self.jobs.handed).len();
         if handed > 0 && self.random.random_bool(0.9) {
-            let job = lock(&self.jobs.handed).remove(self.random.random_range(0..handed));
+            let at = self.random.random_range(0..handed);
+            let job = self.next_job(at);
             let completed = self.carry_out(job);
             let ends_here = self.kill_behind.is_some_and(|at| self.servers[0].operations() > at);
             if self.disk.has_crashed() || ends_here {
@@ -423,15 +434,23 @@ impl World {
         true
     }
 
+    /// Any of the jobs that were handed out, but the first one of its line: each line is a thread.
+    fn next_job(&mut self, at: usize) -> Handed {
+        let mut handed = lock(&self.jobs.handed);
+        let first = match handed[at].line() {
+            Some(line) => handed.iter().position(|job| job.line() == Some(line)).unwrap_or(at),
+            None => at,
+        };
+        handed.remove(first)
+    }
+
     fn carry_out(&mut self, job: Handed) -> Completed {
+        let line = job.line();
         match job {
             Handed::Local(database, job) => Completed::Local { database, outcome: do_local(job) },
             Handed::Remote(database, replica, order) => {
                 let generation = order.generation;
                 self.note(&format!("replica {replica}: {:?}", order.job));
-                let for_snapshots =
-                    matches!(order.job, Job::SendSnapshot { .. } | Job::PublishSnapshot { .. });
-                let line = (replica, for_snapshots);
                 let server = &self.servers[replica];
                 let remote = self.connections.entry(line).or_insert_with(|| server.connect());
                 let outcome = carry(&mut **remote, &order).unwrap_or_else(|error| {
