@@ -1,6 +1,17 @@
 //! Histories of an application, an agent and servers, each made up from a seed: whatever happens, in whatever order,
 //! a restore gives a state that the application had, and never one before what was acknowledged.
 //!
+//! At the end of each history some of the commits that the replicas hold are restored, as if nothing had come after them:
+//! each gives what the application had with that commit, in the order in which it had it.
+//!
+//! In some histories an administrator replaces the database's file (`mv`, `cp`, `rm`) while the application is closed.
+//! What is left out, since nobody could tell there, or only a restore that refuses:
+//! - a `cp` before the agent has seen that the application is gone, or within milliseconds of another write of the file,
+//!   whose times are the same then;
+//! - a `cp` over a file of which a snapshot is being read: it is mixed, and a restore of that generation refuses it;
+//! - an application that is started before the old WAL is gone: SQLite itself would read it as the new file's;
+//! - the inode of a file that was removed given to the next one: the tests' file system does not do that.
+//!
 //! `SEEDS=100000 tests/run simulation` runs so many, `SEED=123 tests/run simulation` that one.
 
 use crate::support::faulty::Fault;
