@@ -50,7 +50,8 @@ impl Source {
         match before.map_or(Writer::Sqlite, |before| before.writer(&sighting, is_in_wal)) {
             Writer::Sqlite => {}
             Writer::Unknown => {
-                self.to_inspect = true;
+                // Whatever is written from now on is asked about again.
+                (self.to_inspect, self.sighting) = (true, Some(sighting));
                 return;
             }
             Writer::Another => {

@@ -261,13 +261,14 @@ impl World {
         // What is written into a file right behind another write of it need not show in its times.
         std::thread::sleep(FILE_CLOCK);
         let is_held = self.is_attached();
-        let is_waited_for = is_held && (placing == Placing::Copied || self.random.random_bool(0.5));
+        if is_held {
+            placing = Placing::Moved;
+        }
+        let is_waited_for = is_held && self.random.random_bool(0.5);
         if !is_waited_for {
             self.application().remove(&BESIDE);
         }
-        // A backup of which every page that differs is in the WAL cannot be told from what a killed checkpoint leaves.
-        let may_be_backup = !is_held || placing == Placing::Moved;
-        self.application().put_in_place(placing, may_be_backup);
+        self.application().put_in_place(placing, true);
         if is_waited_for {
             self.await_removal_of_wal();
         }
