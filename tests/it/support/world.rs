@@ -246,9 +246,8 @@ impl World {
         }
     }
 
-    /// An administrator puts another file in the database's place, while the application is closed. Where the agent
-    /// holds the WAL of the old one, the application is started when that is gone; else the administrator removes it,
-    /// as one must without any agent.
+    /// An administrator puts another file in the database's place, while the application is closed, and
+    /// removes what is left of the old one, as one must without any agent.
     pub fn replace_database(&mut self) {
         self.note("the database is to be replaced");
         self.application().leave();
@@ -260,18 +259,11 @@ impl World {
         }
         // What is written into a file right behind another write of it need not show in its times.
         std::thread::sleep(FILE_CLOCK);
-        let is_held = self.is_attached();
-        if is_held {
+        if self.is_attached() {
             placing = Placing::Moved;
         }
-        let is_waited_for = is_held && self.random.random_bool(0.5);
-        if !is_waited_for {
-            self.application().remove(&BESIDE);
-        }
+        self.application().remove(&BESIDE);
         self.application().put_in_place(placing, true);
-        if is_waited_for {
-            self.await_removal_of_wal();
-        }
         self.application().come_back();
     }
 
