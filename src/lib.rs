@@ -99,7 +99,8 @@
 //!   can, and so can the pages: with the WAL laid over them they are what the page table says, or it is another file.
 //!   Where nothing can tell, the WAL stays. That of a file that was replaced is moved into the meta folder. Left over: a
 //!   `cp` in the very millisecond in which our last checkpoint writes; and one of a backup of which every page that
-//!   differs is in the WAL, which counts then, as it does for SQLite: nothing is lost, but the backup is not seen.
+//!   differs is in the WAL: it is not seen, and where those frames were checkpointed before, its pages stand in the file
+//!   that the generation goes on with.
 //! - The page table is read with `pread`, eight bytes at a time, and never mapped: a disk that fails is an error then, and
 //!   not SIGBUS, and the simulated disks of tests can hold it.
 //! - The page table stands at any position whose shadow is durable, not only at the start of an index, and what is being
