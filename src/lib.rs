@@ -97,7 +97,7 @@
 //!   noticed by its times. They cannot tell it from a checkpoint that was killed, by a program that came and went between
 //!   two looks, and whose WAL must stay: its commits are nowhere else. A header that is neither the old one nor in the WAL
 //!   can, and so can the pages: with the WAL laid over them they are what the page table says, or it is another file.
-//!   Where nothing can tell, the WAL stays. That of a file that was replaced is moved into the meta folder. Left over: a
+//!   Where nothing can tell, the WAL stays. That of a file that was replaced is moved into the meta folder, or renamed. Left over: a
 //!   `cp` in the very millisecond in which our last checkpoint writes; and one of a backup of which every page that
 //!   differs is in the WAL: it is not seen, and where those frames were checkpointed before, its pages stand in the file
 //!   that the generation goes on with.

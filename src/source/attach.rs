@@ -107,7 +107,10 @@ impl Attached {
             };
             // The lock stays until our connections are closed: a program that came in before would join our `-shm`.
             let away = meta.join(names::REPLACED_WAL);
-            let move_away = || std::fs::rename(wal, away).or_else(|_| std::fs::remove_file(wal));
+            // Never deleted: should we be wrong, its commits are nowhere else. Another file system takes no rename.
+            let mut beside = wal.as_os_str().to_owned();
+            beside.push("-replaced");
+            let move_away = || std::fs::rename(wal, away).or_else(|_| std::fs::rename(wal, beside));
             match locked.as_ref().map(|_| move_away()) {
                 Some(Ok(())) => {}
                 Some(Err(e)) => warn!("cannot remove {}, which belongs to the old file: {e}", wal.display()),
