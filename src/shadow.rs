@@ -9,6 +9,7 @@ pub use reader::{ShadowReadError, ShadowReader};
 
 use crate::core::evidence::DatabaseHeader;
 use crate::core::names;
+use crate::core::page::PageNumber;
 use crate::core::page_table::DatabaseState;
 use crate::core::position::{Generation, Index, Offset};
 use crate::core::scan::{Chain, FrameError};
@@ -25,7 +26,7 @@ use std::sync::Arc;
 const WINDOW: u64 = 1 << 20;
 /// The most scratch space, in bytes, that a database keeps while only small commits come.
 const LASTING_SCRATCH: u64 = 64 << 10;
-const FRAME_HEADER_LENGTH: u64 = 24;
+const FRAME_HEADER_LENGTH: usize = 24;
 /// Holds the present generation and the inode of its database.
 const GENERATION_FILE: &str = "generation";
 
@@ -294,7 +295,7 @@ impl ShadowWal {
     pub fn headers(&self) -> io::Result<Vec<DatabaseHeader>> {
         let mut headers = Vec::new();
         self.each_frame(|number, begin| {
-            if number == 1 {
+            if number.get() == 1 {
                 headers.push(*begin);
             }
         })?;
@@ -305,7 +306,7 @@ impl ShadowWal {
     ///
     /// # Errors
     /// The disk's.
-    pub fn pages(&self) -> io::Result<HashSet<u32>> {
+    pub fn pages(&self) -> io::Result<HashSet<PageNumber>> {
         let mut pages = HashSet::new();
         self.each_frame(|number, _| {
             pages.insert(number);
@@ -314,15 +315,17 @@ impl ShadowWal {
     }
 
     /// Hands out the page number of each frame of the present index, and the first bytes of its page.
-    fn each_frame(&self, mut each: impl FnMut(u32, &DatabaseHeader)) -> io::Result<()> {
+    fn each_frame(&self, mut each: impl FnMut(PageNumber, &DatabaseHeader)) -> io::Result<()> {
         let Some(present) = &self.present else { return Ok(()) };
         let frame = present.chain.header().page_size().frame_length();
         let mut at = Offset::FIRST_FRAME;
-        let (mut number, mut header) = ([0; 4], [0; 100]);
+        let mut bytes = [0; FRAME_HEADER_LENGTH + 100];
         while at < self.extent.end {
-            present.file.read_at(&mut number, at.get())?;
-            present.file.read_at(&mut header, at.get() + FRAME_HEADER_LENGTH)?;
-            each(u32::from_be_bytes(number), &header);
+            present.file.read_at(&mut bytes, at.get())?;
+            let (header, page) = bytes.split_first_chunk::<FRAME_HEADER_LENGTH>().expect("BUG: it is longer");
+            if let Some(number) = FrameHeader::parse(header).page {
+                each(number, page.try_into().expect("BUG: 100 bytes were read"));
+            }
             at = at.plus(frame);
         }
         Ok(())

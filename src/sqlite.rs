@@ -67,6 +67,10 @@ impl WalExtent {
     pub fn is_backfilled(self) -> bool {
         self.frames == self.backfilled
     }
+    /// Frames that are not in the database file yet.
+    pub fn left(self) -> u32 {
+        self.frames.saturating_sub(self.backfilled)
+    }
 }
 
 /// One connection of the agent.

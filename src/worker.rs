@@ -6,7 +6,7 @@
 use crate::carry::{CarryError, Order, carry};
 use crate::core::evidence::Stamp;
 use crate::core::position::Generation;
-use crate::core::replica::{Job, Outcome};
+use crate::core::replica::Outcome;
 use crate::page_table::TableJob;
 use crate::remote::{self, Location, Remote, RemoteError};
 use crate::source::{
@@ -166,10 +166,7 @@ impl Workers for Threads {
                 lines
             }
         };
-        let line = match order.job {
-            Job::SendSnapshot { .. } | Job::PublishSnapshot { .. } => lines.snapshots,
-            Job::Look | Job::Begin { .. } | Job::Extend { .. } | Job::Seal { .. } => lines.wal,
-        };
+        let line = if order.job.is_of_snapshots() { lines.snapshots } else { lines.wal };
         line.send((database, replica, order)).expect("BUG: a destination's threads live as long as this");
     }
 
@@ -239,19 +236,18 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
             });
             let is_durable = synced.as_ref().is_none_or(|(_, result)| result.is_ok());
             let result = is_durable.then(|| checkpoint(&checkpointer, &database, identity, stamp, patience));
-            let is_refused = |result: &Result<_, _>| {
-                matches!(result, Err(CheckpointFailure::Replaced | CheckpointFailure::Overwritten))
+            let stamp = match &result {
+                None | Some(Err(CheckpointFailure::Replaced | CheckpointFailure::Overwritten)) => None,
+                Some(_) => stamp_at(&database),
             };
-            let was_written = result.as_ref().is_some_and(|result| !is_refused(result));
-            let stamp = stamp_at(&database).filter(|_| was_written);
             LocalOutcome::Checkpointed { checkpointer, synced, result, stamp }
         }
         LocalJob::Urgent { mut attached, database, budget } => {
             let report = urgent_round(&mut attached, &database, budget);
             LocalOutcome::Urgent(attached, report)
         }
-        LocalJob::Compare { mut attached, database, wal, salt } => {
-            let result = compare(&mut attached, &database, &wal, salt);
+        LocalJob::Compare { mut attached, database, wal, next_generation } => {
+            let result = compare(&mut attached, &database, &wal, next_generation);
             LocalOutcome::Compared(attached, result)
         }
         LocalJob::Inspect(attached) => {

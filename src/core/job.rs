@@ -67,6 +67,16 @@ pub enum Job {
     },
 }
 
+impl Job {
+    /// Whether it belongs to the thread for snapshots of its destination, and not to the one for the WAL.
+    pub fn is_of_snapshots(&self) -> bool {
+        match self {
+            Job::SendSnapshot { .. } | Job::PublishSnapshot { .. } => true,
+            Job::Look | Job::Begin { .. } | Job::Extend { .. } | Job::Seal { .. } => false,
+        }
+    }
+}
+
 /// A snapshot that is on the replica under its temporary name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SentSnapshot {

@@ -1,7 +1,7 @@
 //! Attaching to a database, and letting go of it.
 
 use super::capture::{Capture, Look};
-use super::compare::{can_settle, compare, report, salt_of};
+use super::compare::{can_settle, compare, report};
 use super::guard::Guard;
 use super::let_go::Resting;
 use super::proof::{self, WalAtPath};
@@ -247,8 +247,7 @@ fn go_on_compared(
     request: &AttachRequest,
     reason: Break,
 ) -> Result<Option<Break>, Refusal> {
-    let salt = salt_of(request.next_generation);
-    let result = compare(attached, &request.database, &request.wal, salt);
+    let result = compare(attached, &request.database, &request.wal, request.next_generation);
     report(&request.database, &reason, &result);
     if result.is_err() {
         let begun = attached.begin_generation(&request.disk, &request.meta, request.next_generation);

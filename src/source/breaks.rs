@@ -1,6 +1,6 @@
 //! What a source does when continuity is lost: it compares, begins a new generation, or lets go.
 
-use super::compare::{Doubt, can_settle, report, salt_of};
+use super::compare::{Doubt, can_settle, report};
 use super::job::LocalJob;
 use super::recheck::Recheck;
 use super::refusal::Refusal;
@@ -44,7 +44,7 @@ impl Source {
             attached: self.lend()?,
             database: self.settings.database.clone(),
             wal: self.wal.clone(),
-            salt: salt_of(generation),
+            next_generation: generation,
         })
     }
 

@@ -79,7 +79,7 @@ pub(super) fn report(database: &Path, reason: &Break, result: &Result<usize, Dou
 }
 
 /// The salt of an index of our own making, from the random generation that would begin otherwise: no other WAL has it.
-pub(super) fn salt_of(generation: Generation) -> Salt {
+fn salt_of(generation: Generation) -> Salt {
     let bits = generation.get();
     Salt((bits >> 32) as u32, bits as u32)
 }
@@ -92,11 +92,17 @@ pub(super) fn can_settle(reason: &Break) -> bool {
     )
 }
 
-/// Compares, and copies what has changed; returns how many pages did.
+/// Compares, and copies what has changed; returns how many pages did. `next_generation` is the one that would begin
+/// otherwise.
 ///
 /// # Errors
 /// Why a new generation must begin; our reader holds the WAL all the same.
-pub fn compare(attached: &mut Attached, database: &Path, wal: &Path, salt: Salt) -> Result<usize, Doubt> {
+pub fn compare(
+    attached: &mut Attached,
+    database: &Path,
+    wal: &Path,
+    next_generation: Generation,
+) -> Result<usize, Doubt> {
     if attached.capture.table.state().is_none() {
         return Err(Doubt::NoTable);
     }
@@ -107,7 +113,7 @@ pub fn compare(attached: &mut Attached, database: &Path, wal: &Path, salt: Salt)
         return Err(Doubt::TooMuch);
     }
     if changed > 0 {
-        copy(attached, &difference, salt)?;
+        copy(attached, &difference, salt_of(next_generation))?;
     }
     let index = attached.capture.shadow.extent().index;
     attached.guard.stand_at(index);

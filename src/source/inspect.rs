@@ -9,6 +9,7 @@
 
 use super::attach::Attached;
 use super::proof;
+use crate::core::page::PageNumber;
 use crate::locks;
 use crate::page_table::TableError;
 use std::io;
@@ -72,8 +73,7 @@ fn is_whole(attached: &Attached) -> Result<bool, InspectionError> {
     let difference = capture.table.compare(&attached.descriptor)?;
     let in_wal = capture.shadow.pages()?;
     let count = capture.table.state().map_or(0, |state| state.page_count.get());
-    let counts_for_nothing = |number: u32| number > count || in_wal.contains(&number);
-    let mut missing = difference.page_count.get() + 1..=count;
-    Ok(difference.pages.iter().all(|number| counts_for_nothing(number.get()))
-        && missing.all(counts_for_nothing))
+    let counts_for_nothing = |number: &PageNumber| number.get() > count || in_wal.contains(number);
+    let mut missing = (difference.page_count.get() + 1..=count).filter_map(PageNumber::new);
+    Ok(difference.pages.iter().all(counts_for_nothing) && missing.all(|number| counts_for_nothing(&number)))
 }

@@ -6,7 +6,7 @@ use super::inspect::Inspection;
 use super::let_go::{LetGoOutcome, LetGoRequest};
 use super::round::UrgentReport;
 use crate::core::evidence::Stamp;
-use crate::core::wal::Salt;
+use crate::core::position::Generation;
 use crate::disk::Disk;
 use crate::page_table::{TableJob, TableOutcome};
 use crate::shadow::ShadowSync;
@@ -54,8 +54,8 @@ pub enum LocalJob {
         database: PathBuf,
         /// Its WAL.
         wal: PathBuf,
-        /// Of the index that what has changed goes into.
-        salt: Salt,
+        /// What begins otherwise.
+        next_generation: Generation,
     },
     /// Find out who has written the file while nobody had it open.
     Inspect(Box<Attached>),

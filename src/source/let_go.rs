@@ -132,7 +132,7 @@ fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<O
         return Err(Stay::Used);
     }
     let frames = match attached.capture.look(&attached.guard.query).map_err(failed)? {
-        Look::UpToDate { extent, .. } => extent.frames.saturating_sub(extent.backfilled),
+        Look::UpToDate { extent, .. } => extent.left(),
         Look::Broken(reason) => return Err(Stay::Broken(reason)),
         Look::More { .. } | Look::Again => return Err(Stay::Later),
     };

@@ -69,15 +69,11 @@ fn chase(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
         if attached.guard.is_beyond(extent) {
             return Err(Stop::Later);
         }
-        if left(extent) <= FEW_FRAMES {
+        if extent.left() <= FEW_FRAMES {
             return Ok(());
         }
     }
     Ok(())
-}
-
-fn left(extent: WalExtent) -> u32 {
-    extent.frames.saturating_sub(extent.backfilled)
 }
 
 fn take_write_lock(attached: &Attached) -> Result<(), Stop> {
@@ -95,7 +91,7 @@ fn take_write_lock(attached: &Attached) -> Result<(), Stop> {
 /// `Ok` if everything is backfilled and our reader on read lock 0.
 fn locked_part(attached: &mut Attached, database: &Path, until: Instant) -> Result<(), Stop> {
     move_reader(attached, Some(until))?;
-    if left(checkpoint(attached, database, Some(until))?) > 0 {
+    if checkpoint(attached, database, Some(until))?.left() > 0 {
         return Err(Stop::Later);
     }
     move_reader(attached, Some(until))
@@ -108,11 +104,11 @@ fn checkpoint(attached: &Attached, database: &Path, until: Option<Instant>) -> R
     }
     let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
     let patience = until.unwrap_or_else(|| Instant::now() + LOCK_PATIENCE);
-    match checkpoint_patiently(patience, || checkpoint_until(checkpointer, until)) {
-        Ok(extent) => Ok(extent),
-        Err(SqliteError::Busy | SqliteError::Interrupted) => Err(Stop::Later),
-        Err(error) => Err(Stop::Failed(error.to_string())),
-    }
+    let result = checkpoint_patiently(patience, || checkpoint_until(checkpointer, until));
+    result.map_err(|error| match error {
+        SqliteError::Busy | SqliteError::Interrupted => Stop::Later,
+        error => Stop::Failed(error.to_string()),
+    })
 }
 
 /// Tries again while somebody else checkpoints: writers that never pause try to, with each commit, and so are in the way

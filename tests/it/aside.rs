@@ -1,7 +1,7 @@
 //! What happens to the WAL while our reader stands aside for a checkpoint of the application.
 
 use crate::support::agent::Agent;
-use crate::support::place::{Place, first};
+use crate::support::place::{Place, wait_for_page_table};
 use crate::support::process::signal;
 use crate::support::sqlite::Shell;
 use crate::support::wait::{wait_for, wait_until};
@@ -67,7 +67,7 @@ fn a_wal_that_is_restarted_while_our_reader_is_aside_is_compared_and_the_generat
     application.run(".timeout 60000");
     let mut other = Shell::open(&place.database());
     let agent = place.streaming_agent(&["checkpoint-interval: 1h"]);
-    agent.wait_for_status("there is a page table", |status| first(status)["proof"].is_string());
+    wait_for_page_table(&agent);
     let before = agent.generation();
     let wal_index = place.path("app.db-shm");
     wait_for("the reader steps aside for a checkpoint that another one keeps waiting", DEADLINE, || {

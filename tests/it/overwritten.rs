@@ -2,7 +2,7 @@
 //! not SQLite. In the first case its WAL holds commits that are nowhere else.
 
 use crate::support::agent::Agent;
-use crate::support::place::{Place, first, is_streaming};
+use crate::support::place::{Place, is_streaming, wait_for_page_table};
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
 use std::fs;
@@ -24,9 +24,8 @@ fn place_with_a_wal() -> (Place, Agent) {
     let agent = place.streaming_agent(&PATIENT);
     application.run("PRAGMA wal_checkpoint(TRUNCATE)");
     application.run("UPDATE t SET data = randomblob(3000) WHERE id % 10 = 0");
-    agent.wait_for_status("there is a page table", |status| {
-        is_streaming(status) && first(status)["proof"] == first(status)["position"]
-    });
+    agent.wait_for_status("streams", is_streaming);
+    wait_for_page_table(&agent);
     application.close();
     (place, agent)
 }

@@ -2,7 +2,7 @@
 
 use crate::support::agent::Agent;
 use crate::support::compare::assert_same;
-use crate::support::place::{Place, first};
+use crate::support::place::{Place, first, wait_for_page_table};
 use crate::support::sqlite::{Shell, Writer};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -108,7 +108,7 @@ fn a_page_table_built_while_the_application_writes_is_right() {
 /// While somebody writes, there is always something on its way.
 #[track_caller]
 fn wait_until_provable_in_passing(agent: &Agent) {
-    agent.wait_for_status("there is a page table", |status| first(status)["proof"].is_string());
+    wait_for_page_table(agent);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::support::agent::Agent;
 use crate::support::compare::assert_holds;
-use crate::support::place::{Place, first};
+use crate::support::place::{Place, first, wait_for_page_table};
 use crate::support::sqlite::{Shell, Writer};
 use crate::support::wait::wait_until;
 use rand::rngs::StdRng;
@@ -79,13 +79,6 @@ fn a_restart_after_writes_into_the_same_wal_goes_on() {
         place.stop(agent);
         place.assert_restores();
     }
-}
-
-#[track_caller]
-fn wait_for_page_table(agent: &Agent) {
-    agent.wait_for_status("there is a page table", |status| {
-        first(status)["proof"].is_string() && first(status)["proof"] == first(status)["position"]
-    });
 }
 
 /// Bytes of all segments of the replica.

@@ -2,7 +2,7 @@
 
 use crate::support::agent::Agent;
 use crate::support::compare::assert_same;
-use crate::support::place::{Place, first, is_resting};
+use crate::support::place::{Place, first, is_resting, wait_for_page_table};
 use crate::support::process::output;
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
@@ -150,7 +150,7 @@ fn a_database_changed_while_the_agent_was_down_is_compared() {
     application(&place).close();
     let agent = place.streaming_agent(&["let-go-after: 100ms"]);
     wait_until_resting(&place, &agent);
-    agent.wait_for_status("there is a page table", |status| first(status)["proof"].is_string());
+    wait_for_page_table(&agent);
     place.stop(agent);
     let mut unseen = application(&place);
     unseen.run(INSERT);

@@ -196,6 +196,14 @@ pub fn first(status: &Value) -> &Value {
     &status["databases"][0]
 }
 
+/// Waits until the page table knows what the database is where the shadow ends.
+#[track_caller]
+pub fn wait_for_page_table(agent: &Agent) {
+    agent.wait_for_status("there is a page table", |status| {
+        first(status)["proof"].is_string() && first(status)["proof"] == first(status)["position"]
+    });
+}
+
 /// The first database is attached, and its first replica has everything that is copied.
 pub fn is_streaming(status: &Value) -> bool {
     let database = first(status);

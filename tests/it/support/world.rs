@@ -21,7 +21,7 @@ use wal_agent::config::{CheckpointSettings, Config, DatabaseConfig, Durability, 
 use wal_agent::core::checksum::Crc64;
 use wal_agent::core::names;
 use wal_agent::core::position::{Generation, Index, Offset, Position};
-use wal_agent::core::replica::{Job, Outcome};
+use wal_agent::core::replica::Outcome;
 use wal_agent::core::restore::{Check, RestoreGap};
 use wal_agent::core::status::{DatabaseStatus, ReplicaState, ReplicaStatus, SourceState};
 use wal_agent::remote::{Location, Remote};
@@ -55,7 +55,7 @@ impl Handed {
     /// The replica, and which of its two threads; `None` for local jobs.
     fn line(&self) -> Option<(usize, bool)> {
         let Handed::Remote(_, replica, order) = self else { return None };
-        Some((*replica, matches!(order.job, Job::SendSnapshot { .. } | Job::PublishSnapshot { .. })))
+        Some((*replica, order.job.is_of_snapshots()))
     }
 }
 
@@ -112,7 +112,7 @@ pub struct World {
     pub disk: SimDisk,
     pub servers: Vec<FaultyServer>,
     pub application: Arc<Mutex<Application>>,
-    connections: HashMap<Option<(usize, bool)>, Box<dyn Remote>>,
+    connections: HashMap<(usize, bool), Box<dyn Remote>>,
     jobs: Jobs,
     agent: Option<Agent>,
     began: (Instant, SystemTime),
@@ -438,12 +438,12 @@ impl World {
     }
 
     fn carry_out(&mut self, job: Handed) -> Completed {
-        let line = job.line();
         match job {
             Handed::Local(database, job) => Completed::Local { database, outcome: do_local(job) },
             Handed::Remote(database, replica, order) => {
                 let generation = order.generation;
                 self.note(&format!("replica {replica}: {:?}", order.job));
+                let line = (replica, order.job.is_of_snapshots());
                 let server = &self.servers[replica];
                 let remote = self.connections.entry(line).or_insert_with(|| server.connect());
                 let outcome = carry(&mut **remote, &order).unwrap_or_else(|error| {
