@@ -133,16 +133,14 @@ impl Agent {
         if let Some(job) = database.source.table_job(now.mono) {
             self.workers.send_local(at, job);
         }
-        if database.source.is_certain() {
-            for (replica, generation, outcome) in std::mem::take(&mut database.held_back) {
-                database.on_replica(replica, generation, outcome, now, 0.0);
-            }
+        for (replica, generation, outcome) in std::mem::take(&mut database.held_back) {
+            database.on_carried(replica, generation, outcome, now, 0.0);
         }
         let next = [database.source.next_timeout(now.mono), database.source.table_timeout(now.mono)];
         let mut next = next.into_iter().flatten().min();
         if let Some((extent, folder)) = &database.shadow {
             for (number, room) in database.replicas.iter_mut().enumerate() {
-                let descriptor = || database.source.descriptor();
+                let descriptor = || Some((database.source.descriptor()?, database.source.gaps()));
                 let attempt = self.random.random();
                 if let Some(order) = room.next_order(extent, folder, &self.disk, descriptor, attempt, now) {
                     self.workers.send_remote(at, number, &room.config.location, order);
@@ -163,21 +161,7 @@ impl Agent {
             }
             Completed::Remote { database, replica, generation, outcome } => {
                 let chance = self.random.random();
-                let database = &mut self.databases[database];
-                let is_certain = database.source.is_certain();
-                match (&outcome, database.source.state()) {
-                    // Whether it is valid, only the source can say, in a moment.
-                    (Outcome::SnapshotSent(_), State::Lent | State::Attached(_)) if !is_certain => {
-                        database.held_back.push((replica, generation, outcome));
-                    }
-                    (Outcome::SnapshotSent(_), State::Absent | State::Detached | State::Refused(_)) => {
-                        let message = "the database was let go of while a snapshot was sent".to_owned();
-                        let failure = Failure { message, shadow_is_damaged: false };
-                        let outcome = Outcome::Failed(failure);
-                        database.on_replica(replica, generation, outcome, now, chance);
-                    }
-                    _ => database.on_replica(replica, generation, outcome, now, chance),
-                }
+                self.databases[database].on_carried(replica, generation, outcome, now, chance);
             }
         }
     }
@@ -292,6 +276,28 @@ impl Database {
         for room in &mut self.replicas {
             room.turn_to(generation);
         }
+    }
+
+    /// Takes in what was done on a replica. Whether a snapshot that was sent is what it should be, only the source can
+    /// say, and perhaps only in a moment.
+    fn on_carried(&mut self, number: usize, generation: Generation, outcome: Outcome, now: Now, chance: f64) {
+        let read_after = self.replicas.get(number).map(|room| room.snapshot_read_after);
+        let doubt = match (&outcome, self.source.state()) {
+            (Outcome::SnapshotSent(_), _) if read_after != Some(self.source.gaps()) => {
+                Some("the WAL was restarted unseen while a snapshot was sent")
+            }
+            (Outcome::SnapshotSent(_), State::Absent | State::Detached | State::Refused(_)) => {
+                Some("the database was let go of while a snapshot was sent")
+            }
+            (Outcome::SnapshotSent(_), _) if !self.source.is_certain() => {
+                return self.held_back.push((number, generation, outcome));
+            }
+            _ => None,
+        };
+        let failed = |message: &str| {
+            Outcome::Failed(Failure { message: message.to_owned(), shadow_is_damaged: false })
+        };
+        self.on_replica(number, generation, doubt.map_or(outcome, failed), now, chance);
     }
 
     fn on_replica(&mut self, number: usize, generation: Generation, outcome: Outcome, now: Now, chance: f64) {

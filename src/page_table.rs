@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use work::{checksum_of, compare, finish, read_frames};
+use work::{checksum_of, compare, file_page_count_of, finish, page_count_of, read_frames};
 
 /// Changed pages in memory from which on they are written into the table: half a megabyte or so.
 const MANY_CHANGES: usize = 16 << 10;
@@ -353,17 +353,45 @@ impl SourceTable {
         self.standing = Some(standing);
     }
 
+    /// Whether changes are being written into it: a moment later it can be compared with.
+    pub fn is_being_written(&self) -> bool {
+        matches!(self.work, Work::Writing(_))
+    }
+
     /// Compares a database file, which must be the whole database and must not change meanwhile, with the table.
     ///
     /// # Errors
     /// What could not be read, or is no database of this kind.
     pub fn compare(&self, database: &File) -> Result<Difference, TableError> {
+        let mut difference = self.compare_with(|page_size| page_count_of(database, page_size), database)?;
+        if difference.pages.is_empty() && Some(difference.page_count) != self.state.map(|s| s.page_count) {
+            // Only a commit can say the new size, and a commit has a page.
+            difference.pages.extend(PageNumber::new(1));
+        }
+        Ok(difference)
+    }
+
+    /// Compares all pages of a database file, of which some may be in its WAL only, so that its header proves nothing.
+    ///
+    /// # Errors
+    /// What could not be read.
+    pub fn compare_file(&self, database: &File) -> Result<Difference, TableError> {
+        self.compare_with(|page_size| file_page_count_of(database, page_size), database)
+    }
+
+    fn compare_with(
+        &self,
+        page_count: impl FnOnce(PageSize) -> Result<PageCount, TableError>,
+        database: &File,
+    ) -> Result<Difference, TableError> {
         let (Some(entries), Some(standing), Some(state), Work::None) =
             (self.entries, &self.standing, self.state, &self.work)
         else {
             return Err(TableError::Cancelled);
         };
-        compare(database, &*standing.file, (standing.page_count, state.page_count), &self.changes, entries)
+        let page_count = page_count(entries.page_size())?;
+        let counts = (standing.page_count, state.page_count);
+        compare((database, page_count), &*standing.file, counts, &self.changes, entries)
     }
 
     /// Takes over what is on the disk, and follows the shadow from there on.

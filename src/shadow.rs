@@ -294,7 +294,7 @@ impl ShadowWal {
     /// The disk's.
     pub fn headers(&self) -> io::Result<Vec<DatabaseHeader>> {
         let mut headers = Vec::new();
-        self.each_frame(|number, begin| {
+        self.each_frame(0, |number, begin| {
             if number.get() == 1 {
                 headers.push(*begin);
             }
@@ -302,23 +302,24 @@ impl ShadowWal {
         Ok(headers)
     }
 
-    /// The numbers of all pages in the present index.
+    /// The numbers of all pages in the present index behind its first `frames`.
     ///
     /// # Errors
     /// The disk's.
-    pub fn pages(&self) -> io::Result<HashSet<PageNumber>> {
+    pub fn pages_behind(&self, frames: u32) -> io::Result<HashSet<PageNumber>> {
         let mut pages = HashSet::new();
-        self.each_frame(|number, _| {
+        self.each_frame(frames, |number, _| {
             pages.insert(number);
         })?;
         Ok(pages)
     }
 
-    /// Hands out the page number of each frame of the present index, and the first bytes of its page.
-    fn each_frame(&self, mut each: impl FnMut(PageNumber, &DatabaseHeader)) -> io::Result<()> {
+    /// Hands out the page number of each frame of the present index behind its first `frames`, and the first bytes of
+    /// its page.
+    fn each_frame(&self, frames: u32, mut each: impl FnMut(PageNumber, &DatabaseHeader)) -> io::Result<()> {
         let Some(present) = &self.present else { return Ok(()) };
-        let frame = present.chain.header().page_size().frame_length();
-        let mut at = Offset::FIRST_FRAME;
+        let page_size = present.chain.header().page_size();
+        let mut at = Offset::after_frames(page_size, frames);
         let mut bytes = [0; FRAME_HEADER_LENGTH + 100];
         while at < self.extent.end {
             present.file.read_at(&mut bytes, at.get())?;
@@ -326,7 +327,7 @@ impl ShadowWal {
             if let Some(number) = FrameHeader::parse(header).page {
                 each(number, page.try_into().expect("BUG: 100 bytes were read"));
             }
-            at = at.plus(frame);
+            at = at.plus(page_size.frame_length());
         }
         Ok(())
     }

@@ -97,6 +97,8 @@ pub struct Threads {
     local: Sender<LocalOrder>,
     /// For work that reads a whole database: one at a time, so that it keeps nothing else waiting.
     long: Sender<LocalOrder>,
+    /// The same, while nothing is copied of the database: it must not wait for a page table of another one.
+    doubts: Sender<LocalOrder>,
     lines: HashMap<Destination, Lines>,
     completed: (Sender<Completed>, Receiver<Completed>),
     wake: Arc<dyn Fn() + Send + Sync>,
@@ -108,8 +110,9 @@ impl Threads {
     pub fn start(wake: Arc<dyn Fn() + Send + Sync>, home: Option<PathBuf>) -> Self {
         let (local, orders) = unbounded::<LocalOrder>();
         let (long, long_orders) = unbounded::<LocalOrder>();
+        let (doubts, doubtful_orders) = unbounded::<LocalOrder>();
         let completed = unbounded();
-        let threads = (0..LOCAL_THREADS).map(|_| orders.clone()).chain([long_orders]);
+        let threads = (0..LOCAL_THREADS).map(|_| orders.clone()).chain([long_orders, doubtful_orders]);
         for orders in threads {
             let (done, wake) = (completed.0.clone(), Arc::clone(&wake));
             thread::spawn(move || {
@@ -122,7 +125,7 @@ impl Threads {
                 }
             });
         }
-        Threads { local, long, lines: HashMap::new(), completed, wake, home }
+        Threads { local, long, doubts, lines: HashMap::new(), completed, wake, home }
     }
 
     fn start_line(&self, location: &Location) -> Sender<RemoteOrder> {
@@ -149,9 +152,8 @@ impl Threads {
 impl Workers for Threads {
     fn send_local(&mut self, database: usize, job: LocalJob) {
         let threads = match &job {
-            LocalJob::Table(TableJob::Build(_)) | LocalJob::Compare { .. } | LocalJob::Inspect(_) => {
-                &self.long
-            }
+            LocalJob::Table(TableJob::Build(_)) => &self.long,
+            LocalJob::Compare { .. } | LocalJob::Inspect(_) => &self.doubts,
             _ => &self.local,
         };
         threads.send((database, job)).expect("BUG: the local threads live as long as this");
@@ -236,10 +238,8 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
             });
             let is_durable = synced.as_ref().is_none_or(|(_, result)| result.is_ok());
             let result = is_durable.then(|| checkpoint(&checkpointer, &database, identity, stamp, patience));
-            let stamp = match &result {
-                None | Some(Err(CheckpointFailure::Replaced | CheckpointFailure::Overwritten)) => None,
-                Some(_) => stamp_at(&database),
-            };
+            let was_written = matches!(result, Some(Ok(_)));
+            let stamp = was_written.then(|| stamp_at(&database)).flatten();
             LocalOutcome::Checkpointed { checkpointer, synced, result, stamp }
         }
         LocalJob::Urgent { mut attached, database, budget } => {
@@ -250,8 +250,8 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
             let result = compare(&mut attached, &database, &wal, next_generation);
             LocalOutcome::Compared(attached, result)
         }
-        LocalJob::Inspect(attached) => {
-            let inspection = inspect(&attached);
+        LocalJob::Inspect(mut attached) => {
+            let inspection = inspect(&mut attached);
             LocalOutcome::Inspected(attached, inspection)
         }
         LocalJob::Table(job) => LocalOutcome::Table(job.run()),

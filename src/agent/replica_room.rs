@@ -24,6 +24,8 @@ pub struct ReplicaRoom {
     pub(super) last_error: Option<(String, Now)>,
     pub(super) is_failing: bool,
     pub(super) was_streaming: bool,
+    /// The source's gaps when the last snapshot began to be read.
+    pub(super) snapshot_read_after: u32,
     /// While stopping: the position before which everything was acknowledged.
     held: Option<Position>,
 }
@@ -40,6 +42,7 @@ impl ReplicaRoom {
             last_error: None,
             is_failing: false,
             was_streaming: false,
+            snapshot_read_after: 0,
             held: None,
         }
     }
@@ -61,13 +64,13 @@ impl ReplicaRoom {
         }
     }
 
-    /// The order that is due, if any. `database` gives the descriptor for a snapshot.
+    /// The order that is due, if any. `database` gives the descriptor for a snapshot, and the source's gaps.
     pub fn next_order(
         &mut self,
         extent: &ShadowExtent,
         shadow: &std::path::Path,
         disk: &Arc<dyn Disk>,
-        database: impl FnOnce() -> Option<Arc<std::fs::File>>,
+        database: impl FnOnce() -> Option<(Arc<std::fs::File>, u32)>,
         attempt: u64,
         now: Now,
     ) -> Option<Order> {
@@ -81,6 +84,10 @@ impl ReplicaRoom {
             false => None,
         };
         let job = course.next_job(extent, now.mono)?;
+        let descriptor = descriptor.map(|(descriptor, gaps)| {
+            self.snapshot_read_after = gaps;
+            descriptor
+        });
         let root = match &self.config.location {
             Location::Folder(folder) => folder.display().to_string(),
             Location::Sftp(server) => server.path.clone(),

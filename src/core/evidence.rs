@@ -109,8 +109,7 @@ impl Sighting {
         }
         match self.header == later.header || is_in_wal(&later.header) {
             false => Writer::Another,
-            true if self.alone => Writer::Unknown,
-            true => Writer::Sqlite,
+            true => Writer::Unknown,
         }
     }
 }
@@ -197,10 +196,10 @@ mod tests {
         let backfilled = Sighting { backfilled: (Index::ZERO, 4), ..written };
         assert_eq!(before.writer(&backfilled, unasked), Writer::Sqlite);
         let used = Sighting { alone: false, ..before };
-        assert_eq!(used.writer(&written, unasked), Writer::Sqlite, "killed before it wrote page 1");
+        assert_eq!(used.writer(&written, unasked), Writer::Unknown, "killed before it wrote page 1");
         let other = Sighting { header: [1; 100], ..written };
         let wrote_page_1 = |header: &DatabaseHeader| *header == [1; 100];
-        assert_eq!(used.writer(&other, wrote_page_1), Writer::Sqlite);
+        assert_eq!(used.writer(&other, wrote_page_1), Writer::Unknown);
         assert_eq!(before.writer(&other, wrote_page_1), Writer::Unknown);
         assert_eq!(used.writer(&other, |_| false), Writer::Another, "no checkpoint writes this");
         assert_eq!(before.writer(&other, |_| false), Writer::Another);

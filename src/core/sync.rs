@@ -53,6 +53,8 @@ pub enum Break {
     DatabaseReplaced,
     /// The database file was written by something other than SQLite while we held it, and nobody else.
     DatabaseOverwritten,
+    /// The database file was written while nobody else had it open, and nothing can tell by whom.
+    DatabaseDoubtful,
     /// The database was written while nobody held it, and the WAL that could tell what is gone.
     DatabaseChanged,
     /// The WAL was deleted or replaced under the agent.
@@ -81,6 +83,9 @@ impl fmt::Display for Break {
             Break::IndexExhausted => "the generation has used up its indexes",
             Break::DatabaseReplaced => "another file was put in the database's place",
             Break::DatabaseOverwritten => "something other than SQLite has written over the database",
+            Break::DatabaseDoubtful => {
+                "the database was written while nobody had it open, and it cannot be told by whom"
+            }
             Break::DatabaseChanged => "the database was changed while the agent did not hold it",
             Break::WalReplaced => "the WAL was deleted or replaced while it was being read",
             Break::WalContinued => {

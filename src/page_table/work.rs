@@ -225,15 +225,14 @@ pub struct Difference {
     pub entries: Entries,
 }
 
-/// `counts` are the pages in the table on disk, and with `changes` laid over it.
+/// Compares so many pages of the database. `counts` are the pages in the table on disk, and with `changes` laid over it.
 pub(super) fn compare(
-    database: &File,
+    (database, page_count): (&File, PageCount),
     table: &dyn DiskFile,
     counts: (PageCount, PageCount),
     changes: &PageChanges,
     entries: Entries,
 ) -> Result<Difference, TableError> {
-    let page_count = page_count_of(database, entries.page_size())?;
     let size = entries.page_size().get() as usize;
     let (mut pages, mut known) = (Vec::new(), Vec::new());
     let (mut buffer, mut first) = (vec![0; CHUNK], 1);
@@ -263,25 +262,28 @@ pub(super) fn compare(
         }
         first += wanted as u32;
     }
-    if pages.is_empty() && page_count != before {
-        pages.extend(PageNumber::new(1));
-    }
     Ok(Difference { page_count, pages, entries })
 }
 
 /// The size of a database whose file is the whole of it: the header's, where that is valid (SQLite file format, 1.3.7),
 /// or the file's.
-fn page_count_of(database: &File, page_size: PageSize) -> Result<PageCount, TableError> {
+pub(super) fn page_count_of(database: &File, page_size: PageSize) -> Result<PageCount, TableError> {
     let mut header = [0; 100];
     FileExt::read_exact_at(database, &mut header, 0).map_err(TableError::Database)?;
     if PageSize::from_database_header([header[16], header[17]]) != Some(page_size) {
         return Err(TableError::NotADatabase);
     }
-    let length = database.metadata().map_err(TableError::Database)?.len();
-    let in_file = u32::try_from(length / u64::from(page_size.get())).ok();
+    let in_file = file_page_count_of(database, page_size)?;
     let word = |at: usize| header.get(at..at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
     let in_header = word(28).filter(|_| word(24) == word(92));
-    let count = in_header.filter(|count| *count > 0 && Some(*count) <= in_file).or(in_file);
+    let count = in_header.and_then(PageCount::new).filter(|count| *count <= in_file);
+    Ok(count.unwrap_or(in_file))
+}
+
+/// How many pages a file has by its length.
+pub(super) fn file_page_count_of(database: &File, page_size: PageSize) -> Result<PageCount, TableError> {
+    let length = database.metadata().map_err(TableError::Database)?.len();
+    let count = u32::try_from(length / u64::from(page_size.get())).ok();
     count.and_then(PageCount::new).ok_or(TableError::NotADatabase)
 }
 

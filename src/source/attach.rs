@@ -1,12 +1,12 @@
 //! Attaching to a database, and letting go of it.
 
 use super::capture::{Capture, Look};
-use super::compare::{can_settle, compare, report};
+use super::compare::{Compared, can_settle, compare, report};
 use super::guard::Guard;
 use super::let_go::Resting;
 use super::proof::{self, WalAtPath};
 use super::refusal::Refusal;
-use crate::core::evidence::{Evidence, Stamp};
+use crate::core::evidence::{Evidence, Sighting, Stamp};
 use crate::core::names;
 use crate::core::position::Generation;
 use crate::core::sync::Break;
@@ -124,6 +124,15 @@ impl Attached {
         }
     }
 
+    /// What is seen of the file and of others just now; `None` if it cannot be told.
+    pub fn sight(&self) -> Option<Sighting> {
+        let alone = !locks::is_shared(&self.descriptor).ok()?;
+        let index = self.capture.shadow.extent().index;
+        let backfilled = (index, self.guard.query.wal_extent().ok()?.backfilled);
+        let header = proof::header_of(&self.descriptor);
+        Some(Sighting { stamp: proof::stamp_of(&self.descriptor).ok()?, backfilled, alone, header })
+    }
+
     /// Whether the file that is open is the one at its path.
     pub fn is_at_path(&self, path: &Path) -> bool {
         FileIdentity::of_file(&self.descriptor).ok().is_some_and(|id| FileIdentity::of_path(path) == Some(id))
@@ -160,6 +169,8 @@ pub enum AttachOutcome {
     Attached {
         /// What is held.
         attached: Box<Attached>,
+        /// The file, with our reader begun: what is written into it from then on is asked about.
+        seen: Option<Sighting>,
         /// Why the last generation does not go on; `None` if it may.
         reason: Option<Break>,
         /// It was not in WAL mode, and is now.
@@ -226,35 +237,37 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
         descriptor: Arc::new(descriptor),
         lock,
     };
-    let reason = match beginning {
-        Beginning::Proven => None,
-        Beginning::New(reason) => Some(reason),
+    attached.capture.open_live().map_err(|e| Refusal::NoAccess(e.to_string()))?;
+    let seen = attached.sight();
+    let (reason, seen) = match beginning {
+        Beginning::Proven => (None, seen),
+        Beginning::New(reason) => (Some(reason), seen),
         Beginning::Doubtful(reason) => go_on_compared(&mut attached, request, reason)?,
         // What else it finds, the next look finds again.
         Beginning::ToBeSeen => match attached.capture.look(&attached.guard.query) {
             Ok(Look::Broken(reason)) if can_settle(&reason) => {
                 go_on_compared(&mut attached, request, reason)?
             }
-            _ => None,
+            _ => (None, seen),
         },
     };
-    Ok(AttachOutcome::Attached { attached: Box::new(attached), reason, was_switched })
+    Ok(AttachOutcome::Attached { attached: Box::new(attached), seen, reason, was_switched })
 }
 
-/// Proves by the page table what became of the database, or begins a new generation; returns why.
+/// Proves by the page table what became of the database, or begins a new generation; returns why, and the file.
 fn go_on_compared(
     attached: &mut Attached,
     request: &AttachRequest,
     reason: Break,
-) -> Result<Option<Break>, Refusal> {
+) -> Result<(Option<Break>, Option<Sighting>), Refusal> {
     let result = compare(attached, &request.database, &request.wal, request.next_generation);
     report(&request.database, &reason, &result);
-    if result.is_err() {
-        let begun = attached.begin_generation(&request.disk, &request.meta, request.next_generation);
-        begun.map_err(|e| meta_error(request, e))?;
-        return Ok(Some(reason));
+    if let Ok(Compared { seen, .. }) = result {
+        return Ok((None, Some(seen)));
     }
-    Ok(None)
+    let begun = attached.begin_generation(&request.disk, &request.meta, request.next_generation);
+    begun.map_err(|e| meta_error(request, e))?;
+    Ok((Some(reason), attached.sight()))
 }
 
 /// A handle asks for the mode so that it has read page 1, and with it the page size, before it is asked more.

@@ -1,6 +1,6 @@
 //! What a source does when continuity is lost: it compares, begins a new generation, or lets go.
 
-use super::compare::{Doubt, can_settle, report};
+use super::compare::{Compared, Doubt, can_settle, report};
 use super::job::LocalJob;
 use super::recheck::Recheck;
 use super::refusal::Refusal;
@@ -21,24 +21,27 @@ impl Source {
             | Break::WalReplaced
             | Break::HeaderInvalid
             | Break::ChainBroken => self.leaving = Some(reason),
-            reason if can_settle(&reason) => self.to_compare = Some(reason),
+            reason if can_settle(&reason) => {
+                self.gaps = self.gaps.wrapping_add(1);
+                self.to_compare = Some(reason);
+            }
             reason => self.request_generation(reason),
         }
     }
 
-    /// Lends everything to a worker that compares, once nothing of it is lent. Without a page table a generation is
-    /// asked for.
+    /// Whether what is lent comes back first, or the page table can be compared with a moment later.
+    pub(super) fn awaits_table(&self) -> bool {
+        let is_written =
+            matches!(&self.state, State::Attached(attached) if attached.capture.table.is_being_written());
+        self.job_in_flight || is_written && self.table.is_in_flight()
+    }
+
+    /// Lends everything to a worker that compares, once nothing of it is lent.
     pub(super) fn compare_job(&mut self, generation: Generation) -> Option<LocalJob> {
-        if self.is_busy() {
+        if self.awaits_table() {
             return None;
         }
         self.take_back_table();
-        let State::Attached(attached) = &self.state else { return None };
-        if attached.capture.table.state().is_none() {
-            let reason = self.to_compare.take()?;
-            self.request_generation(reason);
-            return None;
-        }
         (self.recheck, self.move_at, self.aside) = (None, None, None);
         Some(LocalJob::Compare {
             attached: self.lend()?,
@@ -48,7 +51,8 @@ impl Source {
         })
     }
 
-    pub(super) fn on_compared(&mut self, result: &Result<usize, Doubt>) {
+    pub(super) fn on_compared(&mut self, result: &Result<Compared, Doubt>) {
+        self.sighting = result.as_ref().ok().map(|compared| compared.seen);
         let Some(reason) = self.to_compare.take() else { return };
         report(&self.settings.database, &reason, result);
         if result.is_err() {
@@ -78,7 +82,7 @@ impl Source {
             Ok(()) => {
                 self.count_break(reason);
                 (self.requested_break, self.to_compare) = (None, None);
-                (self.recheck, self.move_at) = (None, None);
+                (self.recheck, self.move_at, self.uncopied) = (None, None, None);
                 self.hot = true;
                 true
             }

@@ -210,7 +210,10 @@ impl Capture {
     }
 
     /// Opens the WAL if there is one. `false` if the one that was open is not at its path any more.
-    fn open_live(&mut self) -> Result<bool, LookError> {
+    ///
+    /// # Errors
+    /// It cannot be opened, or mapped.
+    pub fn open_live(&mut self) -> Result<bool, LookError> {
         let error = |e| LookError::Wal(self.wal_path.clone(), e);
         if let Some(live) = &self.live {
             return Ok(live.file.metadata().map_err(error)?.nlink() > 0);

@@ -11,6 +11,7 @@
 
 use super::attach::Attached;
 use super::proof;
+use crate::core::evidence::Sighting;
 use crate::core::position::Generation;
 use crate::core::sync::Break;
 use crate::core::synthetic::SyntheticWal;
@@ -49,6 +50,9 @@ pub enum Doubt {
     /// What was compared is not the database.
     #[error("another file is at the database's path")]
     Replaced,
+    /// While our reader forbade all backfill.
+    #[error("something other than SQLite has written the file meanwhile")]
+    Overwritten,
     /// The table, or the database, could not be read.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -63,14 +67,23 @@ pub enum Doubt {
     Disk(#[from] io::Error),
 }
 
+/// What comparing has found.
+#[derive(Debug, Clone, Copy)]
+pub struct Compared {
+    /// How many pages had changed.
+    pub pages: usize,
+    /// The file that was compared.
+    pub seen: Sighting,
+}
+
 /// Says how comparing has ended.
-pub(super) fn report(database: &Path, reason: &Break, result: &Result<usize, Doubt>) {
+pub(super) fn report(database: &Path, reason: &Break, result: &Result<Compared, Doubt>) {
     let name = database.display();
     match result {
-        Ok(0) => info!(
+        Ok(Compared { pages: 0, .. }) => info!(
             "{name}: {reason}; compared with the page table: no page has changed, the generation goes on"
         ),
-        Ok(pages) => info!(
+        Ok(Compared { pages, .. }) => info!(
             "{name}: {reason}; compared with the page table: {pages} pages have changed and are copied, the generation \
              goes on"
         ),
@@ -92,7 +105,7 @@ pub(super) fn can_settle(reason: &Break) -> bool {
     )
 }
 
-/// Compares, and copies what has changed; returns how many pages did. `next_generation` is the one that would begin
+/// Compares, and copies what has changed. `next_generation` is the one that would begin
 /// otherwise.
 ///
 /// # Errors
@@ -102,23 +115,31 @@ pub fn compare(
     database: &Path,
     wal: &Path,
     next_generation: Generation,
-) -> Result<usize, Doubt> {
+) -> Result<Compared, Doubt> {
     if attached.capture.table.state().is_none() {
         return Err(Doubt::NoTable);
     }
     settle(attached, database, wal)?;
+    let seen = attached.sight().ok_or(Doubt::Busy)?;
     let difference = attached.capture.table.compare(&attached.descriptor)?;
-    let changed = difference.pages.len();
-    if changed > difference.page_count.get() as usize / 2 + 16 {
+    must_be(attached, &seen)?;
+    let pages = difference.pages.len();
+    if pages > difference.page_count.get() as usize / 2 + 16 {
         return Err(Doubt::TooMuch);
     }
-    if changed > 0 {
-        copy(attached, &difference, salt_of(next_generation))?;
+    if pages > 0 {
+        copy(attached, &difference, salt_of(next_generation), &seen)?;
     }
     let index = attached.capture.shadow.extent().index;
     attached.guard.stand_at(index);
     attached.capture.guarded = true;
-    Ok(changed)
+    Ok(Compared { pages, seen: Sighting { backfilled: (index, seen.backfilled.1), ..seen } })
+}
+
+/// Fails if the file has been written since.
+fn must_be(attached: &Attached, seen: &Sighting) -> Result<(), Doubt> {
+    let is_same = proof::stamp_of(&attached.descriptor)? == seen.stamp;
+    is_same.then_some(()).ok_or(Doubt::Overwritten)
 }
 
 /// Brings everything into the file, with our reader on read lock 0.
@@ -146,7 +167,7 @@ fn settle(attached: &mut Attached, database: &Path, wal: &Path) -> Result<(), Do
 }
 
 /// Writes the pages that differ as one transaction into the next index.
-fn copy(attached: &mut Attached, difference: &Difference, salt: Salt) -> Result<(), Doubt> {
+fn copy(attached: &mut Attached, difference: &Difference, salt: Salt, seen: &Sighting) -> Result<(), Doubt> {
     let page_size = difference.entries.page_size();
     let mut wal = SyntheticWal::new(page_size, salt);
     let capture = &mut attached.capture;
@@ -159,6 +180,10 @@ fn copy(attached: &mut Attached, difference: &Difference, salt: Salt) -> Result<
         FileExt::read_exact_at(&*attached.descriptor, &mut page, number.file_offset(page_size))?;
         let commit = (Some(number) == last).then_some(difference.page_count);
         wal.push(&mut frames, *number, &page, commit);
+        if commit.is_some() {
+            must_be(attached, seen)?;
+        }
+        let capture = &mut attached.capture;
         if frames.len() >= WINDOW || commit.is_some() {
             let entries = difference.entries;
             capture.shadow.append(&frames, |header, page| {
@@ -170,6 +195,6 @@ fn copy(attached: &mut Attached, difference: &Difference, salt: Salt) -> Result<
             capture.table.take(&mut staged);
         }
     }
-    capture.keep_state();
+    attached.capture.keep_state();
     Ok(())
 }

@@ -2,21 +2,24 @@
 //! not SQLite.
 //!
 //! Its times cannot tell, nor can its header: a program may come, and be killed in its checkpoint, between two looks of
-//! ours; and a backup may have the header that the database has. Its pages can. A checkpoint writes what is in the WAL,
-//! and nothing behind our reader's mark, so nothing that is not copied. So each page either is in the copied WAL, and then
-//! whatever stands in the file counts for nothing, or must be what the page table says. To take a killed checkpoint for
-//! another file would lose the commits in its WAL.
+//! ours; and a backup may have the header that the database has. Its pages can. A checkpoint writes the newest frame of
+//! a page, or leaves the page alone; once it says that a frame is backfilled, SQLite reads that page from the file. So
+//! of a page whose newest frame is behind that point, nobody reads what stands in the file; every other page must be
+//! what the page table says. That holds beside users, too: our reader lets them backfill nothing that is not copied.
+//!
+//! To take a killed checkpoint for another file would lose the commits in its WAL.
 
 use super::attach::Attached;
-use super::proof;
+use super::capture::{Look, LookError};
 use crate::core::page::PageNumber;
-use crate::locks;
+use crate::core::sync::Break;
 use crate::page_table::TableError;
+use crate::sqlite::{SqliteError, WalExtent};
 use std::io;
 use std::thread;
 use std::time::Duration;
 
-/// How often it is tried while the file is being written, and the pause between two tries.
+/// How often it is tried to have everything copied, and the pause while SQLite is in the way.
 const TRIES: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -24,13 +27,13 @@ const PAUSE: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub enum Inspection {
     /// With its WAL, it is the database.
-    Checkpointed,
+    Whole,
     /// It is not.
     Overwritten,
-    /// Somebody has it open now.
-    Used,
-    /// It is still being written.
+    /// Too much is written just now; it is inspected again.
     Unsettled,
+    /// A look on the way found this.
+    Broken(Break),
     /// They could not be compared.
     Unknown(InspectionError),
 }
@@ -38,41 +41,64 @@ pub enum Inspection {
 /// Why the pages of a file could not be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectionError {
-    /// There is no table, or it or the file could not be read.
+    /// There is none to compare with.
+    #[error("there is no page table to compare with")]
+    NoTable,
+    /// It was recovered after everything in it was compared: its frames are in no index.
+    #[error("its WAL was recovered")]
+    Recovered,
+    /// The table or the file could not be read.
     #[error("page table: {0}")]
     Table(#[from] TableError),
-    /// The shadow, or the file's times, could not be read.
+    /// Not everything could be copied.
     #[error(transparent)]
-    Disk(#[from] io::Error),
+    Look(#[from] LookError),
+    /// The shadow could not be read.
+    #[error("cannot read the shadow WAL: {0}")]
+    Shadow(#[from] io::Error),
 }
 
-/// Compares a file that nobody else has open with the page table and the WAL.
-pub fn inspect(attached: &Attached) -> Inspection {
-    (0..TRIES)
-        .find_map(|_| try_inspect(attached).unwrap_or_else(|e| Some(Inspection::Unknown(e))))
-        .unwrap_or(Inspection::Unsettled)
+/// Compares a file with the page table and the WAL.
+pub fn inspect(attached: &mut Attached) -> Inspection {
+    try_inspect(attached).unwrap_or_else(Inspection::Unknown)
 }
 
-/// `None` if the file was written meanwhile.
-fn try_inspect(attached: &Attached) -> Result<Option<Inspection>, InspectionError> {
-    let before = proof::stamp_of(&attached.descriptor)?;
-    if locks::is_shared(&attached.descriptor)? {
-        return Ok(Some(Inspection::Used));
+fn try_inspect(attached: &mut Attached) -> Result<Inspection, InspectionError> {
+    for _ in 0..TRIES {
+        let capture = &mut attached.capture;
+        let index = capture.shadow.extent().index;
+        let extent = match attached.guard.query.wal_extent() {
+            Err(SqliteError::Busy) => None,
+            other => Some(other.map_err(LookError::from)?),
+        };
+        match (capture.look(&attached.guard.query)?, extent) {
+            // Everything is copied that a checkpoint could know when `extent` was said.
+            (Look::UpToDate { .. } | Look::More { left: 0 }, Some(extent))
+                if capture.shadow.extent().index == index =>
+            {
+                let is_whole = is_whole(attached, extent)?;
+                return Ok(if is_whole { Inspection::Whole } else { Inspection::Overwritten });
+            }
+            (Look::Broken(reason), _) => return Ok(Inspection::Broken(reason)),
+            (Look::Again, _) | (_, None) => thread::sleep(PAUSE),
+            (Look::UpToDate { .. } | Look::More { .. }, Some(_)) => {}
+        }
     }
-    let is_whole = is_whole(attached)?;
-    if proof::stamp_of(&attached.descriptor)? != before {
-        thread::sleep(PAUSE);
-        return Ok(None);
-    }
-    Ok(Some(if is_whole { Inspection::Checkpointed } else { Inspection::Overwritten }))
+    Ok(Inspection::Unsettled)
 }
 
-/// Whether the file, with the copied WAL laid over it, is what was committed last.
-fn is_whole(attached: &Attached) -> Result<bool, InspectionError> {
+/// Whether the file, with the WAL behind what is backfilled laid over it, is what was committed last.
+fn is_whole(attached: &Attached, extent: WalExtent) -> Result<bool, InspectionError> {
     let capture = &attached.capture;
-    let difference = capture.table.compare(&attached.descriptor)?;
-    let in_wal = capture.shadow.pages()?;
-    let count = capture.table.state().map_or(0, |state| state.page_count.get());
+    let Some(state) = capture.table.state() else { return Err(InspectionError::NoTable) };
+    let is_backfilled = extent.is_backfilled();
+    if capture.settled.is_some() && !is_backfilled {
+        return Err(InspectionError::Recovered);
+    }
+    let read_from = if is_backfilled { u32::MAX } else { extent.backfilled };
+    let in_wal = capture.shadow.pages_behind(read_from)?;
+    let difference = capture.table.compare_file(&attached.descriptor)?;
+    let count = state.page_count.get();
     let counts_for_nothing = |number: &PageNumber| number.get() > count || in_wal.contains(number);
     let mut missing = (difference.page_count.get() + 1..=count).filter_map(PageNumber::new);
     Ok(difference.pages.iter().all(counts_for_nothing) && missing.all(|number| counts_for_nothing(&number)))

@@ -1,7 +1,7 @@
 //! What a worker is asked to do for a database, and what it brings back.
 
 use super::attach::{AttachOutcome, AttachRequest, Attached, FileIdentity};
-use super::compare::Doubt;
+use super::compare::{Compared, Doubt};
 use super::inspect::Inspection;
 use super::let_go::{LetGoOutcome, LetGoRequest};
 use super::round::UrgentReport;
@@ -86,13 +86,13 @@ pub enum LocalOutcome {
         synced: Option<(ShadowSync, io::Result<()>)>,
         /// What the wal-index said then; `None` if it did not come to that.
         result: Option<Result<WalExtent, CheckpointFailure>>,
-        /// The file directly after it; `None` if it was refused, so that nothing was written.
+        /// The file directly after it; `None` if it was refused or failed, so that it may be as it was.
         stamp: Option<Stamp>,
     },
     /// Of `Urgent`.
     Urgent(Box<Attached>, UrgentReport),
-    /// Of `Compare`: how many pages had changed.
-    Compared(Box<Attached>, Result<usize, Doubt>),
+    /// Of `Compare`.
+    Compared(Box<Attached>, Result<Compared, Doubt>),
     /// Of `Inspect`.
     Inspected(Box<Attached>, Inspection),
     /// Of `LetGo`.

@@ -25,7 +25,7 @@ mod yielding;
 
 pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, attach};
 pub use capture::{Look, LookError};
-pub use compare::{Doubt, compare};
+pub use compare::{Compared, Doubt, compare};
 pub use inspect::{Inspection, InspectionError, inspect};
 pub use job::{CheckpointFailure, LocalJob, LocalOutcome};
 pub use let_go::{LetGoOutcome, LetGoRequest, Resting, Stay, let_go};
@@ -159,6 +159,8 @@ pub struct Source {
     leaving: Option<Break>,
     /// The file and who was there, when that was last looked at.
     sighting: Option<Sighting>,
+    /// That could not be looked at when there was reason to.
+    look_around_at: Option<Recheck>,
     /// Nobody else is there: when we let go.
     let_go_at: Option<Instant>,
     let_go_again: Option<Recheck>,
@@ -169,6 +171,7 @@ pub struct Source {
     is_needed: bool,
     behind: u64,
     descriptor: Weak<File>,
+    gaps: u32,
     breaks: u32,
     last_break: Option<Break>,
     holds: WriteLockHolds,
@@ -215,6 +218,7 @@ impl Source {
             break_at: None,
             leaving: None,
             sighting: None,
+            look_around_at: None,
             let_go_at: None,
             let_go_again: None,
             stay: None,
@@ -222,6 +226,7 @@ impl Source {
             is_needed: false,
             behind: 0,
             descriptor: Weak::new(),
+            gaps: 0,
             breaks: 0,
             last_break: None,
             holds: WriteLockHolds::default(),
@@ -267,9 +272,9 @@ impl Source {
             _ => false,
         }
     }
-    /// Whether continuity is lost, and what follows has not been done yet.
+    /// Whether continuity is lost or in doubt, and what follows has not been done yet.
     fn is_broken(&self) -> bool {
-        self.requested_break.is_some() || self.to_compare.is_some()
+        self.requested_break.is_some() || self.is_comparing()
     }
     /// The wal-index at the last look.
     pub fn wal_extent(&self) -> WalExtent {
@@ -279,9 +284,14 @@ impl Source {
     pub fn uncopied(&self) -> Option<(u64, Instant)> {
         self.uncopied
     }
-    /// Whether it is being found out what became of the database while nobody of us held it.
+    /// Whether its pages are being compared with the page table, or will be.
     pub fn is_comparing(&self) -> bool {
-        self.to_compare.is_some()
+        self.to_compare.is_some() || self.to_inspect
+    }
+    /// How often the database may have been checkpointed beyond what was copied, and the generation may go on all the
+    /// same: what was read of the file before, and what is read after it, are of no one time.
+    pub fn gaps(&self) -> u32 {
+        self.gaps
     }
     /// How often, and why last, continuity was lost.
     pub fn breaks(&self) -> (u32, Option<&Break>) {

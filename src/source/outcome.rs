@@ -44,12 +44,10 @@ impl Source {
             }
             LocalOutcome::Urgent(attached, report) => {
                 self.state = State::Attached(attached);
-                self.sighting = None;
                 self.on_urgent(report, now);
             }
             LocalOutcome::Compared(attached, result) => {
                 self.state = State::Attached(attached);
-                self.sighting = None;
                 self.on_compared(&result);
             }
             LocalOutcome::Inspected(attached, inspection) => {
@@ -101,7 +99,7 @@ impl Source {
                 self.hold_nothing();
                 self.dirty = Dirty::ALL;
             }
-            AttachOutcome::Attached { attached, reason, was_switched } => {
+            AttachOutcome::Attached { attached, seen, reason, was_switched } => {
                 if was_switched {
                     info!("{name}: was not in WAL mode; it is now, and stays so");
                 }
@@ -112,6 +110,7 @@ impl Source {
                 }
                 self.descriptor = Arc::downgrade(&attached.descriptor);
                 self.state = State::Attached(attached);
+                self.sighting = seen;
                 // The pause between two tries goes on growing until a look succeeds.
                 self.forced_break = None;
             }

@@ -1,16 +1,14 @@
 //! Whether anybody else has the database open: letting go of it when nobody has, and coming back when somebody does.
 
-use super::attach::Attached;
 use super::inspect::Inspection;
 use super::job::LocalJob;
 use super::let_go::{LetGoOutcome, LetGoRequest, Stay};
 use super::proof;
 use super::recheck::Recheck;
-use super::{Source, State, Task};
+use super::{LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::checkpoint::CheckpointState;
 use crate::core::evidence::{DatabaseHeader, Sighting, Stamp, Writer};
 use crate::core::sync::{Break, Dirty};
-use crate::locks;
 use crate::sqlite::WalExtent;
 use log::{info, warn};
 use std::sync::Arc;
@@ -34,17 +32,24 @@ impl Source {
     /// application's every commit need not be asked about.
     pub(super) fn look_around(&mut self, now: Instant) {
         let dirty = self.dirty;
-        let has_file_event = dirty.database || dirty.closed || dirty.folder;
         let is_alone = self.sighting.is_none_or(|sighting| sighting.alone);
-        if self.sighting.is_some() && !has_file_event && !(is_alone && dirty.any()) {
+        let has_event = dirty.database || dirty.closed || is_alone && dirty.any();
+        let is_due = self.look_around_at.is_some_and(|look| now >= look.at);
+        if self.sighting.is_some() && !has_event && !is_due {
+            return;
+        }
+        if !self.may_look_around() {
+            self.look_around_at = Some(Recheck::now(now));
             return;
         }
         let State::Attached(attached) = &self.state else { return };
-        if attached.checkpointer.is_none() {
-            return; // while our own checkpoint writes, the file's times say nothing
-        }
+        let Some(sighting) = attached.sight() else {
+            let again = Recheck::after(self.look_around_at, RETRY_PAUSE, LONGEST_RETRY_PAUSE, now);
+            self.look_around_at = Some(again);
+            return;
+        };
+        self.look_around_at = None;
         let before = self.sighting.take();
-        let Some(sighting) = sight(attached) else { return };
         let shadow = &attached.capture.shadow;
         let is_in_wal = |header: &DatabaseHeader| shadow.headers().is_ok_and(|all| all.contains(header));
         match before.map_or(Writer::Sqlite, |before| before.writer(&sighting, is_in_wal)) {
@@ -59,7 +64,7 @@ impl Source {
                 return;
             }
         }
-        if dirty.closed {
+        if dirty.closed || is_due {
             self.let_go_again = None;
         }
         if !sighting.alone {
@@ -71,28 +76,44 @@ impl Source {
         self.sighting = Some(sighting);
     }
 
+    /// Whether the file says something. While our own checkpoint writes, its times say nothing; and while what is
+    /// committed is not copied, nothing can be said of its pages.
+    fn may_look_around(&self) -> bool {
+        let is_lent = matches!(&self.state, State::Attached(attached) if attached.checkpointer.is_none());
+        !is_lent && self.is_certain()
+    }
+
+    /// When others and the file are looked at though nothing happens.
+    pub(super) fn look_around_timeout(&self) -> Option<Instant> {
+        self.look_around_at.filter(|_| self.may_look_around()).map(|look| look.at)
+    }
+
     /// Lends everything to a worker that inspects the file, once nothing of it is lent.
     pub(super) fn inspect_job(&mut self) -> Option<LocalJob> {
-        if self.is_busy() {
+        if self.awaits_table() {
             return None;
         }
         self.take_back_table();
-        self.to_inspect = false;
         Some(LocalJob::Inspect(self.lend()?))
     }
 
     pub(super) fn on_inspected(&mut self, inspection: Inspection) {
         let name = self.settings.database.display();
+        self.to_inspect = matches!(inspection, Inspection::Unsettled);
         match inspection {
-            Inspection::Used => {}
-            Inspection::Checkpointed => {
+            Inspection::Whole => {
                 info!("{name}: was written by a checkpoint that did not end; its WAL goes on")
             }
-            Inspection::Unknown(error) => info!(
-                "{name}: was written while nobody had it open, it cannot be told by whom ({error}); its WAL goes on"
-            ),
-            Inspection::Unsettled => self.to_inspect = true,
+            Inspection::Unsettled => {}
+            Inspection::Broken(reason) => self.on_break(reason),
             Inspection::Overwritten => self.leaving = Some(Break::DatabaseOverwritten),
+            Inspection::Unknown(error) => {
+                info!(
+                    "{name}: was written while nobody had it open, its pages cannot tell by whom ({error})"
+                );
+                // Its WAL may hold commits that are nowhere else, so it stays; whatever the file is, is copied anew.
+                self.request_generation(Break::DatabaseDoubtful);
+            }
         }
     }
 
@@ -208,7 +229,7 @@ impl Source {
         (self.yield_at, self.aside, self.yielded_at) = (None, None, None);
         (self.urgent_next, self.needs_sync) = (false, false);
         (self.sighting, self.let_go_at, self.settle_at) = (None, None, None);
-        self.to_inspect = false;
+        (self.to_inspect, self.look_around_at) = (false, None);
         self.checkpoint = CheckpointState::new();
         (self.extent, self.uncopied) = (WalExtent { frames: 0, backfilled: 0 }, None);
         self.problems.remove(&Task::Look);
@@ -250,13 +271,4 @@ impl Source {
         }
         self.settle_at.is_some_and(|at| now >= at)
     }
-}
-
-/// What is seen of the file and of others just now; `None` if it cannot be told.
-fn sight(attached: &Attached) -> Option<Sighting> {
-    let alone = !locks::is_shared(&attached.descriptor).ok()?;
-    let index = attached.capture.shadow.extent().index;
-    let backfilled = (index, attached.guard.query.wal_extent().ok()?.backfilled);
-    let header = proof::header_of(&attached.descriptor);
-    Some(Sighting { stamp: proof::stamp_of(&attached.descriptor).ok()?, backfilled, alone, header })
 }

@@ -16,6 +16,8 @@ pub(super) const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 const FEW_FRAMES: u32 = 200;
 /// How often the checkpoint follows the writers before the round gives up, or goes on with what is left.
 const MOST_CHASES: u32 = 6;
+/// Between two of them, where somebody else's reader was in the way.
+const CHASE_PAUSE: Duration = Duration::from_millis(1);
 /// A copy takes a few turns at the most: the bulk of it was done before.
 const MOST_MOVES: u32 = 64;
 
@@ -61,19 +63,21 @@ pub fn urgent_round(attached: &mut Attached, database: &Path, budget: Duration) 
 }
 
 /// Copies, makes durable and checkpoints beside the writers, until little is left for the time under the lock. While
-/// somebody else's reader is in the way, the lock would be of no use.
+/// somebody else's reader is in the way, the lock would be of no use: a short one is waited for.
 fn chase(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
+    let mut is_hindered = false;
     for _ in 0..MOST_CHASES {
+        if is_hindered {
+            std::thread::sleep(CHASE_PAUSE);
+        }
         move_reader(attached, None)?;
         let extent = checkpoint(attached, database, None)?;
-        if attached.guard.is_beyond(extent) {
-            return Err(Stop::Later);
-        }
-        if extent.left() <= FEW_FRAMES {
+        is_hindered = attached.guard.is_beyond(extent);
+        if !is_hindered && extent.left() <= FEW_FRAMES {
             return Ok(());
         }
     }
-    Ok(())
+    if is_hindered { Err(Stop::Later) } else { Ok(()) }
 }
 
 fn take_write_lock(attached: &Attached) -> Result<(), Stop> {

@@ -37,15 +37,14 @@ impl Source {
         if !self.to_inspect && self.requested_break.is_some() {
             return Some(self.break_at.map_or(now, |r| r.at));
         }
-        let is_asked = self.to_inspect || self.to_compare.is_some();
-        if is_asked && self.is_busy() {
-            return None;
-        }
-        if is_asked || self.hot || self.dirty.any() {
-            return Some(now);
+        if self.is_comparing() {
+            return (!self.awaits_table()).then_some(now);
         }
         if let Some(aside) = self.aside {
-            return Some(aside.next);
+            return Some(if self.dirty.any() { aside.after_event(now) } else { aside.next });
+        }
+        if self.hot || self.dirty.any() {
+            return Some(now);
         }
         let at = |recheck: Option<Recheck>| recheck.map(|r| r.at);
         let extent = self.checkpoint_extent();
@@ -55,7 +54,8 @@ impl Source {
         let checkpoint = checkpoint.filter(|_| self.may_checkpoint());
         let let_go = self.let_go_at.filter(|_| !self.job_in_flight);
         let listens = self.pace.next_timeout(now);
-        let times = [at(self.recheck), at(self.move_at), at(self.yield_at), checkpoint, let_go, listens];
+        let (moves, yields, around) = (at(self.move_at), at(self.yield_at), self.look_around_timeout());
+        let times = [at(self.recheck), moves, yields, checkpoint, let_go, listens, around];
         times.into_iter().flatten().min()
     }
 

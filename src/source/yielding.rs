@@ -29,11 +29,20 @@ pub struct Aside {
     pub next: Instant,
     /// The pause before that.
     pause: Duration,
+    /// SQLite was in the way when the reader was to begin again.
+    is_hindered: bool,
     until: Instant,
     /// When to step aside again if it was of no use.
     yield_again: Recheck,
     /// What the wal-index said then.
     extent: WalExtent,
+}
+
+impl Aside {
+    /// When the reader begins again after an event.
+    pub fn after_event(&self, now: Instant) -> Instant {
+        if self.is_hindered { self.next } else { now }
+    }
 }
 
 impl Source {
@@ -67,6 +76,7 @@ impl Source {
             self.aside = Some(Aside {
                 next: now + IN_FLIGHT_PAUSE,
                 pause: IN_FLIGHT_PAUSE,
+                is_hindered: false,
                 until: now + ASIDE,
                 yield_again: next,
                 extent: self.extent,
@@ -78,15 +88,15 @@ impl Source {
     pub(super) fn come_back(&mut self, now: Instant) -> bool {
         let (Some(aside), State::Attached(attached)) = (self.aside, &mut self.state) else { return true };
         let pause = (aside.pause * 2).min(LONGEST_ASIDE_PAUSE);
-        let again = Some(Aside { next: now + pause, pause, ..aside });
+        let again = Aside { next: now + pause, pause, ..aside };
         let is_the_same = attached.guard.query.wal_extent().is_ok_and(|extent| extent == aside.extent);
         if is_the_same && !self.dirty.any() && now < aside.until {
-            self.aside = again;
+            self.aside = Some(again);
             return false;
         }
         if attached.guard.come_back(&attached.capture).is_err() {
             // Somebody recovers the WAL, or opens it; nobody restarts it in that moment.
-            self.aside = again;
+            self.aside = Some(Aside { is_hindered: true, ..again });
             return false;
         }
         (self.aside, self.hot) = (None, true);
