@@ -5,18 +5,30 @@ use crate::support::agent::Agent;
 use crate::support::place::{Place, is_streaming, wait_for_page_table};
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
+use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::Duration;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use wal_agent::agent::Now;
+use wal_agent::carry::Order;
+use wal_agent::config::{Config, DatabaseConfig, Durability, ReplicaConfig};
+use wal_agent::core::sync::Dirty;
+use wal_agent::disk::OsDisk;
+use wal_agent::remote::Location;
+use wal_agent::source::LocalJob;
+use wal_agent::worker::{Completed, Workers, do_local};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const PAGE: usize = 4096;
 /// Of an agent that neither checkpoints nor lets go by itself.
 const PATIENT: [&str; 2] = ["checkpoint-interval: 1h", "let-go-after: never"];
 
-/// A database of which some rows are in the file, and later ones in the WAL only; nobody has it open but the agent.
-fn place_with_a_wal() -> (Place, Agent) {
+/// A database of which some rows are in the file, and later ones in the WAL, too; `last` runs after them, and then nobody
+/// has it open but the agent.
+fn place_with_a_wal(last: &str) -> (Place, Agent) {
     let place = Place::new();
     let mut application = Shell::open(&place.database());
     application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
@@ -24,6 +36,7 @@ fn place_with_a_wal() -> (Place, Agent) {
     let agent = place.streaming_agent(&PATIENT);
     application.run("PRAGMA wal_checkpoint(TRUNCATE)");
     application.run("UPDATE t SET data = randomblob(3000) WHERE id % 10 = 0");
+    application.run(last);
     agent.wait_for_status("streams", is_streaming);
     wait_for_page_table(&agent);
     application.close();
@@ -49,7 +62,7 @@ fn write_until_said(place: &Place, agent: &Agent, number: u32, page: &[u8], text
 
 #[test]
 fn what_a_killed_checkpoint_has_left_is_not_taken_for_another_file() {
-    let (place, agent) = place_with_a_wal();
+    let (place, agent) = place_with_a_wal("");
     let frames = frames(&place.wal());
     let (number, page) = frames.iter().find(|(number, _)| *number > 1).expect("rows have changed");
     write_until_said(&place, &agent, *number, page, "was written by a checkpoint that did not end");
@@ -69,7 +82,7 @@ fn what_a_killed_checkpoint_has_left_is_not_taken_for_another_file() {
 
 #[test]
 fn a_page_that_is_in_no_wal_and_was_written_over_shows_another_file_with_the_same_header() {
-    let (place, agent) = place_with_a_wal();
+    let (place, agent) = place_with_a_wal("");
     let in_wal: Vec<u32> = frames(&place.wal()).into_iter().map(|(number, _)| number).collect();
     let pages = fs::metadata(place.database()).expect("it is there").len() / PAGE as u64;
     let number =
@@ -78,4 +91,99 @@ fn a_page_that_is_in_no_wal_and_was_written_over_shows_another_file_with_the_sam
     write_until_said(&place, &agent, number, &[0x55; PAGE], text);
     wait_until("the old WAL is gone", DEADLINE, || !place.wal().exists());
     drop(agent);
+}
+
+#[test]
+fn a_page_that_was_checkpointed_and_written_over_shows_another_file_though_it_is_in_the_wal() {
+    let (place, agent) = place_with_a_wal("PRAGMA wal_checkpoint(FULL)");
+    let frames = frames(&place.wal());
+    let (number, _) = frames.iter().find(|(number, _)| *number > 1).expect("rows have changed");
+    let text = "something other than SQLite has written over the database";
+    write_until_said(&place, &agent, *number, &[0x55; PAGE], text);
+    wait_until("the old WAL is gone", DEADLINE, || !place.wal().exists());
+    drop(agent);
+}
+
+#[test]
+fn a_file_of_which_nothing_can_tell_keeps_its_wal_and_is_copied_anew() {
+    let (place, agent) = place_with_a_wal("");
+    let (number, page) = frames(&place.wal()).into_iter().find(|(number, _)| *number > 1).expect("rows");
+    fs::write(place.page_table(), "").expect("the folder is ours");
+    write_until_said(&place, &agent, number, &page, "it cannot be told by whom");
+    assert!(place.wal().exists(), "{}", agent.log());
+    Shell::open(&place.database()).run("INSERT INTO t (data) VALUES (1)");
+    place.wait_until_replicated(&agent);
+    place.stop(agent);
+    place.assert_restores();
+}
+
+/// Does local jobs at once, and nothing else.
+#[derive(Default)]
+struct AtOnce(VecDeque<Completed>);
+
+impl Workers for AtOnce {
+    fn send_local(&mut self, database: usize, job: LocalJob) {
+        self.0.push_back(Completed::Local { database, outcome: do_local(job) });
+    }
+    fn send_remote(&mut self, _: usize, _: usize, _: &Location, _: Order) {}
+    fn completed(&mut self) -> Option<Completed> {
+        self.0.pop_front()
+    }
+}
+
+#[test]
+fn a_checkpoint_that_is_killed_while_a_long_wal_is_being_copied_is_not_taken_for_another_file() {
+    let place = Place::new();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; PRAGMA wal_autocheckpoint=0; CREATE TABLE t (data BLOB)");
+    application.run("INSERT INTO t SELECT randomblob(3500) FROM generate_series(1, 8000)");
+    application.run("PRAGMA wal_checkpoint(TRUNCATE)");
+    for part in 0..40 {
+        application.run(&format!("UPDATE t SET data = randomblob(3500) WHERE rowid % 40 = {part}"));
+    }
+    application.run("CREATE TABLE last (id INTEGER PRIMARY KEY)");
+    drop(application); // killed, so that its WAL stays
+    let last_page_1 =
+        frames(&place.wal()).into_iter().rfind(|(number, _)| *number == 1).expect("the schema").1;
+    fs::write(place.path("page"), last_page_1).expect("the folder is ours");
+    let replica = ReplicaConfig {
+        name: "unused".to_owned(),
+        location: Location::Folder(place.replica()),
+        sync_interval: None,
+        durability: Durability::Fsync,
+    };
+    let config = Config {
+        socket: place.path("socket"),
+        log_level: None,
+        include: None,
+        databases: vec![DatabaseConfig::new(place.database(), vec![replica])],
+        notices: Vec::new(),
+    };
+    let now = || Now { mono: Instant::now(), wall: SystemTime::now() };
+    let mut agent =
+        wal_agent::agent::Agent::new(&config, Box::new(AtOnce::default()), Arc::new(OsDisk), 7, now());
+    let copied = |agent: &wal_agent::agent::Agent| {
+        agent.status(now()).databases[0].position.map(|position| position.offset.get())
+    };
+    let length = fs::metadata(place.wal()).expect("there is a WAL").len();
+    while copied(&agent).is_none_or(|copied| copied < PAGE as u64) {
+        agent.step(now(), &mut |_| Dirty::ALL);
+    }
+    assert!(copied(&agent) < Some(length), "it is copied in one turn");
+    // Another process: closing the file in this one would drop the locks of SQLite in it.
+    let copy = Command::new("dd")
+        .arg(format!("if={}", place.path("page").display()))
+        .arg(format!("of={}", place.database().display()))
+        .arg("conv=notrunc")
+        .output();
+    assert!(copy.expect("dd can be run").status.success());
+    while copied(&agent).is_none_or(|copied| copied < length) {
+        agent.step(now(), &mut |_| Dirty::ALL);
+    }
+    for _ in 0..10 {
+        agent.step(now(), &mut |_| Dirty::ALL);
+    }
+    assert!(place.wal().exists());
+    let mut reader = Shell::open(&place.database());
+    assert_eq!(reader.value("SELECT count(*) FROM last"), "0", "the last commit is lost");
 }

@@ -9,7 +9,8 @@
 //! - a `cp` before the agent has seen that the application is gone, or within milliseconds of another write of the file,
 //!   whose times are the same then;
 //! - a `cp` over a file of which a snapshot is being read: it is mixed, and a restore of that generation refuses it;
-//! - a `cp` over a file that the agent holds: it is not always told from what a killed checkpoint leaves;
+//! - a `cp` of a backup over a file that the agent holds: if every page that differs is in the WAL, it is what a killed
+//!   checkpoint leaves;
 //! - an application that is started before the old WAL is gone: SQLite itself would read it as the new file's;
 //! - the inode of a file that was removed given to the next one: the tests' file system does not do that.
 //!

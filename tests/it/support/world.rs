@@ -246,8 +246,9 @@ impl World {
         }
     }
 
-    /// An administrator puts another file in the database's place, while the application is closed, and
-    /// removes what is left of the old one, as one must without any agent.
+    /// An administrator puts another file in the database's place, while the application is closed. Where the agent
+    /// holds the WAL of the old one, the application is started when that is gone; else the administrator removes it,
+    /// as one must without any agent.
     pub fn replace_database(&mut self) {
         self.note("the database is to be replaced");
         self.application().leave();
@@ -259,11 +260,17 @@ impl World {
         }
         // What is written into a file right behind another write of it need not show in its times.
         std::thread::sleep(FILE_CLOCK);
-        if self.is_attached() {
-            placing = Placing::Moved;
+        let is_held = self.is_attached();
+        let is_waited_for = is_held && (placing == Placing::Copied || self.random.random_bool(0.5));
+        if !is_waited_for {
+            self.application().remove(&BESIDE);
         }
-        self.application().remove(&BESIDE);
-        self.application().put_in_place(placing, true);
+        // A backup of which every page that differs is in the WAL cannot be told from what a killed checkpoint leaves.
+        let may_be_backup = !is_held || placing == Placing::Moved;
+        self.application().put_in_place(placing, may_be_backup);
+        if is_waited_for {
+            self.await_removal_of_wal();
+        }
         self.application().come_back();
     }
 
