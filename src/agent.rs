@@ -321,14 +321,15 @@ impl Database {
         self.forget_old_shadows();
     }
 
-    /// Keeps the shadow of the last index that every replica has, and of everything behind it.
+    /// Keeps the shadow of the last index that every replica has, unless room is scarce, and of everything behind it.
     fn forget_old_shadows(&mut self) {
         if self.shadow.as_ref().is_none_or(|(extent, _)| extent.complete.len() < 2) {
             return;
         }
         let needed = self.replicas.iter().map(|room| room.course.as_ref()?.needs_from());
         let lowest = needed.reduce(|a, b| Some(a?.min(b?))).flatten();
-        if let Some(index) = lowest.and_then(|index| index.previous()) {
+        let is_scarce = self.source.scarcity().is_some();
+        if let Some(index) = lowest.and_then(|index| if is_scarce { Some(index) } else { index.previous() }) {
             self.source.forget_before(index);
             self.remember_shadow();
         }
@@ -392,6 +393,7 @@ impl Database {
             replicas: self.replicas.iter().map(|room| room.status(extent, uncopied, now)).collect(),
             breaks: Breaks { count: u64::from(count), last_reason: last.map(ToString::to_string) },
             wal_pages: self.source.wal_extent().frames,
+            scarcity: self.source.scarcity(),
             write_lock_holds: self.source.lock_holds(),
         }
     }

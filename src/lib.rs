@@ -96,11 +96,12 @@
 //! - What is copied over a database (`cp` keeps the inode and asks for no lock) while we hold it and nobody else does is
 //!   noticed by its times. They cannot tell it from a checkpoint that was killed, by a program that came and went between
 //!   two looks, and whose WAL must stay: its commits are nowhere else. A header that is neither the old one nor in the WAL
-//!   can, and so can the pages: with the WAL laid over them they are what the page table says, or it is another file.
-//!   Where nothing can tell, the WAL stays. That of a file that was replaced is moved into the meta folder, or renamed. Left over: a
-//!   `cp` in the very millisecond in which our last checkpoint writes; and one of a backup of which every page that
-//!   differs is in the WAL: it is not seen, and where those frames were checkpointed before, its pages stand in the file
-//!   that the generation goes on with.
+//!   can, and so can the pages: those that SQLite reads from the file (no frame of them is behind what is backfilled) are
+//!   what the page table says, or it is another file. Nothing is judged while anything committed is not copied. Where
+//!   nothing can tell, the WAL stays and a new generation begins. The WAL of a file that was replaced is moved into the
+//!   meta folder, or renamed. Left over: a `cp` in the very millisecond in which our last checkpoint writes; and one of a
+//!   backup of which every page that differs is still to be backfilled: SQLite reads those from the WAL, so that the
+//!   database stays what it was before the `cp`, for us as for the application.
 //! - The page table is read with `pread`, eight bytes at a time, and never mapped: a disk that fails is an error then, and
 //!   not SIGBUS, and the simulated disks of tests can hold it.
 //! - The page table stands at any position whose shadow is durable, not only at the start of an index, and what is being

@@ -227,15 +227,15 @@ impl SourceTable {
         Some(problem)
     }
 
-    /// When [`SourceTable::next_job`] may answer though nothing is copied. `is_whole` says that no part of a transaction
-    /// was copied behind what was taken in.
-    pub fn next_timeout(&self, extent: &ShadowExtent, is_whole: bool, now: Instant) -> Option<Instant> {
+    /// When [`SourceTable::next_job`] may answer though nothing is copied. `may_build` says that there is room,
+    /// and no part of a transaction was copied behind what was taken in.
+    pub fn next_timeout(&self, extent: &ShadowExtent, may_build: bool, now: Instant) -> Option<Instant> {
         if self.problem.is_some() {
             return Some(now);
         }
         match (&self.work, &self.standing) {
             // The frames of a transaction that is half copied would be missing.
-            (Work::None, None) => Some(self.build_at.unwrap_or(now)).filter(|_| is_whole),
+            (Work::None, None) => Some(self.build_at.unwrap_or(now)).filter(|_| may_build),
             (Work::Built(_), _) => Some(now),
             (Work::None, Some(standing)) if standing.position == (extent.index, extent.end) => None,
             (Work::None, Some(standing)) => {
@@ -251,15 +251,15 @@ impl SourceTable {
         }
     }
 
-    /// The job that is due, if any. `shadow` is where everything that was taken in ends; `is_whole` as before.
+    /// The job that is due, if any. `shadow` is where everything that was taken in ends; `may_build` as before.
     pub fn next_job(
         &mut self,
         shadow: &ShadowExtent,
-        is_whole: bool,
+        may_build: bool,
         database: &Arc<File>,
         now: Instant,
     ) -> Option<TableJob> {
-        if self.problem.is_some() || self.next_timeout(shadow, is_whole, now).is_none_or(|due| due > now) {
+        if self.problem.is_some() || self.next_timeout(shadow, may_build, now).is_none_or(|due| due > now) {
             return None;
         }
         match std::mem::replace(&mut self.work, Work::None) {

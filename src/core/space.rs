@@ -1,4 +1,7 @@
 //! How much of the local disk the shadow WAL may take while replicas are behind.
+//!
+//! What every replica has is never kept for long, so there is nothing to make smaller by rolling it up. Where room gets
+//! scarce, first nothing is written or kept that is not needed; then the shadow is given up, and the database let go of.
 
 use std::fmt;
 
@@ -35,17 +38,55 @@ pub enum Shortage {
     Free(u64),
 }
 
+/// How room for the shadow WAL gets scarce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scarcity {
+    /// It has more than half of the bytes that it may have.
+    Limit {
+        /// Bytes that it has.
+        kept: u64,
+        /// Bytes that it may have.
+        most: u64,
+    },
+    /// Less than twice of what its disk must keep is free.
+    Free {
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that must be.
+        least: u64,
+    },
+}
+
 impl SpaceLimits {
     /// Bytes that a disk must keep free: what is configured; else 256 MiB, or a twentieth of a small disk.
     pub fn least_free(&self, disk: DiskSpace) -> u64 {
         self.min_free.unwrap_or(DEFAULT_FREE.min(disk.total / DEFAULT_FREE_PART))
     }
 
+    /// Whether what some replica lacks is worth giving up.
+    pub fn is_behind(behind: u64) -> bool {
+        behind >= LEAST_KEPT
+    }
+
+    /// Whether a shadow WAL of `kept` bytes, of which some replica lacks `behind`, comes near to where it must be given
+    /// up.
+    pub fn scarcity(&self, kept: u64, behind: u64, disk: Option<DiskSpace>) -> Option<Scarcity> {
+        if !SpaceLimits::is_behind(behind) {
+            return None;
+        }
+        if let Some(most) = self.max_local.filter(|most| kept > most / 2) {
+            return Some(Scarcity::Limit { kept, most });
+        }
+        let disk = disk?;
+        let least = self.least_free(disk);
+        (disk.free < least.saturating_mul(2)).then_some(Scarcity::Free { free: disk.free, least })
+    }
+
     /// Whether a shadow WAL of `kept` bytes must be given up, of which some replica lacks `behind`. What no replica
     /// lacks is about as large as the application's own WAL, and would be copied again at once: on a disk that is almost
     /// full it is given up only where it is more than what is free.
     pub fn shortage(&self, kept: u64, behind: u64, disk: Option<DiskSpace>) -> Option<Shortage> {
-        let is_behind = behind >= LEAST_KEPT;
+        let is_behind = SpaceLimits::is_behind(behind);
         if is_behind && self.max_local.is_some_and(|most| kept > most) {
             return Some(Shortage::Limit(kept));
         }
@@ -64,9 +105,20 @@ impl fmt::Display for Shortage {
     }
 }
 
+impl fmt::Display for Scarcity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("scarce: ")?;
+        match self {
+            Scarcity::Limit { kept, most } => write!(f, "the shadow WAL has {kept} of {most} bytes")?,
+            Scarcity::Free { free, least } => write!(f, "{free} bytes are free, and {least} must stay so")?,
+        }
+        f.write_str("; what is not needed is left undone, then the shadow WAL is given up")
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{DiskSpace, LEAST_KEPT, Shortage, SpaceLimits};
+    use super::{DiskSpace, LEAST_KEPT, Scarcity, Shortage, SpaceLimits};
 
     const GIB: u64 = 1 << 30;
 
@@ -85,6 +137,20 @@ mod tests {
         assert_eq!(of(bound, beyond, disk(3 * GIB)), Some(Shortage::Limit(beyond)));
         let free = SpaceLimits { max_local: None, ..bound };
         assert_eq!(of(free, LEAST_KEPT, disk(GIB)), Some(Shortage::Free(GIB)));
+    }
+
+    #[test]
+    fn room_is_scarce_before_there_is_none_and_only_for_what_a_replica_lacks() {
+        let disk = |free| Some(DiskSpace { total: 100 * GIB, free });
+        let limits = SpaceLimits { max_local: Some(4 * LEAST_KEPT), min_free: Some(GIB) };
+        let half = 2 * LEAST_KEPT;
+        assert_eq!(limits.scarcity(half, half, disk(2 * GIB)), None);
+        let limit = Scarcity::Limit { kept: half + 1, most: 2 * half };
+        assert_eq!(limits.scarcity(half + 1, half, disk(2 * GIB)), Some(limit));
+        let free = Scarcity::Free { free: 2 * GIB - 1, least: GIB };
+        assert_eq!(limits.scarcity(half, half, disk(2 * GIB - 1)), Some(free));
+        assert_eq!(limits.scarcity(2 * half, LEAST_KEPT - 1, disk(0)), None, "no replica lacks it");
+        assert_eq!(SpaceLimits::default().scarcity(half, half, None), None, "nobody knows");
     }
 
     #[test]

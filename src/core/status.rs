@@ -1,6 +1,7 @@
 //! What the status says, as values, and how healthy that is.
 
 use super::position::{Generation, Position};
+use super::space::Scarcity;
 use std::fmt;
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub struct DatabaseStatus {
     pub breaks: Breaks,
     /// Pages in the live WAL.
     pub wal_pages: u32,
+    /// How room for the shadow WAL gets scarce, if it does.
+    pub scarcity: Option<Scarcity>,
     /// How long the agent held the write lock, each time.
     pub write_lock_holds: WriteLockHolds,
 }
@@ -269,6 +272,9 @@ impl fmt::Display for DatabaseStatus {
         }
         if self.state == SourceState::Attached {
             writeln!(f, "  WAL        {} pages", self.wal_pages)?;
+        }
+        if let Some(scarcity) = self.scarcity {
+            writeln!(f, "  room       {scarcity}")?;
         }
         if self.breaks.count > 0 {
             writeln!(f, "  breaks     {}", self.breaks)?;

@@ -2,8 +2,8 @@
 //! one index of our own making.
 //!
 //! Why that is complete: first everything committed is brought into the database file, and our reader begins on read
-//! lock 0, where it forbids all backfill. From then on the file does not change, and is the whole database at that
-//! moment. Each of its pages is compared with the entry that the table has at the end of the shadow, which is the end of
+//! lock 0, where it forbids all backfill. From then on SQLite does not change the file, and whoever does so all the same
+//! is noticed by its times: it is the whole database at that moment. Each of its pages is compared with the entry that the table has at the end of the shadow, which is the end of
 //! the generation's history; a page that is not equal goes into the new index, and the size does. Replayed on the history,
 //! it gives the file, whatever happened in between: nothing is concluded from inodes, times, counters or salts. Writers go
 //! on meanwhile, in the next WAL, which is the next index. A WAL that they continue instead of restarting it (another

@@ -264,7 +264,7 @@ impl Source {
             _ => None,
         }
     }
-    /// Whether the database file holds nothing that is newer than the shadow.
+    /// Whether SQLite can have written nothing into the database file that is newer than the shadow, and nobody else has.
     pub fn is_certain(&self) -> bool {
         match &self.state {
             State::Attached(attached) => attached.capture.guarded && !self.is_broken(),

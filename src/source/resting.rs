@@ -26,6 +26,7 @@ impl Source {
     /// the shadow the replica lacks that lacks the most.
     pub fn need(&mut self, is_needed: bool, behind: u64) {
         (self.is_needed, self.behind) = (is_needed, behind);
+        self.on_behind();
     }
 
     /// Notices who is there, and a file that was written by nobody who is. Only where that can have changed: a busy

@@ -3,7 +3,7 @@
 use super::recheck::Recheck;
 use super::refusal::Refusal;
 use super::{LONGEST_BREAK_PAUSE, Source, State};
-use crate::core::space::{DiskSpace, Shortage};
+use crate::core::space::{DiskSpace, Scarcity, Shortage, SpaceLimits};
 use crate::core::sync::Break;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ pub struct Room {
     /// The folder of a shadow that was given up, until it is removed.
     pub given_up: Option<PathBuf>,
     again: Option<Recheck>,
+    scarcity: Option<Scarcity>,
 }
 
 impl Source {
@@ -36,6 +37,7 @@ impl Source {
         self.room.asked = Some((now, kept));
         // A disk that cannot tell is judged by the next write.
         let disk = self.disk.space(&self.settings.meta).ok();
+        self.room.scarcity = self.settings.space.scarcity(kept, self.behind, disk);
         match self.settings.space.shortage(kept, self.behind, disk) {
             Some(shortage) => self.give_up(shortage),
             None => return false,
@@ -61,7 +63,17 @@ impl Source {
         self.forced_break = Some(Break::NoRoom(shortage));
         self.refuse(Refusal::NoRoom(shortage), now);
         self.room.again = Some(Recheck::after(self.room.again, FIRST_PAUSE, LONGEST_BREAK_PAUSE, now));
-        (self.retry, self.room.asked) = (self.room.again, None);
+        (self.retry, self.room.asked, self.room.scarcity) = (self.room.again, None, None);
+    }
+
+    /// The disk is not asked while nothing is written, but what the replicas lack is known.
+    pub(super) fn on_behind(&mut self) {
+        self.room.scarcity = self.room.scarcity.filter(|_| SpaceLimits::is_behind(self.behind));
+    }
+
+    /// Whether room for the shadow WAL gets scarce: then nothing is written or kept that is not needed.
+    pub fn scarcity(&self) -> Option<Scarcity> {
+        self.room.scarcity
     }
 
     /// Whether the last shadow was given up, and there is none yet that a replica could be compared with.

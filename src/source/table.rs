@@ -37,7 +37,13 @@ impl Source {
         if self.table.in_flight || !may_begin {
             return None;
         }
-        capture.table.next_timeout(capture.shadow.extent(), capture.shadow.is_whole(), now)
+        capture.table.next_timeout(capture.shadow.extent(), self.may_build(), now)
+    }
+
+    /// Not in the middle of a transaction, and not where room is scarce.
+    fn may_build(&self) -> bool {
+        let is_whole = matches!(&self.state, State::Attached(attached) if attached.capture.shadow.is_whole());
+        is_whole && self.scarcity().is_none()
     }
 
     /// The job for the page table that is due, if any.
@@ -46,12 +52,12 @@ impl Source {
             return None;
         }
         self.take_back_table();
+        let may_build = self.may_build();
         let State::Attached(attached) = &mut self.state else { return None };
         let capture = &mut attached.capture;
         let problem = capture.table.take_problem(now);
-        let shadow = &capture.shadow;
-        let (extent, is_whole) = (shadow.extent(), shadow.is_whole());
-        let job = capture.table.next_job(extent, is_whole, &attached.descriptor, now).map(LocalJob::Table);
+        let extent = capture.shadow.extent();
+        let job = capture.table.next_job(extent, may_build, &attached.descriptor, now).map(LocalJob::Table);
         self.table.in_flight = job.is_some();
         problem.into_iter().for_each(|problem| self.on_lost_table(&problem));
         job

@@ -8,6 +8,7 @@ use crate::support::process::output;
 use crate::support::scene::{Scene, files, is_all_acknowledged, of_database, on_server, restore};
 use crate::support::sqlite::Shell;
 use crate::support::sshd::Sshd;
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 
@@ -68,6 +69,27 @@ fn a_shadow_that_reaches_its_limit_is_given_up_and_a_server_that_comes_back_gets
     let status = agent.status().expect("it runs");
     let reason = first(&status)["breaks"]["last_reason"].to_string();
     assert!(reason.contains("there was no room for it"), "{reason}");
+    assert_restores(&agent, &database, folder.path());
+    application.close();
+}
+
+#[test]
+fn status_says_that_room_is_scarce_then_that_there_is_none_and_then_nothing() {
+    let Scene { mut server, folder, database } = Scene::new();
+    let mut application = application(&database);
+    let agent = start(folder.path(), &database, &server, "max-local-bytes: 40000000");
+    let room = |status: &Value| first(status)["room_is_scarce"].clone();
+    assert!(room(&agent.status().expect("it runs")).is_null());
+    server.stop();
+    (0..25).for_each(|_| write(&mut application));
+    let status = agent.wait_for_status("room is scarce", |status| room(status).is_string());
+    assert_eq!(first(&status)["state"], "attached", "{status}");
+    (0..30).for_each(|_| write(&mut application));
+    let status = agent.wait_for_status("is given up", |status| first(status)["state"] == "refused");
+    assert!(room(&status).is_null(), "{status}");
+    server.start_again(&["ed25519"]);
+    let status = agent.wait_for_status("streams again", is_all_acknowledged);
+    assert!(room(&status).is_null(), "{status}");
     assert_restores(&agent, &database, folder.path());
     application.close();
 }

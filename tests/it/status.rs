@@ -31,6 +31,7 @@ fn database(state: SourceState, replicas: Vec<ReplicaStatus>) -> DatabaseStatus 
         breaks: Breaks::default(),
         is_provable: false,
         wal_pages: 12,
+        scarcity: None,
         write_lock_holds: WriteLockHolds::default(),
     }
 }

@@ -464,8 +464,11 @@ impl Application {
     }
 
     fn close(&mut self, connection: usize) {
-        if self.slots[connection] == Slot::Waiting {
-            self.go_on(connection, "enough");
+        // Another connection of its process may be what waits, and then this one would stay open.
+        for other in (connection % PROCESSES..CONNECTIONS).step_by(PROCESSES) {
+            if self.slots[other] == Slot::Waiting {
+                self.go_on(other, "enough");
+            }
         }
         if self.slots[connection] != Slot::Closed {
             self.tell(connection, &format!("close {connection}"));
