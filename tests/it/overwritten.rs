@@ -166,10 +166,14 @@ fn a_checkpoint_that_is_killed_while_a_long_wal_is_being_copied_is_not_taken_for
         agent.status(now()).databases[0].position.map(|position| position.offset.get())
     };
     let length = fs::metadata(place.wal()).expect("there is a WAL").len();
-    while copied(&agent).is_none_or(|copied| copied < PAGE as u64) {
-        agent.step(now(), &mut |_| Dirty::ALL);
-    }
-    assert!(copied(&agent) < Some(length), "it is copied in one turn");
+    let mut step_until_copied = |least| {
+        wait_until("the WAL is copied", DEADLINE, || {
+            agent.step(now(), &mut |_| Dirty::ALL);
+            copied(&agent).is_some_and(|copied| copied >= least)
+        });
+        copied(&agent)
+    };
+    assert!(step_until_copied(PAGE as u64) < Some(length), "it is copied in one turn");
     // Another process: closing the file in this one would drop the locks of SQLite in it.
     let copy = Command::new("dd")
         .arg(format!("if={}", place.path("page").display()))
@@ -177,9 +181,7 @@ fn a_checkpoint_that_is_killed_while_a_long_wal_is_being_copied_is_not_taken_for
         .arg("conv=notrunc")
         .output();
     assert!(copy.expect("dd can be run").status.success());
-    while copied(&agent).is_none_or(|copied| copied < length) {
-        agent.step(now(), &mut |_| Dirty::ALL);
-    }
+    step_until_copied(length);
     for _ in 0..10 {
         agent.step(now(), &mut |_| Dirty::ALL);
     }
