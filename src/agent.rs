@@ -7,7 +7,7 @@ use crate::config::{Config, DatabaseConfig};
 use crate::control::Reply;
 use crate::core::checkpoint::CheckpointPolicy;
 use crate::core::position::{Generation, Position};
-use crate::core::replica::{Failure, Finding, Outcome, Replica};
+use crate::core::replica::{Failure, FailureCause, Finding, Outcome, Replica};
 use crate::core::shadow::ShadowExtent;
 use crate::core::status::{AgentStatus, Breaks, DatabaseStatus, Health, Moment, SourceState};
 use crate::core::sync::{Break, Dirty};
@@ -295,7 +295,7 @@ impl Database {
             _ => None,
         };
         let failed = |message: &str| {
-            Outcome::Failed(Failure { message: message.to_owned(), shadow_is_damaged: false })
+            Outcome::Failed(Failure { message: message.to_owned(), cause: FailureCause::Other })
         };
         self.on_replica(number, generation, doubt.map_or(outcome, failed), now, chance);
     }

@@ -6,7 +6,9 @@ use crate::core::names::{self, Object};
 use crate::core::page::{PageCount, PageSize};
 use crate::core::page_table::DatabaseState;
 use crate::core::position::{Generation, Index, Offset};
-use crate::core::replica::{Failure, Job, Listing, Outcome, SegmentStart, SentSnapshot, cut_of};
+use crate::core::replica::{
+    Failure, FailureCause, Job, Listing, Outcome, SegmentStart, SentSnapshot, cut_of,
+};
 use crate::core::segment::{
     self, EMPTY_LENGTH, END_MARK, FRAME_HEADER, SegmentTrailer, SnapshotTrailer, Trailer, Write,
 };
@@ -99,15 +101,18 @@ impl CarryError {
 
     /// As the replica's course takes it.
     pub fn into_failure(self) -> Failure {
-        let shadow_is_damaged = match &self {
-            CarryError::Shadow(ShadowReadError::Damaged(_)) => true,
+        let cause = match &self {
+            CarryError::Remote(e) if e.kind == FailureKind::Disconnected => FailureCause::Disconnected,
+            CarryError::Shadow(ShadowReadError::Damaged(_)) => FailureCause::ShadowDamaged,
             // What should be there is not: no later try will find it.
-            CarryError::Shadow(ShadowReadError::Disk(e)) => {
-                matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+            CarryError::Shadow(ShadowReadError::Disk(e))
+                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) =>
+            {
+                FailureCause::ShadowDamaged
             }
-            _ => false,
+            _ => FailureCause::Other,
         };
-        Failure { message: self.to_string(), shadow_is_damaged }
+        Failure { message: self.to_string(), cause }
     }
 }
 

@@ -24,8 +24,11 @@ use std::time::{Duration, Instant};
 /// Threads for attaching, fsyncs and checkpoints: a slow disk under one database must not stop all others.
 const LOCAL_THREADS: usize = 4;
 /// After a failed login, jobs for that destination fail at once for so long: a thousand databases must not each wait
-/// for the same dead server.
+/// for the same dead server. Doubled after each further failure.
 const LOGIN_PAUSE: Duration = Duration::from_millis(200);
+/// The longest of these pauses: a thousand databases try often enough together to meet a server soon after its return,
+/// and must not hammer it before. Shorter than any pause of one database by then, which so never misses its turn.
+const LONGEST_LOGIN_PAUSE: Duration = Duration::from_secs(2);
 
 /// Who carries: threads; in simulations, whoever decides when each job is done.
 pub trait Workers {
@@ -180,7 +183,12 @@ impl Workers for Threads {
 enum LoginState {
     None,
     Up(Box<dyn Remote>),
-    Failed(Instant, RemoteError),
+    Failed {
+        at: Instant,
+        /// Since the last login.
+        failures: u32,
+        error: RemoteError,
+    },
 }
 
 /// A thread's login to its destination, made when it is needed and dropped after any doubt.
@@ -205,21 +213,32 @@ impl Login {
         let again = match &mut self.state {
             LoginState::None => true,
             LoginState::Up(remote) => !remote.is_alive(),
-            LoginState::Failed(at, error) if at.elapsed() < LOGIN_PAUSE => return Err(error.clone()),
-            LoginState::Failed(..) => true,
+            LoginState::Failed { at, failures, error } if at.elapsed() < login_pause(*failures) => {
+                return Err(error.clone());
+            }
+            LoginState::Failed { .. } => true,
         };
         if again {
+            let failures = match self.state {
+                LoginState::Failed { failures, .. } => failures.saturating_add(1),
+                LoginState::None | LoginState::Up(_) => 1,
+            };
             self.state = match remote::connect(&self.location, self.home.as_deref()) {
                 Ok(remote) => LoginState::Up(remote),
-                Err(error) => LoginState::Failed(Instant::now(), error),
+                Err(error) => LoginState::Failed { at: Instant::now(), failures, error },
             };
         }
         match &mut self.state {
             LoginState::Up(remote) => Ok(&mut **remote),
-            LoginState::Failed(_, error) => Err(error.clone()),
+            LoginState::Failed { error, .. } => Err(error.clone()),
             LoginState::None => unreachable!("BUG: a login was just tried"),
         }
     }
+}
+
+/// How long no login is tried after so many failures in a row.
+pub fn login_pause(failures: u32) -> Duration {
+    LOGIN_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(8)).min(LONGEST_LOGIN_PAUSE)
 }
 
 /// Does a local job.

@@ -3,6 +3,7 @@
 use super::{Now, moment};
 use crate::carry::{Order, Progress};
 use crate::config::{Durability, ReplicaConfig};
+use crate::core::lag::Lag;
 use crate::core::position::{Generation, Position};
 use crate::core::replica::{Activity, Replica};
 use crate::core::shadow::ShadowExtent;
@@ -19,7 +20,7 @@ pub struct ReplicaRoom {
     pub(super) config: ReplicaConfig,
     pub(super) course: Option<Replica>,
     pub(super) progress: Arc<Progress>,
-    pub(super) behind_since: Option<Instant>,
+    pub(super) lag: Lag,
     pub(super) last_acked: Option<Now>,
     pub(super) last_error: Option<(String, Now)>,
     pub(super) is_failing: bool,
@@ -37,7 +38,7 @@ impl ReplicaRoom {
             config: config.clone(),
             course: None,
             progress: Arc::default(),
-            behind_since: None,
+            lag: Lag::default(),
             last_acked: None,
             last_error: None,
             is_failing: false,
@@ -74,10 +75,8 @@ impl ReplicaRoom {
         attempt: u64,
         now: Now,
     ) -> Option<Order> {
+        self.observe_lag(extent, now);
         let course = self.course.as_mut()?;
-        if self.behind_since.is_none() && course.acked() != Some(extent.position()) {
-            self.behind_since = Some(now.mono);
-        }
         let descriptor = match course.wants_database() {
             // The database is lent just now; a turn later it is back.
             true => Some(database()?),
@@ -129,9 +128,12 @@ impl ReplicaRoom {
         }
         self.is_failing &= matches!(course.activity(), Activity::Failing { .. });
         self.last_acked = Some(now);
-        if course.acked() == Some(extent.position()) {
-            self.behind_since = None;
-        }
+        self.observe_lag(extent, now);
+    }
+
+    fn observe_lag(&mut self, extent: &ShadowExtent, now: Now) {
+        let acked = self.course.as_ref().and_then(Replica::acked);
+        self.lag.observe(self.lag(extent), extent.position(), acked, now.mono);
     }
 
     /// Bytes of WAL that are shadowed and not acked.
@@ -179,7 +181,7 @@ impl ReplicaRoom {
             },
         };
         let lag_bytes = extent.map_or(0, |extent| self.lag(extent)) + uncopied.map_or(0, |(bytes, _)| bytes);
-        let behind_since = self.behind_since.into_iter().chain(uncopied.map(|(_, since)| since)).min();
+        let behind_since = self.lag.since().into_iter().chain(uncopied.map(|(_, since)| since)).min();
         let behind = |since: Instant| now.mono.saturating_duration_since(since);
         ReplicaStatus {
             name: self.config.name.clone(),

@@ -104,8 +104,19 @@ pub struct Listing {
 pub struct Failure {
     /// For people: what, where, why.
     pub message: String,
+    /// What decides about the next try.
+    pub cause: FailureCause,
+}
+
+/// Why a job failed, as far as it decides about the next try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureCause {
+    /// The server could not be reached, or did not answer in time.
+    Disconnected,
     /// The shadow WAL itself could not be read, or was not valid: trying again will not help.
-    pub shadow_is_damaged: bool,
+    ShadowDamaged,
+    /// Anything else.
+    Other,
 }
 
 /// How a job ended.

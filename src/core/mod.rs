@@ -7,6 +7,7 @@ pub mod evidence;
 pub mod frame;
 pub mod inventory;
 pub mod job;
+pub mod lag;
 pub mod names;
 pub mod pace;
 pub mod page;

@@ -8,7 +8,7 @@ use super::position::{Generation, Index, Offset, Position};
 use super::shadow::ShadowExtent;
 use std::time::{Duration, Instant};
 
-pub use super::job::{Failure, Job, Listing, Outcome, SegmentStart, SentSnapshot};
+pub use super::job::{Failure, FailureCause, Job, Listing, Outcome, SegmentStart, SentSnapshot};
 
 /// A segment is sealed, and the next begun, once it holds so many bytes of WAL.
 pub const SEGMENT_LENGTH: u64 = 8 << 20;
@@ -28,6 +28,9 @@ pub fn cut_of(start: Offset) -> Offset {
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The longest pause while the server cannot be reached: such a try costs little, and it is for the server's return
+/// that everybody waits.
+const LONGEST_PAUSE_UNREACHED: Duration = Duration::from_secs(5);
 
 /// The segment that is appended to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -291,7 +294,7 @@ impl Replica {
     ) -> Finding {
         let Some(job) = self.in_flight.take() else { return Finding::Nothing };
         if let Outcome::Failed(failure) = outcome {
-            return self.on_failure(failure, now, chance);
+            return self.on_failure(&job, failure, now, chance);
         }
         match job {
             // That the server answers does not mean that it takes anything.
@@ -311,14 +314,22 @@ impl Replica {
         }
     }
 
-    fn on_failure(&mut self, failure: Failure, now: Instant, chance: f64) -> Finding {
+    fn on_failure(&mut self, job: &Job, failure: Failure, now: Instant, chance: f64) -> Finding {
         self.phase = Phase::Unknown;
-        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(8)).min(LONGEST_PAUSE);
+        // Where looking was answered and something was sent, it would all be sent again with each try.
+        let longest = match (job, failure.cause) {
+            (Job::Look, FailureCause::Disconnected) => LONGEST_PAUSE_UNREACHED,
+            _ => LONGEST_PAUSE,
+        };
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(8)).min(longest);
         self.failures = self.failures.saturating_add(1);
         self.retry_at = Some(now + pause.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0));
         self.last_retry = self.retry_at;
         self.last_error = Some(failure.message);
-        if failure.shadow_is_damaged { Finding::ShadowDamaged } else { Finding::Nothing }
+        match failure.cause {
+            FailureCause::ShadowDamaged => Finding::ShadowDamaged,
+            FailureCause::Disconnected | FailureCause::Other => Finding::Nothing,
+        }
     }
 
     fn on_success(&mut self, job: Job, outcome: Outcome, shadow: &ShadowExtent, now: Instant) -> Finding {

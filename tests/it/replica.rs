@@ -6,11 +6,12 @@ use wal_agent::core::page::{PageCount, PageSize};
 use wal_agent::core::page_table::{DatabaseChecksum, DatabaseState};
 use wal_agent::core::position::{Generation, Index, Offset, Position};
 use wal_agent::core::replica::{
-    Activity, Failure, Finding, Job, Listing, Outcome, Replica, SEGMENT_AGE, SEGMENT_LENGTH, SegmentStart,
-    SentSnapshot,
+    Activity, Failure, FailureCause, Finding, Job, Listing, Outcome, Replica, SEGMENT_AGE, SEGMENT_LENGTH,
+    SegmentStart, SentSnapshot,
 };
 use wal_agent::core::segment::SnapshotTrailer;
 use wal_agent::core::shadow::ShadowExtent;
+use wal_agent::worker::login_pause;
 
 const INDEX: Index = Index::ZERO;
 
@@ -44,7 +45,23 @@ fn sent(index: Index) -> SentSnapshot {
 }
 
 fn failure() -> Outcome {
-    Outcome::Failed(Failure { message: "the line is cut".to_owned(), shadow_is_damaged: false })
+    failure_by(FailureCause::Disconnected)
+}
+
+fn failure_by(cause: FailureCause) -> Outcome {
+    Outcome::Failed(Failure { message: "the line is cut".to_owned(), cause })
+}
+
+/// The pauses of a replica that is never even looked at.
+fn pauses_by(cause: FailureCause) -> Vec<Duration> {
+    let (mut now, mut replica) = (Instant::now(), Replica::new(generation(), Duration::ZERO));
+    let pauses = (0..12).map(|_| {
+        assert_eq!(replica.next_job(&shadow(0), now), Some(Job::Look));
+        replica.on_outcome(failure_by(cause), &shadow(0), now, 0.0);
+        let Activity::Failing { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
+        retry_at - std::mem::replace(&mut now, retry_at)
+    });
+    pauses.collect()
 }
 
 /// A replica whose first snapshot is published and whose WAL is acked up to `end`.
@@ -240,17 +257,26 @@ fn after_a_failure_the_replica_is_looked_at_and_its_last_segment_written_anew() 
 
 #[test]
 fn pauses_between_failures_grow_and_end_at_half_a_minute() {
-    let (mut now, mut replica) = (Instant::now(), Replica::new(generation(), Duration::ZERO));
-    let mut pauses = Vec::new();
-    for _ in 0..12 {
-        assert_eq!(replica.next_job(&shadow(0), now), Some(Job::Look));
-        replica.on_outcome(failure(), &shadow(0), now, 0.0);
-        let Activity::Failing { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
-        pauses.push(retry_at - now);
-        now = retry_at;
-    }
+    let pauses = pauses_by(FailureCause::Other);
     assert!(pauses.is_sorted(), "{pauses:?}");
     assert_eq!(pauses.last(), Some(&Duration::from_secs(30)));
+}
+
+#[test]
+fn a_server_that_cannot_be_reached_is_tried_again_within_seconds_however_long_it_is_away() {
+    let pauses = pauses_by(FailureCause::Disconnected);
+    assert!(pauses.is_sorted(), "{pauses:?}");
+    assert_eq!(pauses.last(), Some(&Duration::from_secs(5)));
+}
+
+#[test]
+fn the_logins_of_all_databases_together_grow_rare_and_one_database_never_misses_its_turn() {
+    let logins: Vec<_> = (1..12).map(login_pause).collect();
+    assert!(logins.is_sorted() && logins.windows(2).any(|pair| pair[0] < pair[1]), "{logins:?}");
+    // Chance makes a pause shorter by up to a half.
+    let pauses = pauses_by(FailureCause::Disconnected);
+    let last = (logins.last().expect("there are some"), pauses.last().expect("there are some"));
+    assert!(*last.0 < *last.1 / 2, "{last:?}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ pub struct Tally {
     /// Why generations began, and went on.
     reasons: BTreeMap<String, u64>,
     lives: Vec<Life>,
-    /// While nothing was disturbed.
+    /// As far as the server was there meanwhile.
     calm_lag: Duration,
     lag: Duration,
 }
@@ -54,12 +54,9 @@ impl Tally {
         self.lives.push(life);
     }
 
-    /// A replica was so far behind.
-    pub fn lag(&mut self, lag: Duration, is_calm: bool) {
-        self.lag = self.lag.max(lag);
-        if is_calm {
-            self.calm_lag = self.calm_lag.max(lag);
-        }
+    /// A replica was so far behind, `calm` of it with the server there.
+    pub fn lag(&mut self, lag: Duration, calm: Duration) {
+        (self.lag, self.calm_lag) = (self.lag.max(lag), self.calm_lag.max(calm));
     }
 }
 
