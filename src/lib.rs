@@ -100,8 +100,8 @@
 //!   what the page table says, or it is another file. Nothing is judged while anything committed is not copied. Where
 //!   nothing can tell, the WAL stays and a new generation begins. The WAL of a file that was replaced is moved into the
 //!   meta folder, or renamed. Left over: a `cp` in the very millisecond in which our last checkpoint writes; and one of a
-//!   backup of which every page that differs is still to be backfilled: SQLite reads those from the WAL, so that the
-//!   database stays what it was before the `cp`, for us as for the application.
+//!   file with the same header of which every page that differs is still to be backfilled: SQLite reads those from the
+//!   WAL, so that the database stays what it was before the `cp`, for us as for the application.
 //! - The page table is read with `pread`, eight bytes at a time, and never mapped: a disk that fails is an error then, and
 //!   not SIGBUS, and the simulated disks of tests can hold it.
 //! - The page table stands at any position whose shadow is durable, not only at the start of an index, and what is being

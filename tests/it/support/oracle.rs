@@ -736,7 +736,8 @@ impl Application {
         self.observe();
     }
 
-    /// Makes a database that has the same tables and nothing else in common with the present one.
+    /// Makes a database that has the same tables and nothing else in common with the present one, not even its header:
+    /// a tiny one whose pages are all in the WAL could not be told from it otherwise.
     fn another_database(&mut self) -> PathBuf {
         let file = self.beside("-another");
         let page_size = match self.random.random_bool(0.7) {
@@ -748,7 +749,7 @@ impl Application {
         self.administer(&format!("remove {}", file.display()));
         self.administer(&format!("open another {}", file.display()));
         self.administer(&format!(
-            "sql another PRAGMA page_size={page_size}; PRAGMA journal_mode={mode}; {TABLES}"
+            "sql another PRAGMA page_size={page_size}; PRAGMA journal_mode={mode}; PRAGMA user_version=1; {TABLES}"
         ));
         self.administer(&format!(
             "sql another INSERT INTO t (n, data) WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE \
