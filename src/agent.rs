@@ -14,7 +14,7 @@ use crate::core::sync::{Break, Dirty};
 use crate::disk::Disk;
 use crate::source::{Source, SourceSettings, State};
 use crate::sqlite;
-use crate::worker::{Completed, Workers};
+use crate::worker::{Completed, Destination, Workers};
 use log::{info, warn};
 use rand::{RngExt, SeedableRng};
 use replica_room::ReplicaRoom;
@@ -160,8 +160,24 @@ impl Agent {
                 database.remember_shadow();
             }
             Completed::Remote { database, replica, generation, outcome } => {
+                if matches!(outcome, Outcome::Found(_)) {
+                    self.on_server_answers(database, replica);
+                }
                 let chance = self.random.random();
                 self.databases[database].on_carried(replica, generation, outcome, now, chance);
+            }
+        }
+    }
+
+    /// Whoever waits for the server that has just answered this replica waits no longer.
+    fn on_server_answers(&mut self, database: usize, replica: usize) {
+        let destination = Destination::of(&self.databases[database].replicas[replica].config.location);
+        let rooms = self.databases.iter_mut().flat_map(|database| &mut database.replicas);
+        for ReplicaRoom { config, course, .. } in rooms {
+            if let Some(course) = course.as_mut().filter(|course| course.is_unreached())
+                && Destination::of(&config.location) == destination
+            {
+                course.on_server_answers();
             }
         }
     }

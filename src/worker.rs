@@ -6,9 +6,9 @@
 use crate::carry::{CarryError, Order, carry};
 use crate::core::evidence::Stamp;
 use crate::core::position::Generation;
-use crate::core::replica::Outcome;
+use crate::core::replica::{Failure, FailureCause, Outcome};
 use crate::page_table::TableJob;
-use crate::remote::{self, Location, Remote, RemoteError};
+use crate::remote::{self, FailureKind, Location, Remote, RemoteError};
 use crate::source::{
     CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, checkpoint_patiently, compare, inspect,
     let_go, stamp_at, urgent_round,
@@ -64,13 +64,17 @@ pub enum Completed {
 
 /// Where a worker logs in: replicas with the same one share it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Destination {
+pub enum Destination {
+    /// This machine's folders.
     Folders,
+    /// A server and account.
+    #[expect(missing_docs, reason = "as in the configuration")]
     Server { host: String, port: u16, user: String, key: Option<PathBuf>, host_keys: Vec<String> },
 }
 
 impl Destination {
-    fn of(location: &Location) -> Self {
+    /// That of a replica.
+    pub fn of(location: &Location) -> Self {
         match location {
             Location::Folder(_) => Destination::Folders,
             Location::Sftp(server) => Destination::Server {
@@ -200,6 +204,15 @@ struct Login {
 
 impl Login {
     fn carry(&mut self, order: &Order) -> Outcome {
+        if let LoginState::Failed { at, failures, error } = &self.state
+            && at.elapsed() < login_pause(*failures)
+        {
+            let cause = match error.kind {
+                FailureKind::Disconnected => FailureCause::NotTried,
+                _ => FailureCause::Other,
+            };
+            return Outcome::Failed(Failure { message: error.to_string(), cause });
+        }
         let result = self.remote().map_err(CarryError::from).and_then(|remote| carry(remote, order));
         result.unwrap_or_else(|error| {
             if error.is_disconnected() && matches!(self.state, LoginState::Up(_)) {
@@ -211,12 +224,8 @@ impl Login {
 
     fn remote(&mut self) -> Result<&mut dyn Remote, RemoteError> {
         let again = match &mut self.state {
-            LoginState::None => true,
+            LoginState::None | LoginState::Failed { .. } => true,
             LoginState::Up(remote) => !remote.is_alive(),
-            LoginState::Failed { at, failures, error } if at.elapsed() < login_pause(*failures) => {
-                return Err(error.clone());
-            }
-            LoginState::Failed { .. } => true,
         };
         if again {
             let failures = match self.state {

@@ -113,6 +113,8 @@ pub struct Failure {
 pub enum FailureCause {
     /// The server could not be reached, or did not answer in time.
     Disconnected,
+    /// Another job had just found that the server cannot be reached, and so it was not tried.
+    NotTried,
     /// The shadow WAL itself could not be read, or was not valid: trying again will not help.
     ShadowDamaged,
     /// Anything else.

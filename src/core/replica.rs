@@ -28,8 +28,8 @@ pub fn cut_of(start: Offset) -> Offset {
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// The longest pause while the server cannot be reached: such a try costs little, and it is for the server's return
-/// that everybody waits.
+/// The longest pause of whoever tried, and could not reach the server: such a try costs little, and it is for the
+/// server's return that everybody waits. The others hear of it by [`Replica::on_server_answers`].
 const LONGEST_PAUSE_UNREACHED: Duration = Duration::from_secs(5);
 
 /// The segment that is appended to.
@@ -120,6 +120,8 @@ pub struct Replica {
     /// Failures since something was last sent, or found to be there.
     failures: u32,
     retry_at: Option<Instant>,
+    /// Whether the pause is only for a server that could not be reached.
+    is_unreached: bool,
     /// When the last try after a failure was due.
     last_retry: Option<Instant>,
     last_push: Option<Instant>,
@@ -142,6 +144,7 @@ impl Replica {
             acked: None,
             failures: 0,
             retry_at: None,
+            is_unreached: false,
             last_retry: None,
             last_push: None,
             last_segment: None,
@@ -156,6 +159,7 @@ impl Replica {
         *self = Replica {
             failures: self.failures,
             retry_at: self.retry_at,
+            is_unreached: self.is_unreached,
             last_retry: self.last_retry,
             last_error: self.last_error.take(),
             ..Replica::new(generation, self.sync_interval)
@@ -170,6 +174,18 @@ impl Replica {
     /// Pushes and tries again without pauses from now on: the agent is about to stop.
     pub fn hurry(&mut self) {
         (self.sync_interval, self.retry_at) = (Duration::ZERO, None);
+    }
+
+    /// Whether it waits only for the server to be reached.
+    pub fn is_unreached(&self) -> bool {
+        self.is_unreached && self.retry_at.is_some()
+    }
+
+    /// The server has answered another replica: one that waits only for it to be reached looks again at once.
+    pub fn on_server_answers(&mut self) {
+        if self.is_unreached() {
+            self.retry_at = None;
+        }
     }
 
     /// Sends nothing any more once everything before `position` is there, but for the trailer of the last segment.
@@ -317,10 +333,12 @@ impl Replica {
     fn on_failure(&mut self, job: &Job, failure: Failure, now: Instant, chance: f64) -> Finding {
         self.phase = Phase::Unknown;
         // Where looking was answered and something was sent, it would all be sent again with each try.
-        let longest = match (job, failure.cause) {
-            (Job::Look, FailureCause::Disconnected) => LONGEST_PAUSE_UNREACHED,
-            _ => LONGEST_PAUSE,
+        let (longest, is_unreached) = match (job, failure.cause) {
+            (Job::Look, FailureCause::Disconnected) => (LONGEST_PAUSE_UNREACHED, true),
+            (Job::Look, FailureCause::NotTried) => (LONGEST_PAUSE, true),
+            _ => (LONGEST_PAUSE, false),
         };
+        self.is_unreached = is_unreached;
         let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(8)).min(longest);
         self.failures = self.failures.saturating_add(1);
         self.retry_at = Some(now + pause.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0));
@@ -328,7 +346,7 @@ impl Replica {
         self.last_error = Some(failure.message);
         match failure.cause {
             FailureCause::ShadowDamaged => Finding::ShadowDamaged,
-            FailureCause::Disconnected | FailureCause::Other => Finding::Nothing,
+            FailureCause::Disconnected | FailureCause::NotTried | FailureCause::Other => Finding::Nothing,
         }
     }
 

@@ -38,6 +38,7 @@ mod restore_damage;
 mod restore_proof;
 mod room;
 mod segment;
+mod server_return;
 mod service;
 mod sftp;
 mod simulation;

@@ -270,6 +270,23 @@ fn a_server_that_cannot_be_reached_is_tried_again_within_seconds_however_long_it
 }
 
 #[test]
+fn a_replica_that_was_not_tried_waits_longer_and_is_told_when_the_server_answers() {
+    let pauses = pauses_by(FailureCause::NotTried);
+    assert_eq!(pauses.last(), Some(&Duration::from_secs(30)), "a thousand of them would keep us busy");
+    let now = Instant::now();
+    let after = |cause| {
+        let mut replica = Replica::new(generation(), Duration::ZERO);
+        replica.next_job(&shadow(0), now);
+        replica.on_outcome(failure_by(cause), &shadow(0), now, 0.0);
+        replica.on_server_answers();
+        replica.next_job(&shadow(0), now)
+    };
+    assert_eq!(after(FailureCause::NotTried), Some(Job::Look));
+    assert_eq!(after(FailureCause::Disconnected), Some(Job::Look));
+    assert_eq!(after(FailureCause::Other), None, "what the server refused has nothing to do with its return");
+}
+
+#[test]
 fn the_logins_of_all_databases_together_grow_rare_and_one_database_never_misses_its_turn() {
     let logins: Vec<_> = (1..12).map(login_pause).collect();
     assert!(logins.is_sorted() && logins.windows(2).any(|pair| pair[0] < pair[1]), "{logins:?}");
