@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use work::{checksum_of, compare, file_page_count_of, finish, page_count_of, read_frames};
+use work::{Unwritten, checksum_of, compare, file_page_count_of, finish, page_count_of, read_frames};
 
 /// Changed pages in memory from which on they are written into the table: half a megabyte or so.
 const MANY_CHANGES: usize = 16 << 10;
@@ -363,7 +363,8 @@ impl SourceTable {
     /// # Errors
     /// What could not be read, or is no database of this kind.
     pub fn compare(&self, database: &File) -> Result<Difference, TableError> {
-        let mut difference = self.compare_with(|page_size| page_count_of(database, page_size), database)?;
+        let count = |page_size, _| page_count_of(database, page_size);
+        let mut difference = self.compare_with(count, Unwritten::Zeros, database)?;
         if difference.pages.is_empty() && Some(difference.page_count) != self.state.map(|s| s.page_count) {
             // Only a commit can say the new size, and a commit has a page.
             difference.pages.extend(PageNumber::new(1));
@@ -371,17 +372,21 @@ impl SourceTable {
         Ok(difference)
     }
 
-    /// Compares all pages of a database file, of which some may be in its WAL only, so that its header proves nothing.
+    /// Compares all pages of a database, of which some may be in its WAL only: its file may be shorter, and its header
+    /// old. Pages that were never written count for nothing.
     ///
     /// # Errors
     /// What could not be read.
     pub fn compare_file(&self, database: &File) -> Result<Difference, TableError> {
-        self.compare_with(|page_size| file_page_count_of(database, page_size), database)
+        let count = |page_size, known| Ok(file_page_count_of(database, page_size)?.max(known));
+        self.compare_with(count, Unwritten::Anything, database)
     }
 
+    /// `page_count` is told the size of the pages, and how many there should be.
     fn compare_with(
         &self,
-        page_count: impl FnOnce(PageSize) -> Result<PageCount, TableError>,
+        page_count: impl FnOnce(PageSize, PageCount) -> Result<PageCount, TableError>,
+        unwritten: Unwritten,
         database: &File,
     ) -> Result<Difference, TableError> {
         let (Some(entries), Some(standing), Some(state), Work::None) =
@@ -389,9 +394,9 @@ impl SourceTable {
         else {
             return Err(TableError::Cancelled);
         };
-        let page_count = page_count(entries.page_size())?;
+        let page_count = page_count(entries.page_size(), state.page_count)?;
         let counts = (standing.page_count, state.page_count);
-        compare((database, page_count), &*standing.file, counts, &self.changes, entries)
+        compare((database, page_count), &*standing.file, counts, &self.changes, (entries, unwritten))
     }
 
     /// Takes over what is on the disk, and follows the shadow from there on.

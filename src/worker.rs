@@ -13,6 +13,7 @@ use crate::source::{
     CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, checkpoint_patiently, compare, inspect,
     let_go, stamp_at, urgent_round,
 };
+use crate::sqlite::SqliteError;
 use crate::sqlite::{Handle, WalExtent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::HashMap;
@@ -266,8 +267,7 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
             });
             let is_durable = synced.as_ref().is_none_or(|(_, result)| result.is_ok());
             let result = is_durable.then(|| checkpoint(&checkpointer, &database, identity, stamp, patience));
-            let was_written = matches!(result, Some(Ok(_)));
-            let stamp = was_written.then(|| stamp_at(&database)).flatten();
+            let stamp = may_have_written(result.as_ref()).then(|| stamp_at(&database)).flatten();
             LocalOutcome::Checkpointed { checkpointer, synced, result, stamp }
         }
         LocalJob::Urgent { mut attached, database, budget } => {
@@ -286,6 +286,16 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
         LocalJob::Remove { paths, disk } => {
             LocalOutcome::Removed(paths.iter().try_for_each(|path| disk.remove(path)))
         }
+    }
+}
+
+/// Whether a checkpoint of ours may have written the file. One that fails in the middle has; one that is busy has not
+/// begun.
+fn may_have_written(result: Option<&Result<WalExtent, CheckpointFailure>>) -> bool {
+    match result {
+        None | Some(Err(CheckpointFailure::Replaced | CheckpointFailure::Overwritten)) => false,
+        Some(Err(CheckpointFailure::Sqlite(error))) => *error != SqliteError::Busy,
+        Some(Ok(_)) => true,
     }
 }
 

@@ -98,16 +98,17 @@ pub struct Sighting {
 pub type DatabaseHeader = [u8; 100];
 
 impl Sighting {
-    /// Who has written the file since, if nobody is there who could have checkpointed, and no checkpoint has ended.
-    /// (`cp` over a database keeps its inode.)
+    /// Who has written the file since, if nobody was there all the time who could have checkpointed, and no checkpoint
+    /// has ended. (`cp` over a database keeps its inode.)
     ///
-    /// Somebody may have been killed in their checkpoint, even somebody who was never seen. But then the header is the
-    /// old one or one from the WAL: `is_in_wal` is asked.
+    /// Somebody may have been killed in their checkpoint, even somebody who was never seen, or may be in it. But then the
+    /// header is the old one or one from the WAL: `is_in_wal` is asked, where nobody is there to be kept waiting.
     pub fn writer(&self, later: &Sighting, is_in_wal: impl FnOnce(&DatabaseHeader) -> bool) -> Writer {
-        if !later.alone || self.stamp == later.stamp || self.backfilled != later.backfilled {
+        let is_used = !self.alone && !later.alone;
+        if is_used || self.stamp == later.stamp || self.backfilled != later.backfilled {
             return Writer::Sqlite;
         }
-        match self.header == later.header || is_in_wal(&later.header) {
+        match !later.alone || self.header == later.header || is_in_wal(&later.header) {
             false => Writer::Another,
             true => Writer::Unknown,
         }
@@ -119,7 +120,7 @@ impl Sighting {
 pub enum Writer {
     /// Whoever has it open, or had; or nobody.
     Sqlite,
-    /// Nobody was seen. Its pages can tell.
+    /// Nobody who was seen before. Its pages can tell.
     Unknown,
     /// Something other than SQLite.
     Another,
@@ -192,10 +193,16 @@ mod tests {
             "somebody may have come, and been killed"
         );
         assert_eq!(before.writer(&before, unasked), Writer::Sqlite);
-        assert_eq!(before.writer(&Sighting { alone: false, ..written }, unasked), Writer::Sqlite);
+        let somebody_came = Sighting { alone: false, ..written };
+        assert_eq!(
+            before.writer(&somebody_came, unasked),
+            Writer::Unknown,
+            "perhaps only after it was written"
+        );
         let backfilled = Sighting { backfilled: (Index::ZERO, 4), ..written };
         assert_eq!(before.writer(&backfilled, unasked), Writer::Sqlite);
         let used = Sighting { alone: false, ..before };
+        assert_eq!(used.writer(&somebody_came, unasked), Writer::Sqlite);
         assert_eq!(used.writer(&written, unasked), Writer::Unknown, "killed before it wrote page 1");
         let other = Sighting { header: [1; 100], ..written };
         let wrote_page_1 = |header: &DatabaseHeader| *header == [1; 100];

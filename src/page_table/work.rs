@@ -225,13 +225,23 @@ pub struct Difference {
     pub entries: Entries,
 }
 
-/// Compares so many pages of the database. `counts` are the pages in the table on disk, and with `changes` laid over it.
+/// What a page holds that the database has grown by, and that nobody has written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unwritten {
+    /// What a replay of the history makes of it.
+    Zeros,
+    /// What it held before the database shrank: SQLite never reads it, and cuts the file only at a checkpoint's end.
+    Anything,
+}
+
+/// Compares so many pages of the database; those behind the end of the file are zeros, as SQLite reads them. `counts`
+/// are the pages in the table on disk, and with `changes` laid over it.
 pub(super) fn compare(
     (database, page_count): (&File, PageCount),
     table: &dyn DiskFile,
     counts: (PageCount, PageCount),
     changes: &PageChanges,
-    entries: Entries,
+    (entries, unwritten): (Entries, Unwritten),
 ) -> Result<Difference, TableError> {
     let size = entries.page_size().get() as usize;
     let (mut pages, mut known) = (Vec::new(), Vec::new());
@@ -241,7 +251,7 @@ pub(super) fn compare(
         let wanted = (CHUNK / size).min((page_count.get() - first) as usize + 1);
         let part = buffer.get_mut(..wanted * size).unwrap_or_default();
         let at = u64::from(first - 1) * size as u64;
-        FileExt::read_exact_at(database, part, at).map_err(TableError::Database)?;
+        read_or_zeros(database, part, at).map_err(TableError::Database)?;
         let in_table = (on_disk.get() + 1).saturating_sub(first).min(wanted as u32) as usize;
         known.resize(in_table * ENTRY_LENGTH, 0);
         table.read_at(&mut known, entry_offset(first))?;
@@ -252,6 +262,9 @@ pub(super) fn compare(
                 Some(entry) => entry,
                 None => in_table().map_or(entries.blank(number), PageEntry::new),
             };
+            if unwritten == Unwritten::Anything && entry == entries.blank(number) {
+                continue;
+            }
             let number = PageNumber::new(number).ok_or(TableError::NotADatabase)?;
             let is_new = number.get() > before.get();
             let now = entries.of(number, page);
@@ -263,6 +276,22 @@ pub(super) fn compare(
         first += wanted as u32;
     }
     Ok(Difference { page_count, pages, entries })
+}
+
+fn read_or_zeros(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match FileExt::read_at(file, rest, at + filled as u64) {
+            Ok(0) => {
+                rest.fill(0);
+                return Ok(());
+            }
+            Ok(count) => filled += count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// The size of a database whose file is the whole of it: the header's, where that is valid (SQLite file format, 1.3.7),

@@ -240,7 +240,8 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     attached.capture.open_live().map_err(|e| Refusal::NoAccess(e.to_string()))?;
     let seen = attached.sight();
     let (reason, seen) = match beginning {
-        Beginning::Proven => (None, seen),
+        // What the evidence held for.
+        Beginning::Proven => (None, seen.map(|seen| Sighting { stamp, ..seen })),
         Beginning::New(reason) => (Some(reason), seen),
         Beginning::Doubtful(reason) => go_on_compared(&mut attached, request, reason)?,
         // What else it finds, the next look finds again.

@@ -42,7 +42,7 @@ impl Source {
             return None;
         }
         self.take_back_table();
-        (self.recheck, self.move_at, self.aside) = (None, None, None);
+        (self.recheck, self.move_at, self.aside, self.let_go_at) = (None, None, None, None);
         Some(LocalJob::Compare {
             attached: self.lend()?,
             database: self.settings.database.clone(),
@@ -51,8 +51,9 @@ impl Source {
         })
     }
 
-    pub(super) fn on_compared(&mut self, result: &Result<Compared, Doubt>) {
+    pub(super) fn on_compared(&mut self, result: &Result<Compared, Doubt>, now: Instant) {
         self.sighting = result.as_ref().ok().map(|compared| compared.seen);
+        self.look_around_at = Some(Recheck::now(now));
         let Some(reason) = self.to_compare.take() else { return };
         report(&self.settings.database, &reason, result);
         if result.is_err() {

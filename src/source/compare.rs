@@ -47,6 +47,9 @@ pub enum Doubt {
     /// The generation has no further index.
     #[error("no further index can begin: {0}")]
     Index(Break),
+    /// There are frames, and no header that they could belong to: a checkpoint would copy whatever stands there.
+    #[error("its WAL is damaged")]
+    WalDamaged,
     /// What was compared is not the database.
     #[error("another file is at the database's path")]
     Replaced,
@@ -151,6 +154,9 @@ fn settle(attached: &mut Attached, database: &Path, wal: &Path) -> Result<(), Do
         }
         let Some(checkpointer) = &attached.checkpointer else { return Err(Doubt::Busy) };
         let header = proof::wal_header(wal);
+        if header.is_none() && attached.guard.query.wal_extent().is_ok_and(|extent| extent.left() > 0) {
+            return Err(Doubt::WalDamaged);
+        }
         let settled = match attached.guard.settle(checkpointer) {
             Err(SqliteError::Busy) => None,
             other => other?,

@@ -67,22 +67,28 @@ fn try_inspect(attached: &mut Attached) -> Result<Inspection, InspectionError> {
     for _ in 0..TRIES {
         let capture = &mut attached.capture;
         let index = capture.shadow.extent().index;
-        let extent = match attached.guard.query.wal_extent() {
+        let before = match attached.guard.query.wal_extent() {
             Err(SqliteError::Busy) => None,
             other => Some(other.map_err(LookError::from)?),
         };
-        match (capture.look(&attached.guard.query)?, extent) {
-            // Everything is copied that a checkpoint could know when `extent` was said.
-            (Look::UpToDate { .. } | Look::More { left: 0 }, Some(extent))
-                if capture.shadow.extent().index == index =>
-            {
-                let is_whole = is_whole(attached, extent)?;
-                return Ok(if is_whole { Inspection::Whole } else { Inspection::Overwritten });
+        let look = capture.look(&attached.guard.query)?;
+        let is_same_index = capture.shadow.extent().index == index;
+        let extent = match look {
+            Look::UpToDate { extent, .. } => extent,
+            Look::Broken(reason) => return Ok(Inspection::Broken(reason)),
+            Look::More { left } => match before {
+                // Writers do not pause. What was copied since is behind what was backfilled before, in the same WAL. Of
+                // one that was backfilled whole nobody can say that: then what was copied last would not be seen.
+                Some(before) if left == 0 && is_same_index && !before.is_backfilled() => before,
+                _ => continue,
+            },
+            Look::Again => {
+                thread::sleep(PAUSE);
+                continue;
             }
-            (Look::Broken(reason), _) => return Ok(Inspection::Broken(reason)),
-            (Look::Again, _) | (_, None) => thread::sleep(PAUSE),
-            (Look::UpToDate { .. } | Look::More { .. }, Some(_)) => {}
-        }
+        };
+        let is_whole = is_whole(attached, extent)?;
+        return Ok(if is_whole { Inspection::Whole } else { Inspection::Overwritten });
     }
     Ok(Inspection::Unsettled)
 }
@@ -98,8 +104,7 @@ fn is_whole(attached: &Attached, extent: WalExtent) -> Result<bool, InspectionEr
     let read_from = if is_backfilled { u32::MAX } else { extent.backfilled };
     let in_wal = capture.shadow.pages_behind(read_from)?;
     let difference = capture.table.compare_file(&attached.descriptor)?;
-    let count = state.page_count.get();
-    let counts_for_nothing = |number: &PageNumber| number.get() > count || in_wal.contains(number);
-    let mut missing = (difference.page_count.get() + 1..=count).filter_map(PageNumber::new);
-    Ok(difference.pages.iter().all(counts_for_nothing) && missing.all(|number| counts_for_nothing(&number)))
+    let counts_for_nothing =
+        |number: &PageNumber| number.get() > state.page_count.get() || in_wal.contains(number);
+    Ok(difference.pages.iter().all(counts_for_nothing))
 }

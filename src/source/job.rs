@@ -86,7 +86,7 @@ pub enum LocalOutcome {
         synced: Option<(ShadowSync, io::Result<()>)>,
         /// What the wal-index said then; `None` if it did not come to that.
         result: Option<Result<WalExtent, CheckpointFailure>>,
-        /// The file directly after it; `None` if it was refused or failed, so that it may be as it was.
+        /// The file directly after it; `None` if the checkpoint did not begin.
         stamp: Option<Stamp>,
     },
     /// Of `Urgent`.

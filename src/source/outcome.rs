@@ -48,11 +48,11 @@ impl Source {
             }
             LocalOutcome::Compared(attached, result) => {
                 self.state = State::Attached(attached);
-                self.on_compared(&result);
+                self.on_compared(&result, now);
             }
             LocalOutcome::Inspected(attached, inspection) => {
                 self.state = State::Attached(attached);
-                self.on_inspected(inspection);
+                self.on_inspected(inspection, now);
             }
             LocalOutcome::LetGo(outcome) => self.on_let_go(outcome, now),
             LocalOutcome::Table(_) => unreachable!("BUG: it was taken in above"),
@@ -110,7 +110,9 @@ impl Source {
                 }
                 self.descriptor = Arc::downgrade(&attached.descriptor);
                 self.state = State::Attached(attached);
-                self.sighting = seen;
+                (self.sighting, self.look_around_at) = (seen, Some(Recheck::now(now)));
+                // Nothing that was read of the file before is of one time with what is read now.
+                self.gaps = self.gaps.wrapping_add(1);
                 // The pause between two tries goes on growing until a look succeeds.
                 self.forced_break = None;
             }

@@ -52,7 +52,7 @@ impl Source {
         self.look_around_at = None;
         let before = self.sighting.take();
         let shadow = &attached.capture.shadow;
-        let is_in_wal = |header: &DatabaseHeader| shadow.headers().is_ok_and(|all| all.contains(header));
+        let is_in_wal = |header: &DatabaseHeader| shadow.headers().map_or(true, |all| all.contains(header));
         match before.map_or(Writer::Sqlite, |before| before.writer(&sighting, is_in_wal)) {
             Writer::Sqlite => {}
             Writer::Unknown => {
@@ -98,12 +98,13 @@ impl Source {
         Some(LocalJob::Inspect(self.lend()?))
     }
 
-    pub(super) fn on_inspected(&mut self, inspection: Inspection) {
+    pub(super) fn on_inspected(&mut self, inspection: Inspection, now: Instant) {
         let name = self.settings.database.display();
         self.to_inspect = matches!(inspection, Inspection::Unsettled);
+        self.look_around_at = Some(Recheck::now(now));
         match inspection {
             Inspection::Whole => {
-                info!("{name}: was written by a checkpoint that did not end; its WAL goes on")
+                info!("{name}: was written by a checkpoint that was not seen to begin; its WAL goes on")
             }
             Inspection::Unsettled => {}
             Inspection::Broken(reason) => self.on_break(reason),
@@ -134,7 +135,11 @@ impl Source {
         if self.let_go_at.is_none_or(|at| now < at) {
             return None;
         }
-        let (State::Attached(attached), Some(sighting)) = (&self.state, self.sighting) else { return None };
+        let (State::Attached(attached), Some(sighting)) = (&self.state, self.sighting) else {
+            // Whoever looks around next plans it anew.
+            self.let_go_at = None;
+            return None;
+        };
         let is_read = Arc::strong_count(&attached.descriptor) > 1;
         let again = Recheck::after(self.let_go_again, AGAIN_PAUSE, LONGEST_AGAIN_PAUSE, now);
         self.let_go_again = Some(again);

@@ -145,7 +145,8 @@ impl Source {
             return None;
         }
         if self.to_inspect {
-            return self.inspect_job();
+            // Inspecting copies, too.
+            return if self.has_no_room(now) { None } else { self.inspect_job() };
         }
         if self.requested_break.is_some() && !self.begin_requested(now, generation) {
             return None;

@@ -39,6 +39,11 @@ fn damage_under_load(damage: fn(&Path)) {
         let mut writer = Writer::start(&database, &arguments);
         writer.wait_for(1);
         let agent = place.agent(&["min-checkpoint-page-count: 100000", "max-checkpoint-page-count: 0"]);
+        // While it attaches to what it does not know, it checkpoints.
+        agent.wait_for_status("it streams", |status| {
+            let database = first(status);
+            database["state"] == "attached" && database["replicas"][0]["state"] == "streaming"
+        });
         let count = writer.committed().len() + 100 + 50 * round;
         writer.wait_for(count);
         let pid = agent.pid();

@@ -45,8 +45,12 @@ fn place_with_a_wal(last: &str) -> (Place, Agent) {
 
 /// The frames of a WAL: page numbers and pages (file format 4).
 fn frames(wal: &Path) -> Vec<(u32, Vec<u8>)> {
+    frames_of(wal, PAGE)
+}
+
+fn frames_of(wal: &Path, page_size: usize) -> Vec<(u32, Vec<u8>)> {
     let bytes = fs::read(wal).expect("there is a WAL");
-    let frames = bytes[32..].chunks_exact(24 + PAGE);
+    let frames = bytes[32..].chunks_exact(24 + page_size);
     let number = |frame: &[u8]| u32::from_be_bytes(frame[..4].try_into().expect("four bytes"));
     frames.map(|frame| (number(frame), frame[24..].to_vec())).collect()
 }
@@ -55,7 +59,7 @@ fn frames(wal: &Path) -> Vec<(u32, Vec<u8>)> {
 fn write_until_said(place: &Place, agent: &Agent, number: u32, page: &[u8], text: &str) {
     let file = fs::File::options().write(true).open(place.database()).expect("it is there");
     wait_until(text, DEADLINE, || {
-        file.write_all_at(page, u64::from(number - 1) * PAGE as u64).expect("the folder is ours");
+        file.write_all_at(page, u64::from(number - 1) * page.len() as u64).expect("the folder is ours");
         agent.log().contains(text)
     });
 }
@@ -65,7 +69,7 @@ fn what_a_killed_checkpoint_has_left_is_not_taken_for_another_file() {
     let (place, agent) = place_with_a_wal("");
     let frames = frames(&place.wal());
     let (number, page) = frames.iter().find(|(number, _)| *number > 1).expect("rows have changed");
-    write_until_said(&place, &agent, *number, page, "was written by a checkpoint that did not end");
+    write_until_said(&place, &agent, *number, page, "was written by a checkpoint that was not seen to begin");
     assert!(place.wal().exists(), "{}", agent.log());
     let mut application = Shell::open(&place.database());
     assert_eq!(
@@ -78,6 +82,33 @@ fn what_a_killed_checkpoint_has_left_is_not_taken_for_another_file() {
     place.wait_until_replicated(&agent);
     place.stop(agent);
     place.assert_restores();
+}
+
+/// The page at 1 GiB is never used and in no WAL, so that it is missing from the file as long as the checkpoint that
+/// makes the file longer has not ended.
+#[test]
+fn a_killed_checkpoint_of_a_database_that_grows_beyond_1_gib_is_not_taken_for_another_file() {
+    const LARGE_PAGE: usize = 65_536;
+    let place = Place::new();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA page_size=65536; PRAGMA synchronous=OFF; CREATE TABLE t (data BLOB)");
+    application.run("INSERT INTO t VALUES (zeroblob(999000000)), (zeroblob(73000000))");
+    application.run("PRAGMA journal_mode=wal");
+    let length = || fs::metadata(place.database()).expect("it is there").len();
+    assert!((1 << 29..1 << 30).contains(&length()), "{} bytes", length());
+    let agent = place.streaming_agent(&PATIENT);
+    agent.wait_for_status("streams", is_streaming);
+    wait_for_page_table(&agent);
+    application.run("INSERT INTO t VALUES (zeroblob(4000000))");
+    agent.wait_for_status("streams", is_streaming);
+    application.close();
+    let frames = frames_of(&place.wal(), LARGE_PAGE);
+    assert!(length() < 1 << 30, "it was checkpointed");
+    let (number, page) = frames.iter().find(|(number, _)| *number > 1).expect("rows have been added");
+    let text = "was written by a checkpoint that was not seen to begin";
+    write_until_said(&place, &agent, *number, page, text);
+    assert!(place.wal().exists(), "{}", agent.log());
+    drop(agent);
 }
 
 #[test]
