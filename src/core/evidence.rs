@@ -103,15 +103,18 @@ impl Sighting {
     ///
     /// Somebody may have been killed in their checkpoint, even somebody who was never seen, or may be in it. But then the
     /// header is the old one or one from the WAL: `is_in_wal` is asked, where nobody is there to be kept waiting.
-    pub fn writer(&self, later: &Sighting, is_in_wal: impl FnOnce(&DatabaseHeader) -> bool) -> Writer {
+    /// `None` if it does not know.
+    pub fn writer(
+        &self,
+        later: &Sighting,
+        is_in_wal: impl FnOnce(&DatabaseHeader) -> Option<bool>,
+    ) -> Option<Writer> {
         let is_used = !self.alone && !later.alone;
         if is_used || self.stamp == later.stamp || self.backfilled != later.backfilled {
-            return Writer::Sqlite;
+            return Some(Writer::Sqlite);
         }
-        match !later.alone || self.header == later.header || is_in_wal(&later.header) {
-            false => Writer::Another,
-            true => Writer::Unknown,
-        }
+        let may_be_ours = !later.alone || self.header == later.header || is_in_wal(&later.header)?;
+        Some(if may_be_ours { Writer::Unknown } else { Writer::Another })
     }
 }
 
@@ -186,29 +189,30 @@ mod tests {
         let (stamp, backfilled) = (stamp(Duration::new(1, 1)), (Index::ZERO, 3));
         let before = Sighting { stamp, backfilled, alone: true, header: [0; 100] };
         let written = Sighting { stamp: Stamp { size: 1, ..stamp }, ..before };
-        let unasked = |_: &DatabaseHeader| panic!("asked");
+        let unasked = |_: &DatabaseHeader| -> Option<bool> { panic!("asked") };
         assert_eq!(
             before.writer(&written, unasked),
-            Writer::Unknown,
+            Some(Writer::Unknown),
             "somebody may have come, and been killed"
         );
-        assert_eq!(before.writer(&before, unasked), Writer::Sqlite);
+        assert_eq!(before.writer(&before, unasked), Some(Writer::Sqlite));
         let somebody_came = Sighting { alone: false, ..written };
         assert_eq!(
             before.writer(&somebody_came, unasked),
-            Writer::Unknown,
+            Some(Writer::Unknown),
             "perhaps only after it was written"
         );
         let backfilled = Sighting { backfilled: (Index::ZERO, 4), ..written };
-        assert_eq!(before.writer(&backfilled, unasked), Writer::Sqlite);
+        assert_eq!(before.writer(&backfilled, unasked), Some(Writer::Sqlite));
         let used = Sighting { alone: false, ..before };
-        assert_eq!(used.writer(&somebody_came, unasked), Writer::Sqlite);
-        assert_eq!(used.writer(&written, unasked), Writer::Unknown, "killed before it wrote page 1");
+        assert_eq!(used.writer(&somebody_came, unasked), Some(Writer::Sqlite));
+        assert_eq!(used.writer(&written, unasked), Some(Writer::Unknown), "killed before it wrote page 1");
         let other = Sighting { header: [1; 100], ..written };
-        let wrote_page_1 = |header: &DatabaseHeader| *header == [1; 100];
-        assert_eq!(used.writer(&other, wrote_page_1), Writer::Unknown);
-        assert_eq!(before.writer(&other, wrote_page_1), Writer::Unknown);
-        assert_eq!(used.writer(&other, |_| false), Writer::Another, "no checkpoint writes this");
-        assert_eq!(before.writer(&other, |_| false), Writer::Another);
+        let wrote_page_1 = |header: &DatabaseHeader| Some(*header == [1; 100]);
+        assert_eq!(used.writer(&other, wrote_page_1), Some(Writer::Unknown));
+        assert_eq!(before.writer(&other, wrote_page_1), Some(Writer::Unknown));
+        assert_eq!(used.writer(&other, |_| None), None);
+        assert_eq!(used.writer(&other, |_| Some(false)), Some(Writer::Another), "no checkpoint writes this");
+        assert_eq!(before.writer(&other, |_| Some(false)), Some(Writer::Another));
     }
 }

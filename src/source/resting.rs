@@ -44,16 +44,19 @@ impl Source {
             return;
         }
         let State::Attached(attached) = &self.state else { return };
-        let Some(sighting) = attached.sight() else {
+        let shadow = &attached.capture.shadow;
+        let is_in_wal = |header: &DatabaseHeader| Some(shadow.headers().ok()?.contains(header));
+        let seen = attached.sight().and_then(|seen| {
+            let writer = self.sighting.map_or(Some(Writer::Sqlite), |before| before.writer(&seen, is_in_wal));
+            Some((seen, writer?))
+        });
+        let Some((sighting, writer)) = seen else {
             let again = Recheck::after(self.look_around_at, RETRY_PAUSE, LONGEST_RETRY_PAUSE, now);
             self.look_around_at = Some(again);
             return;
         };
         self.look_around_at = None;
-        let before = self.sighting.take();
-        let shadow = &attached.capture.shadow;
-        let is_in_wal = |header: &DatabaseHeader| shadow.headers().map_or(true, |all| all.contains(header));
-        match before.map_or(Writer::Sqlite, |before| before.writer(&sighting, is_in_wal)) {
+        match writer {
             Writer::Sqlite => {}
             Writer::Unknown => {
                 // Whatever is written from now on is asked about again.

@@ -745,11 +745,11 @@ impl Application {
             false => [512, 1024, 4096][self.random.random_range(0..3)],
         };
         let mode = ["wal", "delete"][self.random.random_range(0..2)];
-        let rows = self.random.random_range(0..60);
+        let (rows, version) = (self.random.random_range(0..60), self.random.random_range(1..i32::MAX));
         self.administer(&format!("remove {}", file.display()));
         self.administer(&format!("open another {}", file.display()));
         self.administer(&format!(
-            "sql another PRAGMA page_size={page_size}; PRAGMA journal_mode={mode}; PRAGMA user_version=1; {TABLES}"
+            "sql another PRAGMA page_size={page_size}; PRAGMA journal_mode={mode}; PRAGMA user_version={version}; {TABLES}"
         ));
         self.administer(&format!(
             "sql another INSERT INTO t (n, data) WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE \

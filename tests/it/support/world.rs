@@ -11,7 +11,8 @@ use super::wait::wait_until;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
@@ -260,7 +261,7 @@ impl World {
         }
         // What is written into a file right behind another write of it need not show in its times.
         std::thread::sleep(FILE_CLOCK);
-        let is_held = self.is_attached();
+        let is_held = self.is_held();
         let is_waited_for = is_held && (placing == Placing::Copied || self.random.random_bool(0.5));
         if !is_waited_for {
             self.application().remove(&BESIDE);
@@ -301,6 +302,16 @@ impl World {
     fn is_attached(&self) -> bool {
         let status = self.agent.as_ref().map(|agent| agent.status(self.now()));
         status.is_some_and(|status| status.databases[0].state == SourceState::Attached)
+    }
+
+    /// Whether the agent is attached to the file that is at the path now, and not still to one before it.
+    fn is_held(&self) -> bool {
+        let identity = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+        let ours = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let present = identity(&self.folder.path().join("app.db"));
+        self.is_attached()
+            && present.is_some()
+            && ours.map(|file| identity(&file.path())).any(|it| it == present)
     }
 
     /// The agent has seen that nobody else is there, nothing of its own writes into the file, and no snapshot of it is
