@@ -145,7 +145,7 @@ impl Agent {
                 if let Some(order) = room.next_order(extent, folder, &self.disk, descriptor, attempt, now) {
                     self.workers.send_remote(at, number, &room.config.location, order);
                 }
-                let due = room.course.as_ref().and_then(|course| course.next_timeout(extent));
+                let due = room.next_timeout(extent, database.source.descriptor().is_some());
                 next = [next, due].into_iter().flatten().min();
             }
         }

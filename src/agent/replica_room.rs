@@ -104,6 +104,12 @@ impl ReplicaRoom {
         })
     }
 
+    /// When an order is due though nothing happens. Whoever waits for the database is due when that `is_readable` again.
+    pub fn next_timeout(&self, extent: &ShadowExtent, is_readable: bool) -> Option<Instant> {
+        let course = self.course.as_ref().filter(|course| is_readable || !course.wants_database())?;
+        course.next_timeout(extent)
+    }
+
     /// Says what changed, once.
     pub fn after_outcome(&mut self, database: &str, extent: &ShadowExtent, now: Now) {
         let Some(course) = &self.course else { return };

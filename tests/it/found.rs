@@ -33,6 +33,24 @@ fn a_checkpoint_that_waits_for_somebody_elses_reader_does_not_keep_us_awake() {
 }
 
 #[test]
+fn a_replica_that_waits_for_a_database_that_is_gone_does_not_keep_us_awake() {
+    let mut world = world(Settings::PLAIN);
+    world.servers[0].refuse_all(true);
+    world.application().run(0, "INSERT INTO t (n) VALUES (1)");
+    world.rest_for(Duration::from_secs(1));
+    world.application().leave();
+    world.application().remove(&["", "-wal", "-shm"]);
+    world.servers[0].lose_all();
+    world.servers[0].refuse_all(false);
+    let turns = world.rest_for(Duration::from_secs(60));
+    assert!(turns < 3000, "{turns} turns in a minute");
+    world.application().begin_anew();
+    world.settle();
+    world.check_all_is_replicated();
+    world.end();
+}
+
+#[test]
 fn a_replica_that_needs_a_shadow_file_which_is_missing_begins_a_new_generation() {
     let mut world = world(EAGER);
     world.servers[0].refuse_all(true);

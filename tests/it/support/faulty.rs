@@ -102,6 +102,11 @@ impl FaultyServer {
         self.state().refuses_all = refuses_all;
     }
 
+    /// Everything that it holds is gone.
+    pub fn lose_all(&self) {
+        self.state().names.clear();
+    }
+
     /// No fault is left; what a stopped server process has left to do is done.
     pub fn heal(&self) {
         self.state().faults.clear();
