@@ -98,7 +98,8 @@
 //!   two looks, and whose WAL must stay: its commits are nowhere else. A header that is neither the old one nor in the WAL
 //!   can, and so can the pages: those that SQLite reads from the file (no frame of them is behind what is backfilled) are
 //!   what the page table says, or it is another file. Nothing is judged while anything committed is not copied. Where
-//!   nothing can tell, the WAL stays and a new generation begins. The WAL of a file that was replaced is moved into the
+//!   nothing can tell, the WAL stays and a new generation begins: without a page table, also a `chmod` or a hard link
+//!   costs one. The WAL of a file that was replaced is moved into the
 //!   meta folder, or renamed. Left over: a `cp` in the very millisecond in which our last checkpoint writes; and one of a
 //!   file with the same header of which every page that differs is still to be backfilled: SQLite reads those from the
 //!   WAL, so that the database stays what it was before the `cp`, for us as for the application.

@@ -244,6 +244,10 @@ impl World {
         lock(&self.jobs.ended).clear();
         self.connections.clear();
         self.disk.restart();
+        // It may have switched the database to WAL mode, and copied what it was then.
+        if let Ok(mut application) = self.application.try_lock() {
+            application.remember();
+        }
         // A process that another history starts just now holds a copy of each of our descriptors for a moment.
         if let Ok(lock) = std::fs::File::open(self.config.databases[0].meta_path.join("lock")) {
             wait_until("the lock is free", Duration::from_secs(60), || lock.try_lock().is_ok());
