@@ -171,6 +171,8 @@ fn interrupt(world: &World, seed: u64) {
             && !application.states().is_empty()
         {
             application.note("  in the middle of it:".to_owned());
+            // The agent may have switched the database to WAL mode, and copied what it was then.
+            application.remember();
             application.act();
         }
     })));

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
-/// How long the agent may take to start or to stop.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// How long the agent may take to start, to stop, or to try again what did not work.
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// `agent replicate` with a configuration and a log of its own. Killed when dropped.
 pub struct Agent {
