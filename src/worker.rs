@@ -8,13 +8,12 @@ use crate::core::evidence::Stamp;
 use crate::core::position::Generation;
 use crate::core::replica::{Failure, FailureCause, Outcome};
 use crate::page_table::TableJob;
-use crate::remote::{self, FailureKind, Location, Remote, RemoteError};
+use crate::remote::{self, Location, Remote, RemoteError};
 use crate::source::{
     CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, checkpoint_patiently, compare, inspect,
     let_go, stamp_at, urgent_round,
 };
-use crate::sqlite::SqliteError;
-use crate::sqlite::{Handle, WalExtent};
+use crate::sqlite::{Handle, SqliteError, WalExtent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -208,11 +207,12 @@ impl Login {
         if let LoginState::Failed { at, failures, error } = &self.state
             && at.elapsed() < login_pause(*failures)
         {
-            let cause = match error.kind {
-                FailureKind::Disconnected => FailureCause::NotTried,
-                _ => FailureCause::Other,
+            let failure = CarryError::from(error.clone()).into_failure();
+            let cause = match failure.cause {
+                FailureCause::Disconnected => FailureCause::NotTried,
+                cause => cause,
             };
-            return Outcome::Failed(Failure { message: error.to_string(), cause });
+            return Outcome::Failed(Failure { cause, ..failure });
         }
         let result = self.remote().map_err(CarryError::from).and_then(|remote| carry(remote, order));
         result.unwrap_or_else(|error| {

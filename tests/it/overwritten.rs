@@ -45,14 +45,10 @@ fn place_with_a_wal(last: &str) -> (Place, Agent) {
 
 /// The frames of a WAL: page numbers and pages (file format 4).
 fn frames(wal: &Path) -> Vec<(u32, Vec<u8>)> {
-    frames_of(wal, PAGE)
-}
-
-fn frames_of(wal: &Path, page_size: usize) -> Vec<(u32, Vec<u8>)> {
     let bytes = fs::read(wal).expect("there is a WAL");
-    let frames = bytes[32..].chunks_exact(24 + page_size);
-    let number = |frame: &[u8]| u32::from_be_bytes(frame[..4].try_into().expect("four bytes"));
-    frames.map(|frame| (number(frame), frame[24..].to_vec())).collect()
+    let word = |bytes: &[u8]| u32::from_be_bytes(bytes[..4].try_into().expect("four bytes"));
+    let frames = bytes[32..].chunks_exact(24 + word(&bytes[8..]) as usize);
+    frames.map(|frame| (word(frame), frame[24..].to_vec())).collect()
 }
 
 /// Writes a page into the file, again and again: the agent may not have seen yet that the application has gone.
@@ -88,7 +84,6 @@ fn what_a_killed_checkpoint_has_left_is_not_taken_for_another_file() {
 /// makes the file longer has not ended.
 #[test]
 fn a_killed_checkpoint_of_a_database_that_grows_beyond_1_gib_is_not_taken_for_another_file() {
-    const LARGE_PAGE: usize = 65_536;
     let place = Place::new();
     let mut application = Shell::open(&place.database());
     application.run("PRAGMA page_size=65536; PRAGMA synchronous=OFF; CREATE TABLE t (data BLOB)");
@@ -102,7 +97,7 @@ fn a_killed_checkpoint_of_a_database_that_grows_beyond_1_gib_is_not_taken_for_an
     application.run("INSERT INTO t VALUES (zeroblob(4000000))");
     agent.wait_for_status("streams", is_streaming);
     application.close();
-    let frames = frames_of(&place.wal(), LARGE_PAGE);
+    let frames = frames(&place.wal());
     assert!(length() < 1 << 30, "it was checkpointed");
     let (number, page) = frames.iter().find(|(number, _)| *number > 1).expect("rows have been added");
     let text = "was written by a checkpoint that was not seen to begin";

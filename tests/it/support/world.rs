@@ -11,8 +11,7 @@ use super::wait::wait_until;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
@@ -27,7 +26,7 @@ use wal_agent::core::restore::{Check, RestoreGap};
 use wal_agent::core::status::{DatabaseStatus, ReplicaState, ReplicaStatus, SourceState};
 use wal_agent::remote::{Location, Remote};
 use wal_agent::restore::{RestoreError, RestoreOptions, restore};
-use wal_agent::source::LocalJob;
+use wal_agent::source::{FileIdentity, LocalJob};
 use wal_agent::worker::{Completed, Workers, do_local};
 
 /// Turns that a machine may take without coming to rest.
@@ -307,18 +306,15 @@ impl World {
     }
 
     fn is_attached(&self) -> bool {
-        let status = self.agent.as_ref().map(|agent| agent.status(self.now()));
-        status.is_some_and(|status| status.databases[0].state == SourceState::Attached)
+        self.has_agent() && self.status().state == SourceState::Attached
     }
 
     /// Whether the agent is attached to the file that is at the path now, and not still to one before it.
     fn is_held(&self) -> bool {
-        let identity = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
-        let ours = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-        let present = identity(&self.folder.path().join("app.db"));
-        self.is_attached()
-            && present.is_some()
-            && ours.map(|file| identity(&file.path())).any(|it| it == present)
+        let present = FileIdentity::of_path(&self.config.databases[0].path);
+        let mut ours = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let is_open = ours.any(|file| FileIdentity::of_path(&file.path()) == present);
+        self.is_attached() && present.is_some() && is_open
     }
 
     /// The agent has seen that nobody else is there, nothing of its own writes into the file, and no snapshot of it is
@@ -457,9 +453,9 @@ impl World {
 
     /// A process that another history starts just now holds a copy of the last agent's lock: that takes real time.
     fn is_locked_out(&self) -> bool {
-        let Some(agent) = &self.agent else { return false };
-        let state = &agent.status(self.now()).databases[0].state;
-        matches!(state, SourceState::Refused(reason) if reason.contains("another agent"))
+        let is_lock =
+            |state| matches!(state, SourceState::Refused(reason) if reason.contains("another agent"));
+        self.has_agent() && is_lock(self.status().state)
     }
 
     /// Any of the jobs that were handed out, but the first one of its line: each line is a thread.
@@ -636,8 +632,7 @@ impl World {
             let last = application.states().last().map(|state| state.crc);
             let is_last = matches!(&state, Ok(state) if Some(application.states()[*state].crc) == last);
             drop(application);
-            let held =
-                self.agent.as_ref().map(|agent| agent.status(self.now()).databases[0].state.to_string());
+            let held = self.has_agent().then(|| self.status().state.to_string());
             let story = self.story();
             assert!(
                 is_last,
