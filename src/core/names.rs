@@ -7,8 +7,8 @@ use super::position::{Generation, Index, Offset};
 /// The folder of all generations, below a replica's path and below the meta folder.
 pub const GENERATIONS: &str = "generations";
 
-/// The `-wal` of a database that another was put in the place of, in the meta folder.
-pub const REPLACED_WAL: &str = "replaced-wal";
+/// What the `-wal` of a database is called that another was put in the place of.
+const REPLACED_WAL: &str = "replaced-wal-";
 
 /// What an object is called until it is whole. Litestream's patterns do not match it.
 const TEMPORARY: &str = ".tmp";
@@ -69,6 +69,17 @@ pub fn snapshots_folder(generation: Generation) -> String {
 /// The folder of a generation's WAL: segments on a replica, shadow files in the meta folder.
 pub fn wal_folder(generation: Generation) -> String {
     format!("{GENERATIONS}/{generation}/wal")
+}
+
+/// What the `-wal` of a generation is called after another file was put in the place of its database.
+pub fn replaced_wal(generation: Generation) -> String {
+    format!("{REPLACED_WAL}{generation}")
+}
+
+/// What stands before such a name, and whose it is; `None` for any other name.
+pub fn parse_replaced_wal(name: &str) -> Option<(&str, Generation)> {
+    let (stem, generation) = name.rsplit_once(REPLACED_WAL)?;
+    Some((stem, generation.parse().ok()?))
 }
 
 /// The index of a snapshot's file name; `None` for any other name.

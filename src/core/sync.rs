@@ -55,6 +55,8 @@ pub enum Break {
     DatabaseOverwritten,
     /// The database file was written while nobody else had it open, and nothing can tell by whom.
     DatabaseDoubtful,
+    /// The database was moved away and came back, and who wrote it meanwhile cannot be told.
+    DatabaseMoved,
     /// The database was written while nobody held it, and the WAL that could tell what is gone.
     DatabaseChanged,
     /// The WAL was deleted or replaced under the agent.
@@ -83,6 +85,7 @@ impl fmt::Display for Break {
             Break::IndexExhausted => "the generation has used up its indexes",
             Break::DatabaseReplaced => "another file was put in the database's place",
             Break::DatabaseOverwritten => "something other than SQLite has written over the database",
+            Break::DatabaseMoved => "the database was moved away and back",
             Break::DatabaseDoubtful => {
                 "the database was written while nobody had it open, and it cannot be told by whom"
             }

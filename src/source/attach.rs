@@ -3,18 +3,17 @@
 use super::capture::{Capture, Look};
 use super::compare::{Compared, can_settle, compare, report};
 use super::guard::Guard;
+use super::left_behind::{Fate, LeftBehind, Paths};
 use super::let_go::Resting;
 use super::proof::{self, WalAtPath};
 use super::refusal::Refusal;
 use crate::core::evidence::{Evidence, Sighting, Stamp};
-use crate::core::names;
 use crate::core::position::Generation;
 use crate::core::sync::Break;
 use crate::disk::Disk;
 use crate::locks;
 use crate::shadow::ShadowWal;
 use crate::sqlite::{Handle, SqliteError};
-use log::{error, warn};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -90,38 +89,23 @@ impl Attached {
     }
 
     /// Closes everything, without a checkpoint, when another file, or another content, is at the database's path or
-    /// none is. The `-wal` belongs to what is gone: beside the new one, its frames would be read as the new one's. So
-    /// it is moved away into `meta`, unless somebody has opened the new one already; what they see then may be mixed,
-    /// and is said.
-    pub fn let_go_of_replaced(self, database: &Path, wal: &Path, meta: &Path) {
-        let is_ours = self.capture.live_identity().is_some_and(|id| FileIdentity::of_path(wal) == Some(id));
-        if is_ours {
-            // Nobody can open the new file while its lock bytes are ours.
-            let lock_out = |file: &File| locks::lock_out(file).unwrap_or(false);
-            let locked = match self.is_at_path(database) {
-                true => lock_out(&self.descriptor).then_some(None),
-                false => match File::options().read(true).write(true).open(database) {
-                    Ok(file) => lock_out(&file).then_some(Some(file)),
-                    Err(e) => (e.kind() == io::ErrorKind::NotFound).then_some(None),
-                },
-            };
-            // The lock stays until our connections are closed: a program that came in before would join our `-shm`.
-            let away = meta.join(names::REPLACED_WAL);
-            // Never deleted: should we be wrong, its commits are nowhere else. Another file system takes no rename.
-            let mut beside = wal.as_os_str().to_owned();
-            beside.push("-replaced");
-            let move_away = || std::fs::rename(wal, away).or_else(|_| std::fs::rename(wal, beside));
-            match locked.as_ref().map(|_| move_away()) {
-                Some(Ok(())) => {}
-                Some(Err(e)) => warn!("cannot remove {}, which belongs to the old file: {e}", wal.display()),
-                None => error!(
-                    "{}: another program opened the new file before the WAL of the old one could be removed: its \
-                     content may be mixed; check it with PRAGMA integrity_check and put it in place again",
-                    database.display()
-                ),
+    /// none is. The `-wal` belongs to what is gone: beside the new one, its frames would be read as the new one's.
+    /// Returns it as long as it has to stay.
+    pub fn let_go_of_replaced(self, reason: &Break, at: Paths) -> Option<LeftBehind> {
+        let Attached { guard, write_lock, checkpointer, capture, descriptor, lock } = self;
+        let generation = capture.shadow.extent().generation;
+        let left = capture.into_live().map(|wal| LeftBehind { database: descriptor, wal, generation });
+        let settle = |left: &LeftBehind| match reason {
+            Break::DatabaseOverwritten if is_at_path(&left.database, at.database) => {
+                left.settle_overwritten(at)
             }
-            drop(self);
-        }
+            _ => left.settle(at),
+        };
+        // The new file stays locked until our connections are closed: a program that came in before would join our
+        // `-shm`.
+        let fate = left.as_ref().map(settle);
+        drop((guard, write_lock, checkpointer, lock));
+        left.filter(|_| matches!(fate, Some(Fate::NoDatabase | Fate::StillOpen | Fate::Back)))
     }
 
     /// What is seen of the file and of others just now; `None` if it cannot be told.
@@ -135,8 +119,12 @@ impl Attached {
 
     /// Whether the file that is open is the one at its path.
     pub fn is_at_path(&self, path: &Path) -> bool {
-        FileIdentity::of_file(&self.descriptor).ok().is_some_and(|id| FileIdentity::of_path(path) == Some(id))
+        is_at_path(&self.descriptor, path)
     }
+}
+
+fn is_at_path(file: &File, path: &Path) -> bool {
+    FileIdentity::of_file(file).is_ok_and(|id| FileIdentity::of_path(path) == Some(id))
 }
 
 /// What a worker needs to attach.

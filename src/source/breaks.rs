@@ -1,7 +1,9 @@
 //! What a source does when continuity is lost: it compares, begins a new generation, or lets go.
 
+use super::attach::AttachOutcome;
 use super::compare::{Compared, Doubt, can_settle, report};
 use super::job::LocalJob;
+use super::left_behind::Fate;
 use super::recheck::Recheck;
 use super::refusal::Refusal;
 use super::resting::SETTLE_PAUSE;
@@ -124,7 +126,7 @@ impl Source {
             return self.refuse(Refusal::WalDamaged(reason), now);
         }
         if let State::Attached(attached) = attached {
-            attached.let_go_of_replaced(&self.settings.database, &self.wal, &self.settings.meta);
+            self.left = attached.let_go_of_replaced(&reason, self.paths());
         }
         self.await_the_new(reason, now);
     }
@@ -133,7 +135,33 @@ impl Source {
     pub(super) fn await_the_new(&mut self, reason: Break, now: Instant) {
         let name = self.settings.database.display();
         warn!("{name}: {reason}; let go of the old one, the new one begins a new generation");
-        self.settle_at = Some(now + SETTLE_PAUSE);
-        (self.forced_break, self.dirty, self.retry) = (Some(reason), Dirty::ALL, None);
+        self.forced_break = Some(reason);
+        self.let_settle(now);
+    }
+
+    fn let_settle(&mut self, now: Instant) {
+        (self.settle_at, self.dirty, self.retry) = (Some(now + SETTLE_PAUSE), Dirty::ALL, None);
+    }
+
+    /// Whether no WAL of another file is in the way of attaching to what is at the database's path.
+    pub(super) fn settle_left(&mut self, now: Instant) -> bool {
+        let Some(left) = &self.left else { return true };
+        let fate = left.settle(self.paths());
+        match fate {
+            Fate::NoDatabase => {
+                (self.dirty, self.settle_at) = (Dirty::default(), None);
+                self.on_attach(AttachOutcome::Absent, now);
+                return false;
+            }
+            Fate::StillOpen => {
+                self.refuse(Refusal::ReplacedInUse, now);
+                return false;
+            }
+            Fate::Back => self.forced_break = Some(Break::DatabaseMoved),
+            Fate::Gone | Fate::MovedAway(_) | Fate::Mixed => {}
+        }
+        (self.left, self.state) = (None, State::Detached);
+        self.let_settle(now);
+        true
     }
 }

@@ -1,6 +1,5 @@
 //! One look at the live WAL: what is committed, by the wal-index, is copied into the shadow.
 
-use super::attach::FileIdentity;
 use crate::core::position::{Offset, WAL_HEADER_LENGTH};
 use crate::core::sync::{Break, SyncDecision, WalFacts, decide};
 use crate::core::wal::{FrameHeader, WalHeader, WalHeaderBytes};
@@ -167,9 +166,9 @@ impl Capture {
         Ok(Look::Again)
     }
 
-    /// Which file is open as the WAL, if one is.
-    pub fn live_identity(&self) -> Option<FileIdentity> {
-        self.live.as_ref().and_then(|live| FileIdentity::of_file(&live.file).ok())
+    /// Ends copying; the file that is open as the WAL, if one is.
+    pub fn into_live(self) -> Option<File> {
+        self.live.map(|live| live.file)
     }
 
     /// Copies a part up to `to`, as long as the header stays the one that `to` belongs to.

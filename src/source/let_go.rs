@@ -3,6 +3,7 @@
 
 use super::attach::Attached;
 use super::capture::Look;
+use super::left_behind::{LeftBehind, Paths};
 use super::proof;
 use super::round::{Stop, move_reader};
 use crate::core::evidence::{Evidence, Sighting, Stamp};
@@ -66,8 +67,8 @@ pub enum Stay {
 pub enum LetGoOutcome {
     /// Nothing is held any more.
     Resting(Box<Resting>),
-    /// Nothing is held: another content was put into the file.
-    Overwritten,
+    /// Nothing is held: another content was put into the file. Its WAL, if that has to stay.
+    Overwritten(Option<LeftBehind>),
     /// Everything is held as before.
     Kept(Box<Attached>, Stay),
     /// Nothing is held; SQLite could not close the database properly.
@@ -84,8 +85,8 @@ pub fn let_go(request: LetGoRequest) -> LetGoOutcome {
     let stamp = match finish(&mut attached, &database, &seen) {
         Ok(Some(stamp)) => stamp,
         Ok(None) => {
-            attached.let_go_of_replaced(&database, &wal, &meta);
-            return LetGoOutcome::Overwritten;
+            let at = Paths { database: &database, wal: &wal, meta: &meta };
+            return LetGoOutcome::Overwritten(attached.let_go_of_replaced(&Break::DatabaseOverwritten, at));
         }
         Err(stay) => {
             // Fails only if the descriptor is none, and then nothing is locked either.

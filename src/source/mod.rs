@@ -10,6 +10,7 @@ mod compare;
 mod guard;
 mod inspect;
 mod job;
+mod left_behind;
 mod let_go;
 mod look;
 mod outcome;
@@ -44,6 +45,7 @@ use crate::core::sync::{Break, Dirty};
 use crate::disk::Disk;
 use crate::shadow::ShadowWal;
 use crate::sqlite::WalExtent;
+use left_behind::{LeftBehind, Paths};
 use log::{error, info, warn};
 use recheck::Recheck;
 use room::Room;
@@ -157,6 +159,8 @@ pub struct Source {
     break_at: Option<Recheck>,
     /// Lets go of the database once nothing is lent any more.
     leaving: Option<Break>,
+    /// The WAL of the file that was at the database's path before, while it is still there.
+    left: Option<LeftBehind>,
     /// The file and who was there, when that was last looked at.
     sighting: Option<Sighting>,
     /// That could not be looked at when there was reason to.
@@ -217,6 +221,7 @@ impl Source {
             to_compare: None,
             break_at: None,
             leaving: None,
+            left: None,
             sighting: None,
             look_around_at: None,
             let_go_at: None,
@@ -239,6 +244,9 @@ impl Source {
     /// The database file.
     pub fn database(&self) -> &Path {
         &self.settings.database
+    }
+    fn paths(&self) -> Paths<'_> {
+        Paths { database: &self.settings.database, wal: &self.wal, meta: &self.settings.meta }
     }
     /// Where it stands.
     pub fn state(&self) -> &State {

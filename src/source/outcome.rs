@@ -81,7 +81,7 @@ impl Source {
         true
     }
 
-    fn on_attach(&mut self, outcome: AttachOutcome, now: Instant) {
+    pub(super) fn on_attach(&mut self, outcome: AttachOutcome, now: Instant) {
         let name = self.settings.database.display();
         match outcome {
             AttachOutcome::Absent => {

@@ -178,8 +178,8 @@ impl Source {
                 self.dirty.database = true;
                 self.on_stay(stay, now);
             }
-            LetGoOutcome::Overwritten => {
-                self.state = State::Detached;
+            LetGoOutcome::Overwritten(left) => {
+                (self.state, self.left) = (State::Detached, left);
                 self.hold_nothing();
                 self.await_the_new(Break::DatabaseOverwritten, now);
             }

@@ -88,6 +88,9 @@ impl Source {
         {
             return Some(LocalJob::Remove { paths: vec![folder], disk: Arc::clone(&self.disk) });
         }
+        if self.is_left_due(now) && !self.settle_left(now) {
+            return None;
+        }
         let is_due = match self.state {
             State::Absent => self.dirty.any(),
             _ if self.is_busy() => false,
@@ -124,6 +127,14 @@ impl Source {
             resting,
             is_needed: self.is_needed || self.requested_break.is_some(),
         }))
+    }
+
+    fn is_left_due(&self, now: Instant) -> bool {
+        let is_due = match self.state {
+            State::Refused(_) => self.retry.is_none_or(|retry| now >= retry.at),
+            _ => self.dirty.any(),
+        };
+        self.left.is_some() && is_due && !self.is_busy()
     }
 
     /// Whether a snapshot of the file at the path is still read through a descriptor of an earlier attachment: closing

@@ -18,6 +18,7 @@ mod host_key;
 mod house;
 mod interop;
 mod litestream;
+mod moved_away;
 mod outside_world;
 mod outsider;
 mod overwritten;

@@ -87,6 +87,11 @@ impl Shell {
         drop(self.process.0.stdin.take());
         self.process.0.wait().expect("the shell is our child");
     }
+
+    /// Kills it: whatever is in the WAL stays there.
+    pub fn kill(self) {
+        drop(self.process);
+    }
 }
 
 /// A `writer` program at work.

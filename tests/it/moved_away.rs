@@ -1,0 +1,160 @@
+//! A database whose name goes away while the agent holds it: what is in its WAL is neither lost nor read as another
+//! file's.
+
+use crate::support::agent::Agent;
+use crate::support::place::{Place, is_streaming, wait_for_page_table};
+use crate::support::sqlite::Shell;
+use crate::support::wait::wait_until;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+/// Of an agent that neither checkpoints nor lets go by itself.
+const PATIENT: [&str; 2] = ["checkpoint-interval: 1h", "let-go-after: never"];
+const GONE: &str = "there is no database yet; waiting for it";
+const COUNT: &str = "SELECT count(*) FROM t";
+
+/// An application with eleven rows, ten of them in the WAL only.
+fn place_with_a_wal() -> (Place, Agent, Shell) {
+    let place = Place::new();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data)");
+    application.run("INSERT INTO t VALUES ('first')");
+    application.close();
+    let agent = place.streaming_agent(&PATIENT);
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA wal_autocheckpoint=0");
+    for _ in 0..10 {
+        application.run("INSERT INTO t VALUES ('later')");
+    }
+    agent.wait_for_status("streams", is_streaming);
+    wait_for_page_table(&agent);
+    (place, agent, application)
+}
+
+fn rename(from: &Path, to: &Path) {
+    fs::rename(from, to).expect("the folder is ours");
+}
+
+/// Another database with one row, and the rename that puts it in place.
+fn put_another_in_place(place: &Place, row: &str) {
+    let path = place.path("another.db");
+    let mut another = Shell::open(&path);
+    another.run("PRAGMA journal_mode=wal; CREATE TABLE t (data)");
+    another.run(&format!("INSERT INTO t VALUES ('{row}')"));
+    another.close();
+    rename(&path, &place.database());
+}
+
+fn kept_wals(place: &Place) -> Vec<PathBuf> {
+    let entries = fs::read_dir(place.path(".app.db-agent")).expect("there is a meta folder").flatten();
+    let is_kept = |path: &PathBuf| path.to_string_lossy().contains("replaced-wal-");
+    entries.map(|entry| entry.path()).filter(is_kept).collect()
+}
+
+#[track_caller]
+fn assert_replicated(place: &Place, agent: Agent) {
+    place.wait_until_replicated(&agent);
+    place.stop(agent);
+    place.assert_restores();
+}
+
+#[test]
+fn a_database_renamed_and_back_has_every_commit_though_its_application_was_killed() {
+    let (place, agent, application) = place_with_a_wal();
+    application.kill();
+    rename(&place.database(), &place.path("aside.db"));
+    agent.wait_for_log(GONE);
+    rename(&place.path("aside.db"), &place.database());
+    agent.wait_for_log("the database was moved away and back");
+    let mut again = Shell::open(&place.database());
+    assert_eq!(again.value(COUNT), "11", "{}", agent.log());
+    again.run("INSERT INTO t VALUES ('again')");
+    assert_eq!(kept_wals(&place), Vec::<PathBuf>::new());
+    assert_replicated(&place, agent);
+}
+
+#[test]
+fn a_database_moved_to_another_file_system_takes_its_wal_along() {
+    let (place, agent, application) = place_with_a_wal();
+    application.kill();
+    // As `mv` does it: one file after the other is copied and removed.
+    let moved = place.path("moved");
+    fs::create_dir(&moved).expect("the folder is ours");
+    fs::copy(place.database(), moved.join("app.db")).expect("it is there");
+    fs::remove_file(place.database()).expect("it is there");
+    agent.wait_for_log(GONE);
+    fs::copy(place.wal(), moved.join("app.db-wal")).expect("it is still there");
+    fs::remove_file(place.wal()).expect("it is there");
+    assert_eq!(Shell::open(&moved.join("app.db")).value(COUNT), "11");
+    put_another_in_place(&place, "another");
+    agent.wait_for_status("follows the new file", is_streaming);
+    assert_eq!(Shell::open(&place.database()).value(COUNT), "1");
+    assert_eq!(kept_wals(&place), Vec::<PathBuf>::new(), "it was not ours any more");
+    assert_replicated(&place, agent);
+}
+
+#[test]
+fn an_application_that_has_a_renamed_file_open_and_others_that_come_later_see_each_other() {
+    let (place, agent, mut first) = place_with_a_wal();
+    rename(&place.database(), &place.path("aside.db"));
+    agent.wait_for_log(GONE);
+    rename(&place.path("aside.db"), &place.database());
+    let mut second = Shell::open(&place.database());
+    assert_eq!(second.value(COUNT), "11", "{}", agent.log());
+    second.run("INSERT INTO t VALUES ('second')");
+    first.run("INSERT INTO t VALUES ('first')");
+    assert_eq!((first.value(COUNT), second.value(COUNT)), ("13".to_owned(), "13".to_owned()));
+    place.wait_until_replicated(&agent);
+    first.close();
+    second.close();
+    assert_eq!(Shell::open(&place.database()).value("PRAGMA integrity_check"), "ok");
+    assert_replicated(&place, agent);
+}
+
+#[test]
+fn a_wal_that_a_program_still_writes_is_not_moved_and_is_kept_once_the_program_is_gone() {
+    let (place, agent, mut application) = place_with_a_wal();
+    put_another_in_place(&place, "another");
+    let is_refused = |status: &serde_json::Value| status.to_string().contains("lies beside the new file");
+    agent.wait_for_status("says what is wrong", is_refused);
+    application.run("INSERT INTO t VALUES ('into the old file')");
+    let wal = fs::read(place.wal()).expect("it is still there");
+    application.kill();
+    wait_until("the WAL is moved away", DEADLINE, || !place.wal().exists());
+    let kept = kept_wals(&place);
+    assert_eq!(kept.len(), 1, "{}", agent.log());
+    assert!(fs::read(&kept[0]).expect("it is there") == wal, "what was committed last is in it");
+    agent.wait_for_log(&format!("is kept as {}", kept[0].display()));
+    assert_eq!(Shell::open(&place.database()).value("SELECT data FROM t"), "another");
+    assert_replicated(&place, agent);
+}
+
+#[test]
+fn every_wal_of_a_replaced_file_is_kept_up_to_eight() {
+    let (place, agent, mut application) = place_with_a_wal();
+    let mut seen = std::collections::BTreeSet::new();
+    for round in 0..10 {
+        application.run("INSERT INTO t VALUES ('into the WAL')");
+        agent.wait_for_status("streams", is_streaming);
+        let generation = agent.generation();
+        application.kill();
+        // The name is gone for a moment, too.
+        rename(&place.database(), &place.path("aside.db"));
+        agent.wait_for_status("it is gone", |status| !is_streaming(status));
+        put_another_in_place(&place, &format!("another {round}"));
+        let name = place.path(".app.db-agent").join(format!("replaced-wal-{generation}"));
+        wait_until("the WAL is kept", DEADLINE, || name.exists());
+        seen.insert(name);
+        agent.wait_for_status("follows the new file", |status| {
+            is_streaming(status) && !status.to_string().contains(&generation)
+        });
+        application = Shell::open(&place.database());
+        assert_eq!(application.value("SELECT data FROM t"), format!("another {round}"));
+        application.run("PRAGMA wal_autocheckpoint=0");
+    }
+    assert_eq!((seen.len(), kept_wals(&place).len()), (10, 8));
+    application.close();
+    assert_replicated(&place, agent);
+}
