@@ -88,8 +88,8 @@ enum Work {
     Building,
     /// It was read, and these are its entries.
     Built(BuiltTable),
-    /// Changes are being written.
-    Writing(Arc<PageChanges>),
+    /// Changes are being written into it, so that it stands at a position of this index.
+    Writing(Arc<PageChanges>, Index),
 }
 
 /// The page table of one generation of a database.
@@ -173,7 +173,11 @@ impl SourceTable {
 
     /// The index from which on the shadow must be kept for this table.
     pub fn needs_from(&self) -> Option<Index> {
-        self.standing.as_ref().map(|standing| standing.position.0)
+        let stands = self.standing.as_ref().map(|standing| standing.position.0);
+        stands.or(match &self.work {
+            Work::Writing(_, index) => Some(*index),
+            _ => None,
+        })
     }
 
     fn is_following(&self) -> bool {
@@ -294,7 +298,7 @@ impl SourceTable {
                     Some(from),
                 )))
             }
-            work @ (Work::Building | Work::Writing(_)) => {
+            work @ (Work::Building | Work::Writing(..)) => {
                 self.work = work;
                 None
             }
@@ -310,7 +314,7 @@ impl SourceTable {
         from: Option<((Index, Offset), DatabaseState)>,
     ) -> TableWrite {
         let changes = Arc::new(self.changes.split_off());
-        self.work = Work::Writing(Arc::clone(&changes));
+        self.work = Work::Writing(Arc::clone(&changes), shadow.index);
         TableWrite {
             disk: Arc::clone(&self.disk),
             folder: self.folder.clone(),
@@ -328,9 +332,9 @@ impl SourceTable {
     pub fn on_job(&mut self, outcome: TableOutcome) {
         match (outcome, &self.work) {
             (TableOutcome::Built(Ok(built)), Work::Building) => self.work = Work::Built(built),
-            (TableOutcome::Written(Ok(written)), Work::Writing(_)) => self.on_written(written),
+            (TableOutcome::Written(Ok(written)), Work::Writing(..)) => self.on_written(written),
             (TableOutcome::Built(Err(error)), Work::Building)
-            | (TableOutcome::Written(Err(error)), Work::Writing(_)) => self.lose(error),
+            | (TableOutcome::Written(Err(error)), Work::Writing(..)) => self.lose(error),
             // Of a table that was given up meanwhile.
             _ => {}
         }
@@ -355,7 +359,7 @@ impl SourceTable {
 
     /// Whether changes are being written into it: a moment later it can be compared with.
     pub fn is_being_written(&self) -> bool {
-        matches!(self.work, Work::Writing(_))
+        matches!(self.work, Work::Writing(..))
     }
 
     /// Compares a database file, which must be the whole database and must not change meanwhile, with the table.
@@ -480,7 +484,7 @@ fn below<'a>(
 ) -> impl FnMut(u32) -> io::Result<PageEntry> + 'a {
     move |number| {
         let being_written = match work {
-            Work::Writing(changes) => changes.get(number, entries),
+            Work::Writing(changes, _) => changes.get(number, entries),
             _ => None,
         };
         match (being_written, standing) {

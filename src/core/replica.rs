@@ -206,10 +206,12 @@ impl Replica {
 
     /// The lowest index whose shadow this replica may still need; `None` while nobody knows.
     pub fn needs_from(&self) -> Option<Index> {
-        match &self.phase {
+        let next = match &self.phase {
             Phase::Streaming { tail, .. } => Some(tail.index),
             Phase::Unknown | Phase::Empty => self.acked.map(|(index, _)| index),
-        }
+        };
+        // After any failure, the last segment that is there tells what is: it is written anew.
+        next.map(|next| self.last_segment.map_or(next, |(segment, _)| segment.index.min(next)))
     }
 
     /// Whether the replica holds everything before `position` and can be restored from.

@@ -76,8 +76,11 @@ impl TableBuild {
         // The application's pages stay in the cache, ours go first. That is only advice.
         let _ = rustix::fs::fadvise(&*self.database, 0, None, rustix::fs::Advice::NoReuse);
         let entries = Entries::of_size(page_size);
-        let page_count = self.read_pages(&*file, &entries)?;
-        let page_count = self.lay_over(&*file, &entries, page_count)?;
+        // First, since reading the database may take longer than the shadow of that index is kept.
+        let copied = self.copied_changes(&entries)?;
+        let before = self.read_pages(&*file, &entries)?;
+        let page_count = copied.page_count().unwrap_or(before);
+        write_entries(&*file, &copied.writes(before, &entries), page_count)?;
         Ok(BuiltTable { file, page_size, page_count })
     }
 
@@ -107,26 +110,19 @@ impl TableBuild {
     }
 
     /// What was copied of the present index before the reading began, and may not be in the file yet.
-    fn lay_over(
-        &self,
-        file: &dyn DiskFile,
-        entries: &Entries,
-        before: PageCount,
-    ) -> Result<PageCount, TableError> {
+    fn copied_changes(&self, entries: &Entries) -> Result<PageChanges, TableError> {
         let (index, end) = self.copied;
-        if end == Offset::ZERO {
-            return Ok(before);
-        }
         let mut changes = PageChanges::default();
+        if end == Offset::ZERO {
+            return Ok(changes);
+        }
         read_frames(&*self.disk, &self.shadows, (index, Offset::ZERO), end, |number, page, commit| {
             changes.push(number, entries.of(number, page));
             let no_state =
                 commit.map(|count| changes.commit(count, entries, None, |_| Ok(PageEntry::default())));
             no_state.transpose().map(drop).map_err(|e: io::Error| e.into())
         })?;
-        let page_count = changes.page_count().unwrap_or(before);
-        write_entries(file, &changes.writes(before, entries), page_count)?;
-        Ok(page_count)
+        Ok(changes)
     }
 }
 

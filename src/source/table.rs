@@ -58,6 +58,7 @@ impl Source {
         let problem = capture.table.take_problem(now);
         let extent = capture.shadow.extent();
         let job = capture.table.next_job(extent, may_build, &attached.descriptor, now).map(LocalJob::Table);
+        capture.keep_state();
         self.table.in_flight = job.is_some();
         problem.into_iter().for_each(|problem| self.on_lost_table(&problem));
         job

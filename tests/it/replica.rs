@@ -323,7 +323,9 @@ fn the_last_segment_of_an_acknowledged_index_is_written_anew_without_a_word() {
     let acked = Some(Position::new(generation(), over.index, Offset::ZERO));
     assert_eq!(replica.acked(), acked);
     assert!(matches!(replica.next_job(&over, now), Some(Job::Begin { replace: false, .. })));
+    assert_eq!(replica.needs_from(), Some(INDEX), "should that fail");
     replica.on_outcome(failure(), &over, now, 0.0);
+    assert_eq!(replica.needs_from(), Some(INDEX));
     let later = now + Duration::from_secs(60);
     assert_eq!(replica.next_job(&over, later), Some(Job::Look));
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
@@ -333,6 +335,12 @@ fn the_last_segment_of_an_acknowledged_index_is_written_anew_without_a_word() {
     let appended = Outcome::Appended { end: Offset::new(1000), length: 50 };
     assert_eq!(replica.on_outcome(appended, &over, later, 0.0), Finding::Nothing);
     assert_eq!(replica.acked(), acked);
+    assert!(matches!(replica.next_job(&over, later), Some(Job::Seal { .. })));
+    replica.on_outcome(Outcome::Sealed, &over, later, 0.0);
+    assert!(matches!(replica.next_job(&over, later), Some(Job::Begin { replace: false, .. })));
+    let appended = Outcome::Appended { end: Offset::new(500), length: 50 };
+    assert_eq!(replica.on_outcome(appended, &over, later, 0.0), Finding::Nothing);
+    assert_eq!(replica.needs_from(), Some(over.index));
 }
 
 #[test]
