@@ -69,8 +69,8 @@ pub enum LetGoOutcome {
     Resting(Box<Resting>),
     /// Nothing is held: another content was put into the file. Its WAL, if that has to stay.
     Overwritten(Option<LeftBehind>),
-    /// Everything is held as before.
-    Kept(Box<Attached>, Stay),
+    /// Everything is held as before; and the file, if our checkpoint may have written into it.
+    Kept(Box<Attached>, Stay, Option<Stamp>),
     /// Nothing is held; SQLite could not close the database properly.
     Lost(String),
 }
@@ -80,7 +80,7 @@ pub fn let_go(request: LetGoRequest) -> LetGoOutcome {
     let LetGoRequest { mut attached, database, wal, meta, disk, seen } = request;
     let boot = match settle(&mut attached, &wal) {
         Ok(boot) => boot,
-        Err(stay) => return LetGoOutcome::Kept(attached, stay),
+        Err(stay) => return LetGoOutcome::Kept(attached, stay, None),
     };
     let stamp = match finish(&mut attached, &database, &seen) {
         Ok(Some(stamp)) => stamp,
@@ -88,10 +88,10 @@ pub fn let_go(request: LetGoRequest) -> LetGoOutcome {
             let at = Paths { database: &database, wal: &wal, meta: &meta };
             return LetGoOutcome::Overwritten(attached.let_go_of_replaced(&Break::DatabaseOverwritten, at));
         }
-        Err(stay) => {
+        Err(Unfinished { stay, written }) => {
             // Fails only if the descriptor is none, and then nothing is locked either.
             let _ = locks::let_in(&attached.descriptor);
-            return LetGoOutcome::Kept(attached, stay);
+            return LetGoOutcome::Kept(attached, stay, written);
         }
     };
     let position = attached.capture.shadow.extent().position();
@@ -105,6 +105,18 @@ pub fn let_go(request: LetGoRequest) -> LetGoOutcome {
         warn!("{}: cannot write {}: {error}", database.display(), meta.display());
     }
     LetGoOutcome::Resting(Box::new(Resting { shadow, evidence, lock }))
+}
+
+/// Why it was not finished, and the file with what our checkpoint has written by then.
+struct Unfinished {
+    stay: Stay,
+    written: Option<Stamp>,
+}
+
+impl From<Stay> for Unfinished {
+    fn from(stay: Stay) -> Self {
+        Unfinished { stay, written: None }
+    }
 }
 
 fn failed(error: impl ToString) -> Stay {
@@ -128,36 +140,39 @@ fn settle(attached: &mut Attached, wal: &Path) -> Result<String, Stay> {
 ///
 /// Somebody may just be copying another file over this one: `cp` asks for no lock. So the file is compared directly
 /// before our writes, and all that was written is looked for afterwards.
-fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<Option<Stamp>, Stay> {
+fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<Option<Stamp>, Unfinished> {
     if !locks::lock_out(&attached.descriptor).map_err(failed)? {
-        return Err(Stay::Used);
+        return Err(Stay::Used.into());
     }
     let frames = match attached.capture.look(&attached.guard.query).map_err(failed)? {
         Look::UpToDate { extent, .. } => extent.left(),
-        Look::Broken(reason) => return Err(Stay::Broken(reason)),
-        Look::More { .. } | Look::Again => return Err(Stay::Later),
+        Look::Broken(reason) => return Err(Stay::Broken(reason).into()),
+        Look::More { .. } | Look::Again => return Err(Stay::Later.into()),
     };
     let headers = attached.capture.shadow.headers().map_err(failed)?;
     if !attached.is_at_path(database) || proof::stamp_of(&attached.descriptor).map_err(failed)? != seen.stamp
     {
-        return Err(Stay::Later);
+        return Err(Stay::Later.into());
     }
-    if frames > 0 {
-        let checkpointer = attached.checkpointer.as_ref().ok_or(Stay::Later)?;
-        if !checkpointer.checkpoint_without_sync().map_err(failed)?.is_backfilled() {
-            return Err(Stay::Later);
-        }
-    }
+    let checkpointed = match &attached.checkpointer {
+        Some(checkpointer) if frames > 0 => checkpointer.checkpoint_without_sync().map(|e| e.is_backfilled()),
+        Some(_) => Ok(true),
+        None => Ok(false),
+    };
     let stamp = proof::stamp_of(&attached.descriptor).map_err(failed)?;
+    let written = |stay| Unfinished { stay, written: Some(stamp) };
+    if !checkpointed.map_err(|error| written(failed(error)))? {
+        return Err(written(Stay::Later));
+    }
     if frames > 0 && proof::header_of(&attached.descriptor) != headers.last().copied().unwrap_or(seen.header)
     {
         return Ok(None);
     }
-    attached.descriptor.sync_data().map_err(failed)?;
+    attached.descriptor.sync_data().map_err(|error| written(failed(error)))?;
     match stamp.ripens_in(proof::file_time()) {
         // What we have just written is always young. Whoever comes meanwhile waits, as for any last close.
         pause if pause <= SHORT_PAUSE => std::thread::sleep(pause),
-        pause => return Err(Stay::Young(pause)),
+        pause => return Err(written(Stay::Young(pause))),
     }
     let is_same = proof::stamp_of(&attached.descriptor).is_ok_and(|now| now == stamp);
     Ok((is_same && attached.is_at_path(database)).then_some(stamp))

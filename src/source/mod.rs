@@ -114,6 +114,7 @@ enum Task {
     Look,
     MoveReader,
     Checkpoint,
+    LetGo,
     BeginGeneration,
 }
 

@@ -34,6 +34,9 @@ impl Source {
     pub(super) fn look_around(&mut self, now: Instant) {
         let dirty = self.dirty;
         let is_alone = self.sighting.is_none_or(|sighting| sighting.alone);
+        if dirty.closed {
+            self.let_go_again = None;
+        }
         let has_event = dirty.database || dirty.closed || is_alone && dirty.any();
         let is_due = self.look_around_at.is_some_and(|look| now >= look.at);
         if self.sighting.is_some() && !has_event && !is_due {
@@ -68,11 +71,9 @@ impl Source {
                 return;
             }
         }
-        if dirty.closed || is_due {
-            self.let_go_again = None;
-        }
         if !sighting.alone {
             self.let_go_at = None;
+            self.solved(Task::LetGo);
         } else if dirty.any() || self.let_go_at.is_none() {
             let pause = self.let_go_again.map_or(Duration::ZERO, |again| again.pause);
             self.let_go_at = self.settings.let_go_after.map(|quiet| now + quiet.max(pause));
@@ -125,12 +126,15 @@ impl Source {
     /// After a checkpoint of ours beside nobody: `stamp` is the file then, and from now on nobody writes it. Without one
     /// nothing was written: then what was seen before tells whether the file is another's.
     pub(super) fn sight_after_checkpoint(&mut self, before: Option<Sighting>, stamp: Option<Stamp>) {
-        let index = self.checkpoint_extent().index;
         if let Some(before) = before.filter(|before| before.alone) {
-            let after = |stamp| Sighting { stamp, backfilled: (index, self.extent.backfilled), ..before };
-            self.sighting = Some(stamp.map_or(before, after));
+            self.sighting = Some(self.sighting_with(before, stamp));
             self.dirty.closed = true;
         }
+    }
+
+    fn sighting_with(&self, before: Sighting, stamp: Option<Stamp>) -> Sighting {
+        let backfilled = (self.checkpoint_extent().index, self.extent.backfilled);
+        stamp.map_or(before, |stamp| Sighting { stamp, backfilled, ..before })
     }
 
     /// Lends everything to a worker that lets go, if it is time.
@@ -172,8 +176,9 @@ impl Source {
                 // Whoever came in meanwhile was not looked for.
                 self.dirty = Dirty::ALL;
             }
-            LetGoOutcome::Kept(attached, stay) => {
+            LetGoOutcome::Kept(attached, stay, written) => {
                 self.state = State::Attached(attached);
+                self.sighting = self.sighting.map(|seen| self.sighting_with(seen, written));
                 // Perhaps a file was just put in its place: that is seen by what we saw before.
                 self.dirty.database = true;
                 self.on_stay(stay, now);
@@ -202,10 +207,7 @@ impl Source {
             }
             Stay::OpenIn(_) => {}
             Stay::Broken(reason) => self.on_break(reason.clone()),
-            Stay::Failed(problem) if self.stay.as_ref() != Some(&stay) => {
-                warn!("{name}: cannot let go of it: {problem}; it is tried again by itself");
-            }
-            Stay::Failed(_) => {}
+            Stay::Failed(problem) => self.failed(Task::LetGo, &format!("cannot let go of it: {problem}")),
         }
         self.stay = Some(stay);
     }
@@ -244,6 +246,7 @@ impl Source {
         self.problems.remove(&Task::Look);
         self.problems.remove(&Task::MoveReader);
         self.problems.remove(&Task::Checkpoint);
+        self.problems.remove(&Task::LetGo);
     }
 
     /// Whether a database that is not held has changed, and is only not opened yet.

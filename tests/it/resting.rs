@@ -2,7 +2,8 @@
 
 use crate::support::agent::Agent;
 use crate::support::compare::assert_same;
-use crate::support::place::{Place, first, is_resting, wait_for_page_table};
+use crate::support::mounted::Mounted;
+use crate::support::place::{Place, first, is_resting, is_streaming, wait_for_page_table};
 use crate::support::process::output;
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
@@ -201,6 +202,49 @@ fn a_database_stays_attached_if_it_is_never_to_be_let_go_of() {
 }
 
 /// What `agent detach` answers: its exit code, and what it says.
+#[test]
+fn a_database_whose_disk_is_too_full_to_let_go_of_it_says_so_and_is_not_read_again_and_again() {
+    let place = Place::new();
+    let folder = place.path("mounted");
+    fs::create_dir(&folder).expect("the folder is ours");
+    let _mounted = Mounted::new(&folder, 40 << 20);
+    let database = folder.join("app.db");
+    let mut application = Shell::open(&database);
+    application.run("PRAGMA journal_mode=wal; PRAGMA wal_autocheckpoint=0; CREATE TABLE t (data)");
+    let configuration = format!(
+        "dbs:\n  - path: {}\n    meta-path: {}\n    checkpoint-interval: 1h\n    let-go-after: 100ms\n    \
+         replicas: [{{type: file, path: '{}'}}]\n",
+        database.display(),
+        place.path("meta").display(),
+        place.replica().display()
+    );
+    let agent = Agent::start(&place.path(""), &configuration);
+    agent.wait_for_status("streams", is_streaming);
+    application.run("INSERT INTO t VALUES (randomblob(3000000))");
+    agent.wait_for_status("streams", is_streaming);
+    wait_for_page_table(&agent);
+    let ballast = folder.join("ballast");
+    let written =
+        fs::File::create(&ballast).map(|mut file| std::io::copy(&mut std::io::repeat(1), &mut file));
+    written.expect("it can be created").expect_err("the disk is full");
+    application.close();
+    agent.wait_for_status("says so", |status| status.to_string().contains("cannot let go of it"));
+    let written_at =
+        || fs::metadata(&database).and_then(|metadata| metadata.modified()).expect("it is there");
+    for _ in 0..3 {
+        let before = written_at();
+        wait_until("it is tried again", DEADLINE, || written_at() != before);
+    }
+    let inspections = || agent.log().matches("checkpoint that was not seen").count();
+    assert_eq!(inspections(), 0, "what it wrote itself is asked about: {}", agent.log());
+    fs::remove_file(&ballast).expect("it is there");
+    agent.wait_for_status("lets go", is_resting);
+    assert_eq!(inspections(), 0, "{}", agent.log());
+    assert_eq!(Shell::open(&database).value("SELECT count(*) FROM t"), "1");
+    agent.stop();
+    assert_same(&database, &place.restore());
+}
+
 fn detach(place: &Place, agent: &Agent) -> (Option<i32>, String) {
     let database = place.database();
     let answer = agent.run("detach", &[database.to_str().expect("a plain name")]);
