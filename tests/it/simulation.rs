@@ -4,7 +4,8 @@
 //! At the end of each history some of the commits that the replicas hold are restored, as if nothing had come after them:
 //! each gives what the application had with that commit, in the order in which it had it.
 //!
-//! In some histories an administrator replaces the database's file (`mv`, `cp`, `rm`) while the application is closed.
+//! In some histories an administrator replaces the database's file (`mv`, `cp`, `rm`) while the application is closed, or
+//! moves it away and back.
 //! What is left out, since nobody could tell there, or only a restore that refuses:
 //! - a `cp` before the agent has seen that the application is gone, or within milliseconds of another write of the file,
 //!   whose times are the same then;
@@ -130,7 +131,7 @@ fn history(seed: u64, processes: Vec<Process>) -> (Vec<Process>, BTreeMap<String
     }
     let is_faulty = random.random_bool(0.8);
     // In some histories an administrator puts other files in the database's place.
-    let kinds = if random.random_bool(0.4) { 112 } else { 100 };
+    let kinds = if random.random_bool(0.4) { 116 } else { 100 };
     for _ in 0..random.random_range(5..60) {
         event(&mut world, &mut random, settings, is_faulty, kinds);
     }
@@ -231,6 +232,7 @@ fn event(world: &mut World, random: &mut StdRng, settings: Settings, is_faulty: 
         100..106 => world.application().back_up(),
         106..111 if is_made => world.replace_database(),
         111 if is_made => world.remove_database(),
+        112..116 if is_made => world.move_database(),
         99 if random.random_bool(0.3) => world.jump(random.random_range(-100_000..100_000)),
         _ if !world.has_agent() => world.start_agent(),
         _ => {}

@@ -670,6 +670,26 @@ impl Application {
         (self.is_certain, self.is_away) = (false, true);
     }
 
+    /// It does nothing until [`Application::come_back`], with everything open that is open.
+    pub fn pause(&mut self) {
+        self.remember();
+        self.is_away = true;
+    }
+
+    /// The database's file gets another name.
+    pub fn move_away(&mut self) {
+        self.is_between = true;
+        let (here, aside) = (self.database.clone(), self.beside("-aside"));
+        self.administer(&format!("move {} {}", here.display(), aside.display()));
+        *self.injected.entry("moved away and back".to_owned()).or_default() += 1;
+    }
+
+    /// The file gets its own name back.
+    pub fn move_back(&mut self) {
+        let (here, aside) = (self.database.clone(), self.beside("-aside"));
+        self.administer(&format!("move {} {}", aside.display(), here.display()));
+    }
+
     /// The file that it finds is whole. In most cases it is started at once.
     pub fn come_back(&mut self) {
         (self.is_away, self.is_between, self.is_certain) = (false, false, false);

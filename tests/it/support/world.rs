@@ -305,6 +305,22 @@ impl World {
         self.application().begin_anew();
     }
 
+    /// An administrator moves the database's file away and back, and leaves its WAL where it is, while the application
+    /// is closed, was killed, or has it open and does nothing.
+    pub fn move_database(&mut self) {
+        self.note("the database is to be moved away and back");
+        match self.random.random_bool(0.3) {
+            true => self.application().pause(),
+            false => self.application().leave(),
+        }
+        for moves in [Application::move_away, Application::move_back] {
+            let turns = [0, 5, 200][self.random.random_range(0..3)];
+            self.drive(turns);
+            moves(&mut self.application());
+        }
+        self.application().come_back();
+    }
+
     fn is_attached(&self) -> bool {
         self.has_agent() && self.status().state == SourceState::Attached
     }
