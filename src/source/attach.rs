@@ -1,7 +1,6 @@
 //! Attaching to a database, and letting go of it.
 
-use super::capture::{Capture, Look};
-use super::compare::{Compared, can_settle, compare, report};
+use super::capture::Capture;
 use super::guard::Guard;
 use super::left_behind::{Fate, LeftBehind, Paths};
 use super::let_go::Resting;
@@ -161,6 +160,8 @@ pub enum AttachOutcome {
         seen: Option<Sighting>,
         /// Why the last generation does not go on; `None` if it may.
         reason: Option<Break>,
+        /// What only comparing its pages can tell, before anything is copied.
+        to_compare: Option<Break>,
         /// It was not in WAL mode, and is now.
         was_switched: bool,
     },
@@ -215,8 +216,9 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
     let (shadow, lock, beginning) = past.go_on(request, stamp)?;
     let guard = Guard::new(reader, open_ready(path)?, query, mark, shadow.extent().index);
+    let is_proven = beginning == Beginning::Proven;
     let mut capture = Capture::new(request.wal.clone(), shadow);
-    capture.continues = beginning == Beginning::Proven;
+    capture.continues = is_proven;
     let mut attached = Attached {
         guard,
         write_lock: open_ready(path)?,
@@ -227,36 +229,14 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     };
     attached.capture.open_live().map_err(|e| Refusal::NoAccess(e.to_string()))?;
     let seen = attached.sight();
-    let (reason, seen) = match beginning {
-        // What the evidence held for.
-        Beginning::Proven => (None, seen.map(|seen| Sighting { stamp, ..seen })),
-        Beginning::New(reason) => (Some(reason), seen),
-        Beginning::Doubtful(reason) => go_on_compared(&mut attached, request, reason)?,
-        // What else it finds, the next look finds again.
-        Beginning::ToBeSeen => match attached.capture.look(&attached.guard.query) {
-            Ok(Look::Broken(reason)) if can_settle(&reason) => {
-                go_on_compared(&mut attached, request, reason)?
-            }
-            _ => (None, seen),
-        },
+    // What the evidence held for.
+    let seen = if is_proven { seen.map(|seen| Sighting { stamp, ..seen }) } else { seen };
+    let (reason, to_compare) = match beginning {
+        Beginning::Proven | Beginning::ToBeSeen => (None, None),
+        Beginning::New(reason) => (Some(reason), None),
+        Beginning::Doubtful(reason) => (None, Some(reason)),
     };
-    Ok(AttachOutcome::Attached { attached: Box::new(attached), seen, reason, was_switched })
-}
-
-/// Proves by the page table what became of the database, or begins a new generation; returns why, and the file.
-fn go_on_compared(
-    attached: &mut Attached,
-    request: &AttachRequest,
-    reason: Break,
-) -> Result<(Option<Break>, Option<Sighting>), Refusal> {
-    let result = compare(attached, &request.database, &request.wal, request.next_generation);
-    report(&request.database, &reason, &result);
-    if let Ok(Compared { seen, .. }) = result {
-        return Ok((None, Some(seen)));
-    }
-    let begun = attached.begin_generation(&request.disk, &request.meta, request.next_generation);
-    begun.map_err(|e| meta_error(request, e))?;
-    Ok((Some(reason), attached.sight()))
+    Ok(AttachOutcome::Attached { attached: Box::new(attached), seen, reason, to_compare, was_switched })
 }
 
 /// A handle asks for the mode so that it has read page 1, and with it the page size, before it is asked more.

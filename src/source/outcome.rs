@@ -99,7 +99,7 @@ impl Source {
                 self.hold_nothing();
                 self.dirty = Dirty::ALL;
             }
-            AttachOutcome::Attached { attached, seen, reason, was_switched } => {
+            AttachOutcome::Attached { attached, seen, reason, to_compare, was_switched } => {
                 if was_switched {
                     info!("{name}: was not in WAL mode; it is now, and stays so");
                 }
@@ -110,6 +110,7 @@ impl Source {
                 }
                 self.descriptor = Arc::downgrade(&attached.descriptor);
                 self.state = State::Attached(attached);
+                self.to_compare = to_compare;
                 (self.sighting, self.look_around_at) = (seen, Some(Recheck::now(now)));
                 // Nothing that was read of the file before is of one time with what is read now.
                 self.gaps = self.gaps.wrapping_add(1);
