@@ -215,10 +215,9 @@ impl Source {
     /// Lets go as soon as nobody else is there; `None` if nothing is held, else what is in the way.
     pub fn detach_now(&mut self, now: Instant) -> Option<String> {
         match &self.state {
-            State::Absent | State::Resting(_) => return None,
-            State::Refused(refusal) => return Some(format!("not held, but refused: {refusal}")),
-            State::Detached | State::Lent => return Some("the agent is busy with it".to_owned()),
             State::Attached(_) => {}
+            State::Absent | State::Resting(_) | State::Refused(_) if !self.is_busy() => return None,
+            _ => return Some("the agent is busy with it".to_owned()),
         }
         let is_alone = self.sighting.is_some_and(|sighting| sighting.alone);
         if !is_alone {

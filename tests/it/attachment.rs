@@ -84,6 +84,9 @@ fn a_file_that_is_no_database_is_refused_and_left_alone() {
     let reason = first(&status)["refused_because"].as_str().expect("a reason");
     assert!(reason.contains("not an SQLite database"), "{reason}");
     assert_eq!(agent.run("status", &[]).status.code(), Some(2));
+    let database = place.database();
+    let detached = agent.run("detach", &[database.to_str().expect("a plain name")]);
+    assert_eq!(detached.status.code(), Some(0), "nothing is held: {detached:?}");
     assert_eq!(fs::read(place.database()).expect("the file is there"), garbage);
     // A database put in its place is followed without a restart.
     let _application = application(&place.path("new.db"));

@@ -201,7 +201,6 @@ fn a_database_stays_attached_if_it_is_never_to_be_let_go_of() {
     place.assert_restores();
 }
 
-/// What `agent detach` answers: its exit code, and what it says.
 #[test]
 fn a_database_whose_disk_is_too_full_to_let_go_of_it_says_so_and_is_not_read_again_and_again() {
     let place = Place::new();
@@ -245,6 +244,7 @@ fn a_database_whose_disk_is_too_full_to_let_go_of_it_says_so_and_is_not_read_aga
     assert_same(&database, &place.restore());
 }
 
+/// What `agent detach` answers: its exit code, and what it says.
 fn detach(place: &Place, agent: &Agent) -> (Option<i32>, String) {
     let database = place.database();
     let answer = agent.run("detach", &[database.to_str().expect("a plain name")]);
