@@ -2,6 +2,7 @@
 //! file's.
 
 use crate::support::agent::Agent;
+use crate::support::mounted::Mounted;
 use crate::support::place::{Place, is_streaming, wait_for_page_table};
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
@@ -156,5 +157,28 @@ fn every_wal_of_a_replaced_file_is_kept_up_to_eight() {
     }
     assert_eq!((seen.len(), kept_wals(&place).len()), (10, 8));
     application.close();
+    assert_replicated(&place, agent);
+}
+
+#[test]
+fn a_wal_that_cannot_be_renamed_into_the_meta_folder_is_kept_beside_the_database() {
+    let place = Place::new();
+    let elsewhere = place.path("mounted");
+    fs::create_dir(&elsewhere).expect("the folder is ours");
+    let _mounted = Mounted::new(&elsewhere, 40 << 20);
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; PRAGMA wal_autocheckpoint=0; CREATE TABLE t (data)");
+    let meta = format!("meta-path: {}", elsewhere.display());
+    let agent = place.streaming_agent(&[PATIENT[0], PATIENT[1], &meta]);
+    application.run("INSERT INTO t VALUES ('into the WAL')");
+    agent.wait_for_status("streams", is_streaming);
+    let (wal, generation) = (fs::read(place.wal()).expect("it is there"), agent.generation());
+    application.kill();
+    put_another_in_place(&place, "another");
+    let kept = place.path(&format!("app.db-wal-replaced-wal-{generation}"));
+    wait_until("the WAL is kept", DEADLINE, || kept.exists());
+    assert!(fs::read(&kept).expect("it is there") == wal, "all of it");
+    assert!(!place.wal().exists(), "{}", agent.log());
+    assert_eq!(Shell::open(&place.database()).value("SELECT data FROM t"), "another");
     assert_replicated(&place, agent);
 }
