@@ -104,8 +104,7 @@
 //!   WAL, so that the database stays what it was before the `cp`, for us as for the application.
 //! - The WAL of a database whose name is gone stays where it is: the name may come back, or somebody is moving both
 //!   files. Once another file is there, it is moved into the meta folder, under the name of its generation, or renamed if
-//!   that is on another file system; the last eight are kept. While somebody still has the old file open, it stays, and
-//!   the new file is refused. A copy that took the place of its original looks like any other file.
+//!   that is on another file system; the last eight are kept. A copy that took the place of its original looks like any other file.
 //! - The page table is read with `pread`, eight bytes at a time, and never mapped: a disk that fails is an error then, and
 //!   not SIGBUS, and the simulated disks of tests can hold it.
 //! - The page table stands at any position whose shadow is durable, not only at the start of an index, and what is being

@@ -104,7 +104,7 @@ impl Attached {
         // `-shm`.
         let fate = left.as_ref().map(settle);
         drop((guard, write_lock, checkpointer, lock));
-        left.filter(|_| matches!(fate, Some(Fate::NoDatabase | Fate::StillOpen | Fate::Back)))
+        left.filter(|_| matches!(fate, Some(Fate::NoDatabase | Fate::Back)))
     }
 
     /// What is seen of the file and of others just now; `None` if it cannot be told.

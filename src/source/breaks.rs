@@ -153,10 +153,6 @@ impl Source {
                 self.on_attach(AttachOutcome::Absent, now);
                 return false;
             }
-            Fate::StillOpen => {
-                self.refuse(Refusal::ReplacedInUse, now);
-                return false;
-            }
             Fate::Back => self.forced_break = Some(Break::DatabaseMoved),
             Fate::Gone | Fate::MovedAway(_) | Fate::Mixed => {}
         }

@@ -39,8 +39,6 @@ pub struct LeftBehind {
 pub enum Fate {
     /// It stays until something is at the database's path.
     NoDatabase,
-    /// Somebody still has the old file open, and writes into that WAL.
-    StillOpen,
     /// It is not there any more.
     Gone,
     /// The old file is at its path again.
@@ -52,7 +50,8 @@ pub enum Fate {
 }
 
 impl LeftBehind {
-    /// Moves the WAL away if another file is at the database's path and nobody has either of them open.
+    /// Moves the WAL away if another file is at the database's path and nobody has that open. A program that still has
+    /// the old file open goes on writing into its WAL, wherever that is; SQLite would leave it beside the new file.
     pub fn settle(&self, at: Paths) -> Fate {
         let is_at =
             |file: &File, there: FileIdentity| FileIdentity::of_file(file).is_ok_and(|id| id == there);
@@ -63,9 +62,6 @@ impl LeftBehind {
             None => return Fate::NoDatabase,
             Some(there) if is_at(&self.database, there) => return Fate::Back,
             Some(_) => {}
-        }
-        if !lock_out(&self.database) {
-            return Fate::StillOpen;
         }
         match File::options().read(true).write(true).open(at.database) {
             Ok(new) if lock_out(&new) => self.move_away(at, Some(new)),

@@ -25,8 +25,6 @@ pub enum Refusal {
     StillReading,
     /// Its `-wal` does not hold what the wal-index says: something other than SQLite has changed it.
     WalDamaged(Break),
-    /// Another file was put in its place while somebody had it open, and the WAL of the old one is beside the new one.
-    ReplacedInUse,
     /// There was no room for what the replicas have not got; it was let go of, so that the application has the room.
     NoRoom(Shortage),
     /// Anything else SQLite said.
@@ -49,10 +47,6 @@ impl fmt::Display for Refusal {
                 f,
                 "{reason}: something other than SQLite has changed its -wal; end the programs that have the database \
                  open, and start them again: SQLite then recovers what is there"
-            ),
-            Refusal::ReplacedInUse => f.write_str(
-                "another file was put in its place while a program had it open, and that program's -wal lies beside \
-                 the new file; end the programs that have either of them open",
             ),
             Refusal::NoRoom(shortage) => write!(
                 f,

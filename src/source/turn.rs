@@ -88,7 +88,7 @@ impl Source {
         {
             return Some(LocalJob::Remove { paths: vec![folder], disk: Arc::clone(&self.disk) });
         }
-        if self.is_left_due(now) && !self.settle_left(now) {
+        if self.dirty.any() && !self.is_busy() && !self.settle_left(now) {
             return None;
         }
         let is_due = match self.state {
@@ -127,14 +127,6 @@ impl Source {
             resting,
             is_needed: self.is_needed || self.requested_break.is_some(),
         }))
-    }
-
-    fn is_left_due(&self, now: Instant) -> bool {
-        let is_due = match self.state {
-            State::Refused(_) => self.retry.is_none_or(|retry| now >= retry.at),
-            _ => self.dirty.any(),
-        };
-        self.left.is_some() && is_due && !self.is_busy()
     }
 
     /// Whether a snapshot of the file at the path is still read through a descriptor of an earlier attachment: closing
