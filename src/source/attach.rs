@@ -92,12 +92,11 @@ impl Attached {
     /// Returns it as long as it has to stay.
     pub fn let_go_of_replaced(self, reason: &Break, at: Paths) -> Option<LeftBehind> {
         let Attached { guard, write_lock, checkpointer, capture, descriptor, lock } = self;
+        let is_at_path = is_at_path(&descriptor, at.database);
         let generation = capture.shadow.extent().generation;
-        let left = capture.into_live().map(|wal| LeftBehind { database: descriptor, wal, generation });
+        let left = capture.into_live().map(|wal| LeftBehind { database: Some(descriptor), wal, generation });
         let settle = |left: &LeftBehind| match reason {
-            Break::DatabaseOverwritten if is_at_path(&left.database, at.database) => {
-                left.settle_overwritten(at)
-            }
+            Break::DatabaseOverwritten if is_at_path => left.settle_overwritten(at),
             _ => left.settle(at),
         };
         // The new file stays locked until our connections are closed: a program that came in before would join our

@@ -145,10 +145,12 @@ impl Source {
 
     /// Whether no WAL of another file is in the way of attaching to what is at the database's path.
     pub(super) fn settle_left(&mut self, now: Instant) -> bool {
-        let Some(left) = &self.left else { return true };
+        let Some(mut left) = self.left.take() else { return true };
         let fate = left.settle(self.paths());
         match fate {
             Fate::NoDatabase => {
+                left.release_removed();
+                self.left = Some(left);
                 (self.dirty, self.settle_at) = (Dirty::default(), None);
                 self.on_attach(AttachOutcome::Absent, now);
                 return false;
@@ -156,7 +158,7 @@ impl Source {
             Fate::Back => self.forced_break = Some(Break::DatabaseMoved),
             Fate::Gone | Fate::MovedAway(_) | Fate::Mixed => {}
         }
-        (self.left, self.state) = (None, State::Detached);
+        self.state = State::Detached;
         self.let_settle(now);
         true
     }

@@ -8,6 +8,7 @@ use crate::locks;
 use log::{error, info, warn};
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,10 +26,10 @@ pub struct Paths<'a> {
     pub meta: &'a Path,
 }
 
-/// A database that we held, with its WAL. Both files stay open, so that no other file gets their inodes.
+/// A database that we held, with its WAL. The files stay open, so that no other file gets their inodes.
 pub struct LeftBehind {
-    /// The database file.
-    pub database: Arc<File>,
+    /// The database file; `None` once it is removed and cannot come back: it would go on taking its room.
+    pub database: Option<Arc<File>>,
     /// Its WAL.
     pub wal: File,
     /// The last generation it had.
@@ -50,6 +51,11 @@ pub enum Fate {
 }
 
 impl LeftBehind {
+    /// Closes the database file if it has no name any more.
+    pub fn release_removed(&mut self) {
+        self.database.take_if(|file| file.metadata().is_ok_and(|metadata| metadata.nlink() == 0));
+    }
+
     /// Moves the WAL away if another file is at the database's path and nobody has that open. A program that still has
     /// the old file open goes on writing into its WAL, wherever that is; SQLite would leave it beside the new file.
     pub fn settle(&self, at: Paths) -> Fate {
@@ -60,7 +66,9 @@ impl LeftBehind {
         }
         match FileIdentity::of_path(at.database) {
             None => return Fate::NoDatabase,
-            Some(there) if is_at(&self.database, there) => return Fate::Back,
+            Some(there) if self.database.as_ref().is_some_and(|file| is_at(file, there)) => {
+                return Fate::Back;
+            }
             Some(_) => {}
         }
         match File::options().read(true).write(true).open(at.database) {
@@ -75,7 +83,10 @@ impl LeftBehind {
         if FileIdentity::of_path(at.wal) != FileIdentity::of_file(&self.wal).ok() {
             return Fate::Gone;
         }
-        if lock_out(&self.database) { self.move_away(at, None) } else { mixed(at) }
+        match &self.database {
+            Some(file) if lock_out(file) => self.move_away(at, None),
+            _ => mixed(at),
+        }
     }
 
     /// It is kept: should we be wrong, its commits are nowhere else. Another file system takes no rename.

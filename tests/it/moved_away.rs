@@ -86,6 +86,10 @@ fn a_database_moved_to_another_file_system_takes_its_wal_along() {
     fs::copy(place.database(), moved.join("app.db")).expect("it is there");
     fs::remove_file(place.database()).expect("it is there");
     agent.wait_for_log(GONE);
+    let files = || fs::read_dir(format!("/proc/{}/fd", agent.pid())).expect("it runs").flatten();
+    let is_removed = |path: PathBuf| path.to_string_lossy().ends_with("/app.db (deleted)");
+    let keeps_it = || files().any(|file| fs::read_link(file.path()).is_ok_and(is_removed));
+    wait_until("the removed file takes no room any more", DEADLINE, || !keeps_it());
     fs::copy(place.wal(), moved.join("app.db-wal")).expect("it is still there");
     fs::remove_file(place.wal()).expect("it is there");
     assert_eq!(Shell::open(&moved.join("app.db")).value(COUNT), "11");
