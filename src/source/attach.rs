@@ -94,7 +94,8 @@ impl Attached {
         let Attached { guard, write_lock, checkpointer, capture, descriptor, lock } = self;
         let is_at_path = is_at_path(&descriptor, at.database);
         let generation = capture.shadow.extent().generation;
-        let left = capture.into_live().map(|wal| LeftBehind { database: Some(descriptor), wal, generation });
+        let database = Some(Arc::clone(&descriptor));
+        let left = capture.into_live().map(|wal| LeftBehind { database, wal, generation });
         let settle = |left: &LeftBehind| match reason {
             Break::DatabaseOverwritten if is_at_path => left.settle_overwritten(at),
             _ => left.settle(at),
@@ -102,7 +103,8 @@ impl Attached {
         // The new file stays locked until our connections are closed: a program that came in before would join our
         // `-shm`.
         let fate = left.as_ref().map(settle);
-        drop((guard, write_lock, checkpointer, lock));
+        drop((guard, write_lock, checkpointer));
+        drop((descriptor, lock));
         left.filter(|_| matches!(fate, Some(Fate::NoDatabase | Fate::Back)))
     }
 
