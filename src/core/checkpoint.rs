@@ -64,8 +64,10 @@ pub struct CheckpointState {
     waiting_since: Option<Instant>,
     /// Not before: the last round could not finish.
     not_before: Option<Instant>,
-    /// Rounds in a row that did not finish.
+    /// Rounds in a row that did not finish, and got nowhere.
     unfinished: u32,
+    /// Frames in the database file when the last round was due.
+    backfilled: u32,
 }
 
 /// The pause after the first round that could not finish; doubled after each.
@@ -76,7 +78,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 impl CheckpointState {
     /// Nothing waits, nothing failed.
     pub fn new() -> Self {
-        CheckpointState { waiting_since: None, not_before: None, unfinished: 0 }
+        CheckpointState { waiting_since: None, not_before: None, unfinished: 0, backfilled: 0 }
     }
 
     /// The round that is due now, if any. `extent` is the wal-index now.
@@ -89,11 +91,16 @@ impl CheckpointState {
         if self.not_before.is_some_and(|at| now < at) {
             return None;
         }
-        if policy.max_pages.is_some_and(|max| extent.frames >= max) {
-            return Some(Round::Urgent);
-        }
+        let is_urgent = policy.max_pages.is_some_and(|max| extent.frames >= max);
         let overdue = policy.interval.is_some_and(|interval| now >= since + interval);
-        (extent.frames >= policy.min_pages || overdue).then_some(Round::Cooperative)
+        if !is_urgent && extent.frames < policy.min_pages && !overdue {
+            return None;
+        }
+        if extent.backfilled != self.backfilled {
+            // No reader stands in the way: the writers were faster, and longer pauses would give them a longer WAL.
+            (self.backfilled, self.unfinished) = (extent.backfilled, 0);
+        }
+        Some(if is_urgent { Round::Urgent } else { Round::Cooperative })
     }
 
     /// When [`CheckpointState::due`] may answer differently though nobody writes.

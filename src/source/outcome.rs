@@ -157,7 +157,10 @@ impl Source {
             }
         };
         self.urgent_next &= !finished;
-        self.checkpoint.on_round(finished, now);
+        if !self.urgent_next {
+            // Else the round goes on under the write lock, and counts when that is done.
+            self.checkpoint.on_round(finished, now);
+        }
     }
 
     fn on_urgent(&mut self, report: UrgentReport, now: Instant) {

@@ -67,3 +67,16 @@ fn a_round_that_cannot_finish_is_tried_ever_more_rarely() {
     assert!(pauses.is_sorted(), "{pauses:?}");
     assert_eq!(pauses.last(), Some(&Duration::from_secs(1)));
 }
+
+#[test]
+fn a_round_that_cannot_finish_but_gets_on_is_tried_again_soon() {
+    let (mut state, mut now) = (CheckpointState::new(), Instant::now());
+    for turn in 0..10 {
+        let overtaken = extent(20_000 + turn * 1000, 10_000 + turn * 1000);
+        assert_eq!(state.due(&POLICY, overtaken, now), Some(Round::Urgent));
+        state.on_round(false, now);
+        let at = state.next_timeout(&POLICY, overtaken).expect("it is tried again");
+        assert_eq!(at - now, Duration::from_millis(20), "turn {turn}");
+        now = at;
+    }
+}
