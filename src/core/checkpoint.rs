@@ -70,7 +70,7 @@ pub struct CheckpointState {
     backfilled: u32,
 }
 
-/// The pause after the first round that could not finish; doubled after each.
+/// The pause after the first round that could not finish; doubled after each that got nowhere.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// The longest pause: another reader that stays for hours costs one try a second.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
