@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 const AT_ONCE: Duration = Duration::from_micros(300);
 /// The first pause after which events are heard again; doubled while the writers go on.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
-const LONGEST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_micros(500);
 
 /// When events matter again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

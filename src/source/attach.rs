@@ -133,6 +133,8 @@ pub struct AttachRequest {
     pub database: PathBuf,
     /// Its `-wal`.
     pub wal: PathBuf,
+    /// Its `-shm`.
+    pub wal_index: PathBuf,
     /// Our state.
     pub meta: PathBuf,
     /// Where our state is.
@@ -216,7 +218,8 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     // Only what is looked at after our reader began can be trusted: from here on, no WAL ends without us.
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
     let (shadow, lock, beginning) = past.go_on(request, stamp)?;
-    let guard = Guard::new(reader, open_ready(path)?, query, mark, shadow.extent().index);
+    let handles = [reader, open_ready(path)?, query];
+    let guard = Guard::new(handles, request.wal_index.clone(), mark, shadow.extent().index);
     let is_proven = beginning == Beginning::Proven;
     let mut capture = Capture::new(request.wal.clone(), shadow);
     capture.continues = is_proven;

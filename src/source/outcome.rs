@@ -25,9 +25,7 @@ impl Source {
         match outcome {
             LocalOutcome::Attach(outcome) => self.on_attach(outcome, now),
             LocalOutcome::Synced(sync, result) => {
-                if self.on_synced(&sync, result) {
-                    self.move_at = Some(Recheck::now(now));
-                }
+                self.on_synced(&sync, result);
             }
             LocalOutcome::Checkpointed { checkpointer, synced, result, stamp } => {
                 if let State::Attached(attached) = &mut self.state {

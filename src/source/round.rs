@@ -52,7 +52,8 @@ pub fn urgent_round(attached: &mut Attached, database: &Path, budget: Duration) 
         let result = locked_part(attached, database, locked + budget);
         attached.write_lock.rollback();
         held = Some(locked.elapsed());
-        result
+        // What was copied under the lock is made durable without it, before anything of the next WAL is copied.
+        result.and_then(|()| sync_shadow(attached))
     });
     let report = UrgentReport { held, finished: result.is_ok(), broken: None, error: None };
     match result {
@@ -70,6 +71,8 @@ fn chase(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
         if is_hindered {
             std::thread::sleep(CHASE_PAUSE);
         }
+        // Not between the move and the checkpoint: a writer's own would come first, and keep that writer waiting.
+        sync_shadow(attached)?;
         move_reader(attached, None)?;
         let extent = checkpoint(attached, database, None)?;
         is_hindered = attached.guard.is_beyond(extent);
@@ -151,7 +154,7 @@ fn checkpoint_until(checkpointer: &Handle, until: Option<Instant>) -> Result<Wal
     })
 }
 
-/// Copies what is committed, makes it durable, and moves the reader behind it.
+/// Copies what is committed, and moves the reader behind it.
 pub(super) fn move_reader(attached: &mut Attached, until: Option<Instant>) -> Result<(), Stop> {
     for _ in 0..MOST_MOVES {
         if until.is_some_and(|until| Instant::now() >= until) {
@@ -159,16 +162,18 @@ pub(super) fn move_reader(attached: &mut Attached, until: Option<Instant>) -> Re
         }
         let moved = attached.guard.move_on(&mut attached.capture);
         match moved.map_err(|error| Stop::Failed(error.to_string()))? {
-            Move::Done => return sync_shadow(attached),
+            Move::Done => return Ok(()),
             Move::Broken(reason) => return Err(Stop::Broken(reason)),
             Move::NeedsSync => sync_shadow(attached)?,
             Move::NotYet => {}
+            Move::Crossed => std::thread::sleep(CHASE_PAUSE),
         }
     }
     Err(Stop::Later)
 }
 
-fn sync_shadow(attached: &mut Attached) -> Result<(), Stop> {
+/// Makes what is copied durable.
+pub(super) fn sync_shadow(attached: &mut Attached) -> Result<(), Stop> {
     if let Some(sync) = attached.capture.shadow.to_sync() {
         // A failed fsync is not retried: what it should have written may be gone from the cache.
         sync.file.sync().map_err(|_| Stop::Broken(Break::ShadowSyncFailed))?;
