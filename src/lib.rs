@@ -18,8 +18,8 @@
 //! ```
 //!
 //! Imports go down; siblings only along an arrow. One thread decides ([`event_loop`], [`agent`], [`source`]); worker
-//! threads only carry ([`worker`], [`carry`]) and are lent what they need: a checkpoint borrows a connection, an
-//! urgent round borrows everything that is held of a database.
+//! threads only carry ([`worker`], [`carry`]) and are lent what they need: a checkpoint borrows a connection, a round
+//! beside writers that never pause borrows everything that is held of a database.
 //!
 //! # How a commit travels
 //!
@@ -89,13 +89,14 @@
 //!   mark is new. So `/proc/locks` is read before and after, and a move that was crossed is taken back for a moment.
 //! - The reader does not move after each commit. While writers go on, nobody waits for it; and in a long WAL each move
 //!   makes the application's own checkpoint, which it tries after every commit, copy the few frames that have come since
-//!   (two fsyncs). So it moves when they pause, or when a checkpoint's worth of frames is behind it. Two moves are a few
-//!   milliseconds apart: SQLite would give the second the slot that the first has left, for which a checkpoint waits.
+//!   (two fsyncs). So it moves when they pause; beside writers that never do, in rounds of their own, in which our
+//!   checkpoint follows the move at once, before theirs. Two moves are a millisecond apart: SQLite would give the second
+//!   the slot that the first has left, for which a checkpoint waits.
 //! - A reader that begins while a checkpoint is about to give read lock 0 back does not get that lock though everything
 //!   is backfilled, and no call says so. It is moved there once more a moment later.
 //! - Whether a checkpoint waits for readers or works is told by read lock 0, which it holds while it writes: stepping
 //!   aside for one that works would let the WAL be restarted unseen.
-//! - A writer that never pauses is looked at every two milliseconds, not at each event ([`core::pace`]), and the watch
+//! - A writer that never pauses is looked at every half a millisecond, not at each event ([`core::pace`]), and the watch
 //!   sleeps meanwhile, so that the kernel makes one event of many writes: the writer pays for each that wakes us.
 //! - The inode of the database is kept beside the generation's name: after a file was replaced while the agent was
 //!   down, an unchanged `-wal` would otherwise look like continuity.

@@ -17,12 +17,18 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Takes in a look that found something new. Whoever commits now and then is heard at once.
-    pub fn on_news(&mut self, now: Instant) {
-        let is_busy = self.until.is_some_and(|until| now < until + AT_ONCE);
+    /// Takes in a look that found something new. Whoever commits now and then is heard at once. `is_overtaken`: while it
+    /// was copied, more was committed.
+    pub fn on_news(&mut self, is_overtaken: bool, now: Instant) {
+        let is_busy = is_overtaken || self.until.is_some_and(|until| now < until + AT_ONCE);
         self.pause =
             if is_busy { (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) } else { Duration::ZERO };
         self.until = Some(now + self.pause);
+    }
+
+    /// Whether writers have not paused for long.
+    pub fn is_endless(&self, now: Instant) -> bool {
+        self.pause == LONGEST_PAUSE && self.until.is_some_and(|until| now < until + AT_ONCE)
     }
 
     /// Whether events matter now.
@@ -47,7 +53,7 @@ mod tests {
         for turn in 0..10 {
             let now = begin + turn * Duration::from_millis(1);
             assert!(pace.is_listening(now));
-            pace.on_news(now);
+            pace.on_news(false, now);
             assert_eq!(pace.next_timeout(now), None);
         }
     }
@@ -57,7 +63,7 @@ mod tests {
         let (mut pace, mut now) = (Pace::default(), Instant::now());
         let pauses: Vec<Duration> = (0..10)
             .map(|_| {
-                pace.on_news(now);
+                pace.on_news(false, now);
                 let until = pace.next_timeout(now).unwrap_or(now);
                 assert!(pace.is_listening(until));
                 let pause = until.duration_since(now);
@@ -66,7 +72,20 @@ mod tests {
             })
             .collect();
         assert!(pauses.is_sorted() && pauses[0].is_zero() && pauses[9] == LONGEST_PAUSE, "{pauses:?}");
-        pace.on_news(now + Duration::from_millis(5));
+        assert!(pace.is_endless(now));
+        pace.on_news(false, now + Duration::from_millis(5));
         assert_eq!(pace.next_timeout(now + Duration::from_millis(5)), None, "they paused");
+    }
+
+    #[test]
+    fn writers_that_commit_while_their_last_commits_are_copied_do_not_pause() {
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        for _ in 0..10 {
+            pace.on_news(true, now);
+            // Copying takes longer than any pause.
+            now += LONGEST_PAUSE * 10;
+        }
+        pace.on_news(true, now);
+        assert!(pace.is_endless(now));
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// waits for readers keeps writers waiting, too.
 const MOVE_PAUSE: Duration = Duration::from_micros(300);
 /// The same in a WAL that the application checkpoints after each commit, because it is long: then each move makes it
-/// copy the few frames that have come since, with two fsyncs.
+/// copy the few frames that have come since, with two fsyncs. Beside writers that never pause, the reader moves in rounds.
 const LONG_WAL_MOVE_PAUSE: Duration = Duration::from_millis(2);
 /// Two moves are at least so far apart, but for one to read lock 0. A checkpoint that waits for the slot that we left
 /// should get it before we take it again: it would go on waiting, though our mark is new by then. SQLite's busy handler
@@ -29,6 +29,16 @@ const PARTS_A_TURN: u32 = 16;
 /// How often a turn follows writers that commit while it copies.
 const MOST_LOOKS: u32 = 2;
 
+/// Everything that was committed at a moment is copied.
+struct Caught {
+    /// The wal-index then.
+    extent: WalExtent,
+    /// There may be more in a moment.
+    in_flight: bool,
+    /// Writers went on all the while.
+    is_overtaken: bool,
+}
+
 impl Source {
     /// Looks at the WAL until everything committed is copied, or a turn's worth is. Whether anything was copied.
     pub(super) fn look(&mut self, now: Instant) -> bool {
@@ -36,17 +46,21 @@ impl Source {
         let previous = self.recheck.take();
         let before = self.shadow_extent().map(ShadowExtent::position);
         self.hot = false;
-        let Some((extent, in_flight)) = self.copy_all(previous, now) else { return true };
+        let Some(Caught { extent, in_flight, is_overtaken }) = self.copy_all(previous, now) else {
+            return true;
+        };
         self.solved(Task::Look);
         self.solved(Task::BeginGeneration);
         (self.extent, self.up_to_date_at) = (extent, Some(now));
         (self.break_at, self.retry, self.uncopied) = (None, None, None);
-        self.plan_recheck(previous, in_flight, dirty, now);
-        // A checkpoint: the next WAL is not copied before the copy of this one is durable.
-        self.needs_sync |= dirty.database && self.has_unsynced();
+        // A checkpoint: the next WAL is not copied before the copy of this one is durable. While writers go on beside it,
+        // nobody restarts the WAL.
+        self.needs_sync |= dirty.database && !is_overtaken && self.has_unsynced();
         let is_news = self.shadow_extent().map(ShadowExtent::position) != before;
+        // What is in flight now, was not before.
+        self.plan_recheck(previous.filter(|_| !is_news), in_flight, dirty, now);
         if is_news {
-            self.pace.on_news(now);
+            self.pace.on_news(is_overtaken, now);
             let not_before = self.pace.next_timeout(now).unwrap_or(now);
             self.recheck = self.recheck.map(|recheck| Recheck { at: recheck.at.max(not_before), ..recheck });
         }
@@ -54,9 +68,8 @@ impl Source {
         is_news
     }
 
-    /// Copies what is committed; returns the wal-index, and whether there may be more in a moment. `None` if not
-    /// everything is copied, and what follows on that is planned.
-    fn copy_all(&mut self, previous: Option<Recheck>, now: Instant) -> Option<(WalExtent, bool)> {
+    /// Copies what is committed. `None` if not everything is copied, and what follows on that is planned.
+    fn copy_all(&mut self, previous: Option<Recheck>, now: Instant) -> Option<Caught> {
         let (mut uncopied, mut looks) = (0, 0);
         for _ in 0..PARTS_A_TURN {
             if self.has_no_room(now) {
@@ -64,12 +77,14 @@ impl Source {
             }
             let State::Attached(attached) = &mut self.state else { return None };
             match attached.capture.look(&attached.guard.query) {
-                Ok(Look::UpToDate { extent, in_flight }) => return Some((extent, in_flight)),
+                Ok(Look::UpToDate { extent, in_flight }) => {
+                    return Some(Caught { extent, in_flight, is_overtaken: false });
+                }
                 Ok(Look::Copied { extent }) => {
                     // Writers that never pause would make it endless.
                     looks += 1;
                     if looks == MOST_LOOKS {
-                        return Some((extent, true));
+                        return Some(Caught { extent, in_flight: true, is_overtaken: true });
                     }
                 }
                 Ok(Look::More { left }) => uncopied = left,
@@ -121,16 +136,15 @@ impl Source {
             self.move_at = self.confirm_at(now);
             return self.plan_yield(now);
         }
-        let behind = attached.guard.frames_behind(&attached.capture, self.extent);
-        if self.extent.is_backfilled() && behind.is_some() {
+        if self.extent.is_backfilled() && attached.guard.lets_backfill(&attached.capture) {
             // Whoever waits for readers now waits for ours; and it goes where it is in nobody's way.
             self.move_at = Some(Recheck::now(now));
             return;
         }
-        let many = self.settings.checkpoint.min_pages;
-        let pause = if self.extent.frames < many { MOVE_PAUSE } else { LONG_WAL_MOVE_PAUSE };
+        let is_long = self.extent.frames >= self.settings.checkpoint.min_pages;
+        let pause = if is_long { LONG_WAL_MOVE_PAUSE } else { MOVE_PAUSE };
         let planned = self.move_at.filter(|at| at.pause > LONG_WAL_MOVE_PAUSE || !is_news && at.at > now);
-        let at = if behind.is_some_and(|frames| frames >= many) { now } else { now + pause };
+        let at = now + pause;
         let not_before = self.moved_at.map_or(at, |moved| moved + SLOT_PAUSE);
         self.move_at = planned.or(Some(Recheck { at: at.max(not_before), pause, in_flight: false }));
     }

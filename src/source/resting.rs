@@ -8,6 +8,7 @@ use super::recheck::Recheck;
 use super::{LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::checkpoint::CheckpointState;
 use crate::core::evidence::{DatabaseHeader, Sighting, Stamp, Writer};
+use crate::core::pace::Pace;
 use crate::core::sync::{Break, Dirty};
 use crate::sqlite::WalExtent;
 use log::{info, warn};
@@ -235,7 +236,7 @@ impl Source {
 
     /// Forgets what only matters while a database is held.
     pub(super) fn hold_nothing(&mut self) {
-        (self.recheck, self.move_at, self.hot) = (None, None, false);
+        (self.recheck, self.move_at, self.hot, self.pace) = (None, None, false, Pace::default());
         (self.yield_at, self.aside, self.yielded_at) = (None, None, None);
         (self.urgent_next, self.needs_sync) = (false, false);
         (self.sighting, self.let_go_at, self.settle_at) = (None, None, None);
