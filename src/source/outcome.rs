@@ -55,6 +55,7 @@ impl Source {
                 self.on_inspected(inspection, now);
             }
             LocalOutcome::LetGo(outcome) => self.on_let_go(outcome, now),
+            LocalOutcome::Left(outcome) => self.on_left(outcome, now),
             LocalOutcome::Table(_) => unreachable!("BUG: it was taken in above"),
             LocalOutcome::Removed(result) => {
                 if let Err(e) = result {

@@ -28,7 +28,7 @@ impl Source {
     }
 
     fn attached_timeout(&self, now: Instant) -> Option<Instant> {
-        if self.leaving.is_some() && self.job_in_flight {
+        if self.leaving.is_some() && (self.job_in_flight || self.awaits_table()) {
             return None;
         }
         if self.leaving.is_some() || self.dirty.folder {
@@ -66,6 +66,7 @@ impl Source {
     /// Takes a turn: looks if there is reason to, and returns the job that is due. `generation` is for the case that
     /// a new one must begin.
     pub fn turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
+        self.forget_unused();
         let job = match &self.state {
             State::Attached(_) => self.attached_turn(now, generation),
             State::Lent => None,
@@ -144,8 +145,7 @@ impl Source {
             self.look_around(now);
         }
         if self.leaving.is_some() {
-            self.detach(now);
-            return None;
+            return self.detach(now);
         }
         if self.to_inspect {
             // Inspecting copies, too.
