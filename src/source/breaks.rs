@@ -120,7 +120,9 @@ impl Source {
             return None;
         }
         self.take_back_table();
-        let (reason, seen) = (self.leaving.take()?, self.sighting);
+        let reason = self.leaving.take()?;
+        // What is still to be inspected was seen after it was written.
+        let seen = self.sighting.filter(|_| !self.to_inspect);
         let attached = self.lend()?;
         self.state = State::Detached;
         self.hold_nothing();

@@ -14,6 +14,7 @@ use crate::sqlite::{Handle, SqliteError};
 use log::{info, warn};
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -172,6 +173,9 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
         info!("{}: {process} has its WAL open, though without a lock", at.database.display());
         return Ok(Course::Continued);
     }
+    if has_another_log(&attached.descriptor, live) {
+        return Ok(Course::Changed);
+    }
     match move_reader(attached, None) {
         // A WAL without a name is not copied any more, but it is as good as before.
         Ok(()) | Err(Stop::Broken(Break::WalReplaced)) => {}
@@ -187,6 +191,21 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
     }
     attached.descriptor.sync_data().map_err(failed)?;
     Ok(Course::Complete)
+}
+
+/// Whether others have worked on the file under the name that it has now: their commits may still be in a WAL of that
+/// name, since our own lock kept their last close from bringing them into the file.
+fn has_another_log(database: &File, ours: Option<FileIdentity>) -> bool {
+    let Ok(name) = std::fs::read_link(format!("/proc/self/fd/{}", database.as_raw_fd())) else {
+        return false;
+    };
+    ["-wal", "-journal"].iter().any(|suffix| {
+        let mut beside = name.clone().into_os_string();
+        beside.push(suffix);
+        let path = PathBuf::from(beside);
+        let is_empty = std::fs::metadata(&path).map_or(true, |metadata| metadata.len() == 0);
+        !is_empty && FileIdentity::of_path(&path) != ours
+    })
 }
 
 /// Whether nobody but us, and who had the WAL, has written the file: then its WAL continues it.

@@ -58,6 +58,11 @@ impl Source {
             self.look_around_at = Some(again);
             return;
         };
+        if !self.is_at_path() {
+            // Under another name others may have written it: that says nothing of its WAL.
+            self.leaving = Some(Break::DatabaseReplaced);
+            return;
+        }
         self.look_around_at = None;
         match writer {
             Writer::Sqlite => {}

@@ -174,7 +174,7 @@ impl Source {
         if waits { None } else { self.job(now).or_else(|| self.let_go_job(now)) }
     }
 
-    fn is_at_path(&self) -> bool {
+    pub(super) fn is_at_path(&self) -> bool {
         matches!(&self.state, State::Attached(attached) if attached.is_at_path(&self.settings.database))
     }
 
