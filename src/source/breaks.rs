@@ -13,6 +13,7 @@ use crate::core::position::Generation;
 use crate::core::sync::{Break, Dirty};
 use crate::locks;
 use log::{info, warn};
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -43,6 +44,20 @@ impl Source {
         let is_written =
             matches!(&self.state, State::Attached(attached) if attached.capture.table.is_being_written());
         self.job_in_flight || is_written && self.table.is_in_flight()
+    }
+
+    /// Whether what is held must not be let go of yet: something of it is lent, or the pages of a renamed file may have
+    /// to be compared. Else it is a matter of milliseconds: who makes the database anew must not meet our `-shm`.
+    pub(super) fn must_stay(&self) -> bool {
+        let has_name = |file: &File| file.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
+        match &self.state {
+            State::Attached(attached)
+                if self.leaving == Some(Break::DatabaseReplaced) && has_name(&attached.descriptor) =>
+            {
+                self.awaits_table()
+            }
+            _ => self.job_in_flight,
+        }
     }
 
     /// Lends everything to a worker that compares, once nothing of it is lent.
@@ -116,7 +131,7 @@ impl Source {
     pub(super) fn detach(&mut self, now: Instant) -> Option<LocalJob> {
         (self.recheck, self.move_at, self.hot) = (None, None, false);
         (self.yield_at, self.aside, self.let_go_at) = (None, None, None);
-        if self.awaits_table() {
+        if self.must_stay() {
             return None;
         }
         self.take_back_table();

@@ -91,10 +91,10 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
     let (left, fate) = match left {
         Some(mut left) => {
             remember(&left, &*disk, at);
-            if left.content == Content::InWal {
-                left.keep(at);
-            } else {
+            if course == Course::Complete {
                 info!("{}: everything committed is in the file that was there", database.display());
+            } else {
+                left.name(at);
             }
             // The new file stays locked until our connections are closed: a program that came in before would join
             // our `-shm`.
@@ -104,9 +104,14 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         None => (None, None),
     };
     drop((readers, checkpointer));
+    if let Some(left) = &left {
+        left.save_removed(at);
+    }
     let reason = if matches!(fate, Some(Fate::BackChanged)) { Break::DatabaseMoved } else { reason };
     let left = left.filter(|_| matches!(fate, Some(Fate::NoDatabase | Fate::Back)));
-    let used = Some(descriptor).filter(|_| is_used && has_name && !matches!(fate, Some(Fate::Back)));
+    let is_elsewhere =
+        has_name && FileIdentity::of_path(at.database) != FileIdentity::of_file(&descriptor).ok();
+    let used = Some(descriptor).filter(|_| is_used && is_elsewhere);
     drop((newcomer, fate, lock));
     LeaveOutcome { reason, left, used }
 }

@@ -117,33 +117,39 @@ impl LeftBehind {
         self.database.take_if(|file| has_no_name(file));
     }
 
-    /// Gives the WAL a second name; or, if it has lost its own, a copy. Whatever removes it then, its commits stay.
-    pub fn keep(&mut self, at: Paths) {
-        if self.wal.metadata().map_or(0, |metadata| metadata.len()) == 0 {
+    /// Gives the WAL a second name. Whatever removes the first one then, its commits stay.
+    pub fn name(&mut self, at: Paths) {
+        if self.is_empty() || has_no_name(&self.wal) {
             return;
         }
-        let was_removed = has_no_name(&self.wal);
         let [inside, beside] = at.kept_names(self.generation);
-        let named = |to: PathBuf| match was_removed {
-            true => copy(&self.wal, &to).map(|()| to),
-            false => link(&self.wal, &to).map(|()| to),
-        };
-        match named(inside).or_else(|_| named(beside)) {
-            Ok(to) if was_removed => {
-                warn!(
-                    "{}: the -wal of the old file was removed while the agent held it; a copy is kept as {}",
-                    at.database.display(),
-                    to.display()
-                );
+        let named = |to: PathBuf| link(&self.wal, &to).map(|()| to);
+        // Without second names, as on some file systems, it is moved away once another file is there.
+        if let Ok(name) = named(inside).or_else(|_| named(beside)) {
+            self.content = Content::Named(name);
+        }
+    }
+
+    /// Copies the WAL if it has lost its name. Takes as long as it takes: nothing of SQLite's may be open.
+    pub fn save_removed(&self, at: Paths) {
+        if self.content != Content::InWal || self.is_empty() || !has_no_name(&self.wal) {
+            return;
+        }
+        let name = at.database.display();
+        let [inside, beside] = at.kept_names(self.generation);
+        let copied = |to: PathBuf| copy(&self.wal, &to).map(|()| to);
+        match copied(inside).or_else(|_| copied(beside)) {
+            Ok(to) => {
+                let to_name = to.display();
+                warn!("{name}: the -wal of the old file was removed, too; a copy is kept as {to_name}");
                 forget_oldest(&to);
             }
-            Ok(to) => self.content = Content::Named(to),
-            Err(e) if was_removed => {
-                warn!("{}: the -wal of the old file is lost, it cannot be kept: {e}", at.database.display());
-            }
-            // A file system without second names: it is moved away once another file is there.
-            Err(_) => {}
+            Err(e) => warn!("{name}: the -wal of the old file was removed, too, and cannot be kept: {e}"),
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.wal.metadata().is_ok_and(|metadata| metadata.len() == 0)
     }
 
     /// Moves the WAL away if another file is at the database's path and nobody has that open. A program that still has

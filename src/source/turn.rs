@@ -28,7 +28,7 @@ impl Source {
     }
 
     fn attached_timeout(&self, now: Instant) -> Option<Instant> {
-        if self.leaving.is_some() && (self.job_in_flight || self.awaits_table()) {
+        if self.leaving.is_some() && self.must_stay() {
             return None;
         }
         if self.leaving.is_some() || self.dirty.folder {
