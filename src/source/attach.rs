@@ -266,10 +266,10 @@ fn settle_foreign_wal(request: &AttachRequest, database: &File) -> Result<(), Re
     let belonging = judged.map_err(error)?;
     let last = ShadowWal::last_begun(&*request.disk, at.meta).map_err(error)?;
     let (Some((generation, inode)), true) = (last, belonging != Belonging::Ours) else { return Ok(()) };
-    // Its file may have been emptied, and used by whoever opened the new one.
+    // Whoever opened the new file may have found an empty WAL of the old one, and used it.
     let shadow = ShadowWal::recover(Arc::clone(&request.disk), at.meta, inode).map_err(error)?;
     let copied = shadow.ok().and_then(|shadow| shadow.facts()).map(|facts| facts.header);
-    if copied.is_some() && proof::wal_at(at.wal, copied.as_ref()) != WalAtPath::Copied {
+    if copied.is_none() || proof::wal_at(at.wal, copied.as_ref()) != WalAtPath::Copied {
         return Ok(());
     }
     // A descriptor of its own: nothing of SQLite's is open yet that closing it could unlock.

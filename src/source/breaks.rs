@@ -187,22 +187,26 @@ impl Source {
 
     /// Whether a program goes on writing into a file that was at the path before, and why that matters.
     pub fn used_elsewhere(&self) -> Option<&'static str> {
-        let file = self.used.as_ref()?;
-        locks::is_shared(file).unwrap_or(false).then_some(USED)
+        self.used.as_ref().filter(|file| self.is_used_elsewhere(file)).map(|_| USED)
     }
 
-    /// Closes such a file once nobody uses it. Not while we are attached to it again: that would drop SQLite's locks.
+    fn is_used_elsewhere(&self, file: &File) -> bool {
+        let has_name = file.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
+        let is_back = FileIdentity::of_path(&self.settings.database) == FileIdentity::of_file(file).ok();
+        has_name && !is_back && locks::is_shared(file).unwrap_or(false)
+    }
+
+    /// Closes such a file once nobody uses it, or it is back. Not while we are attached to it again: that would drop
+    /// SQLite's locks.
     pub(super) fn forget_unused(&mut self) {
         let Some(file) = &self.used else { return };
-        let is_ours = match &self.state {
+        let is_open = match &self.state {
             State::Attached(attached) => {
                 FileIdentity::of_file(&attached.descriptor).ok() == FileIdentity::of_file(file).ok()
             }
             _ => self.is_busy() || matches!(self.state, State::Lent),
         };
-        let has_name = file.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
-        let is_used = has_name && locks::is_shared(file).unwrap_or(false);
-        if !is_ours && !is_used {
+        if !is_open && !self.is_used_elsewhere(file) {
             self.used = None;
         }
     }
@@ -233,10 +237,6 @@ impl Source {
             }
             Fate::Back | Fate::BackChanged => self.forced_break = Some(Break::DatabaseMoved),
             Fate::Gone | Fate::MovedAway(_) | Fate::Mixed => {}
-        }
-        if matches!(fate, Fate::Back | Fate::BackChanged) {
-            // Before anything of SQLite's is open that closing it could unlock.
-            self.used = None;
         }
         self.state = State::Detached;
         self.let_settle(now);

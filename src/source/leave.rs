@@ -99,6 +99,10 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
             // The new file stays locked until our connections are closed: a program that came in before would join
             // our `-shm`.
             let fate = left.settle(at);
+            if matches!(fate, Fate::Mixed) {
+                // From now on it is the new one's.
+                let _ = Held::forget(&*disk, at.meta);
+            }
             (Some(left), Some(fate))
         }
         None => (None, None),
