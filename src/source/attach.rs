@@ -112,7 +112,7 @@ impl Attached {
         });
         drop((guard, write_lock, checkpointer));
         drop((descriptor, lock));
-        left.filter(|_| matches!(fate, Some(Fate::NoDatabase | Fate::Back)))
+        left.filter(|_| matches!(fate, Some(Fate::NoDatabase)))
     }
 
     /// What is seen of the file and of others just now; `None` if it cannot be told.
@@ -280,7 +280,10 @@ fn settle_foreign_wal(request: &AttachRequest, database: &File) -> Result<(), Re
     };
     let content = Content::InWal;
     let mut left = LeftBehind { database, wal, generation, seen: None, is_used: true, content };
-    left.settle(at);
+    if matches!(left.settle(at), Fate::Mixed) {
+        // From now on it is the new one's.
+        Held::forget(&*request.disk, at.meta).map_err(error)?;
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use super::attach::{AttachOutcome, FileIdentity};
 use super::compare::{Compared, Doubt, can_settle, report};
+use super::held::Held;
 use super::job::LocalJob;
 use super::leave::{LeaveOutcome, LeaveRequest};
 use super::left_behind::Fate;
@@ -236,7 +237,11 @@ impl Source {
                 return false;
             }
             Fate::Back | Fate::BackChanged => self.forced_break = Some(Break::DatabaseMoved),
-            Fate::Gone | Fate::MovedAway(_) | Fate::Mixed => {}
+            Fate::Mixed => {
+                // From now on it is the new one's.
+                let _ = Held::forget(&*self.disk, &self.settings.meta);
+            }
+            Fate::Gone | Fate::MovedAway(_) => {}
         }
         self.state = State::Detached;
         self.let_settle(now);

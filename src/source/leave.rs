@@ -82,42 +82,40 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
             course = Course::Continued;
         }
     }
-    let left = capture.into_live().map(|wal| {
+    let mut left = capture.into_live().map(|wal| {
         let is_complete = course == Course::Complete;
         let content = if is_complete { Content::InDatabase } else { Content::InWal };
         let seen = Seen::now(&descriptor).filter(|_| has_name && course != Course::Changed);
         LeftBehind { database: Some(Arc::clone(&descriptor)), wal, generation, seen, is_used, content }
     });
-    let (left, fate) = match left {
-        Some(mut left) => {
-            remember(&left, &*disk, at);
-            if course == Course::Complete {
-                info!("{}: everything committed is in the file that was there", database.display());
-            } else {
-                left.name(at);
-            }
-            // The new file stays locked until our connections are closed: a program that came in before would join
-            // our `-shm`.
-            let fate = left.settle(at);
-            if matches!(fate, Fate::Mixed) {
-                // From now on it is the new one's.
-                let _ = Held::forget(&*disk, at.meta);
-            }
-            (Some(left), Some(fate))
+    let fate = left.as_mut().map(|left| {
+        remember(left, &*disk, at);
+        if course == Course::Complete {
+            info!("{}: everything committed is in the file that was there", database.display());
+        } else {
+            left.name(at);
         }
-        None => (None, None),
-    };
+        left.settle(at)
+    });
+    if matches!(fate, Some(Fate::Mixed)) {
+        // From now on it is the new one's.
+        let _ = Held::forget(&*disk, at.meta);
+    }
+    let is_back = matches!(fate, Some(Fate::Back | Fate::BackChanged));
+    let waits = matches!(fate, Some(Fate::NoDatabase));
+    // The new file stays locked until our connections are closed: a program that came in before would join our `-shm`.
     drop((readers, checkpointer));
+    drop((newcomer, fate));
     if let Some(left) = &left {
         left.save_removed(at);
     }
-    let reason = if matches!(fate, Some(Fate::BackChanged)) { Break::DatabaseMoved } else { reason };
-    let left = left.filter(|_| matches!(fate, Some(Fate::NoDatabase | Fate::Back)));
     let is_elsewhere =
         has_name && FileIdentity::of_path(at.database) != FileIdentity::of_file(&descriptor).ok();
     let used = Some(descriptor).filter(|_| is_used && is_elsewhere);
-    drop((newcomer, fate, lock));
-    LeaveOutcome { reason, left, used }
+    drop(lock);
+    // What was judged once is not judged again: its application may be at work by then.
+    let reason = if is_back { Break::DatabaseMoved } else { reason };
+    LeaveOutcome { reason, left: left.filter(|_| waits), used }
 }
 
 /// Keeps what the next run must know of the WAL.

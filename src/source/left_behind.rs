@@ -203,9 +203,10 @@ impl LeftBehind {
     }
 
     fn take_name_back(&mut self) {
-        if let Content::Named(name) = std::mem::replace(&mut self.content, Content::InWal) {
+        if let Content::Named(name) = &self.content {
             // What cannot be removed is one name too many, and counts among those that are kept.
-            let _ = remove_name(&name, &self.wal);
+            let _ = remove_name(name, &self.wal);
+            self.content = Content::InWal;
         }
     }
 
