@@ -25,6 +25,11 @@ impl Pace {
         self.until = Some(now + self.pause);
     }
 
+    /// Whether writers have not paused for long.
+    pub fn is_endless(&self, now: Instant) -> bool {
+        self.pause == LONGEST_PAUSE && self.until.is_some_and(|until| now < until + AT_ONCE)
+    }
+
     /// Whether events matter now.
     pub fn is_listening(&self, now: Instant) -> bool {
         self.until.is_none_or(|until| now >= until)

@@ -85,11 +85,10 @@ impl Guard {
         self.mark.frames > extent.backfilled && self.mark.frames <= extent.frames
     }
 
-    /// How many frames have come since the reader's mark. `None` if it is no mark of this WAL, or on read lock 0: then
-    /// nothing at all can be backfilled, and the application's checkpoints search the WAL in vain.
-    pub fn frames_behind(&self, capture: &Capture, extent: WalExtent) -> Option<u32> {
-        let lets_backfill = self.mark.index == capture.shadow.extent().index && !self.mark.on_lock_zero;
-        lets_backfill.then(|| extent.frames.saturating_sub(self.mark.frames))
+    /// Whether the reader is on a mark of this WAL, up to which everything can be backfilled. On read lock 0 nothing can,
+    /// and the application's checkpoints search the WAL in vain.
+    pub fn lets_backfill(&self, capture: &Capture) -> bool {
+        self.mark.index == capture.shadow.extent().index && !self.mark.on_lock_zero
     }
 
     /// Brings everything into the database file, and moves the reader to read lock 0; returns what the wal-index says

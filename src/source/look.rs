@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// waits for readers keeps writers waiting, too.
 const MOVE_PAUSE: Duration = Duration::from_micros(300);
 /// The same in a WAL that the application checkpoints after each commit, because it is long: then each move makes it
-/// copy the few frames that have come since, with two fsyncs.
+/// copy the few frames that have come since, with two fsyncs. Beside writers that never pause, the reader moves in rounds.
 const LONG_WAL_MOVE_PAUSE: Duration = Duration::from_millis(2);
 /// Two moves are at least so far apart, but for one to read lock 0. A checkpoint that waits for the slot that we left
 /// should get it before we take it again: it would go on waiting, though our mark is new by then. SQLite's busy handler
@@ -121,16 +121,15 @@ impl Source {
             self.move_at = self.confirm_at(now);
             return self.plan_yield(now);
         }
-        let behind = attached.guard.frames_behind(&attached.capture, self.extent);
-        if self.extent.is_backfilled() && behind.is_some() {
+        if self.extent.is_backfilled() && attached.guard.lets_backfill(&attached.capture) {
             // Whoever waits for readers now waits for ours; and it goes where it is in nobody's way.
             self.move_at = Some(Recheck::now(now));
             return;
         }
-        let many = self.settings.checkpoint.min_pages;
-        let pause = if self.extent.frames < many { MOVE_PAUSE } else { LONG_WAL_MOVE_PAUSE };
+        let is_long = self.extent.frames >= self.settings.checkpoint.min_pages;
+        let pause = if is_long { LONG_WAL_MOVE_PAUSE } else { MOVE_PAUSE };
         let planned = self.move_at.filter(|at| at.pause > LONG_WAL_MOVE_PAUSE || !is_news && at.at > now);
-        let at = if behind.is_some_and(|frames| frames >= many) { now } else { now + pause };
+        let at = now + pause;
         let not_before = self.moved_at.map_or(at, |moved| moved + SLOT_PAUSE);
         self.move_at = planned.or(Some(Recheck { at: at.max(not_before), pause, in_flight: false }));
     }

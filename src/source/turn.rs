@@ -198,7 +198,7 @@ impl Source {
             return Some(LocalJob::Sync(sync));
         }
         if std::mem::take(&mut self.urgent_next) {
-            return self.urgent_job();
+            return self.round_job(Some(self.settings.max_write_block));
         }
         self.checkpoint_job(now)
     }
@@ -208,7 +208,11 @@ impl Source {
         if !self.may_checkpoint() {
             return None;
         }
-        let round = self.checkpoint.due(&self.settings.checkpoint, extent, now)?;
+        let is_endless = self.pace.is_endless(now);
+        let round = self.checkpoint.due(&self.settings.checkpoint, extent, is_endless, now)?;
+        if round == Round::Following {
+            return self.round_job(None);
+        }
         let State::Attached(attached) = &mut self.state else { return None };
         if !attached.guard.is_newest(&attached.capture, self.extent) && round == Round::Cooperative {
             self.move_before_checkpoint(now);
@@ -224,12 +228,9 @@ impl Source {
         Some(LocalJob::Checkpoint { checkpointer, sync, database, identity, stamp, patience })
     }
 
-    fn urgent_job(&mut self) -> Option<LocalJob> {
-        Some(LocalJob::Urgent {
-            attached: self.lend()?,
-            database: self.settings.database.clone(),
-            budget: self.settings.max_write_block,
-        })
+    fn round_job(&mut self, budget: Option<Duration>) -> Option<LocalJob> {
+        let database = self.settings.database.clone();
+        Some(LocalJob::Round { attached: self.lend()?, database, budget })
     }
 
     /// Everything that is held, for a worker.
