@@ -43,9 +43,10 @@
 //! 3. Only frames that the wal-index calls committed are shadowed; each passed salt and checksum, and again before it
 //!    is sent. A valid commit frame in the file proves nothing: its writer may have died before it counted.
 //! 4. While attached, a reader of ours holds the WAL. It moves by overlap: the next reader begins, everything
-//!    committed is copied, and durable where the WAL could be restarted next; only then the old one ends. So another
-//!    header under a guarded WAL is the next index, and in every other case a new generation begins ([`core::sync`]),
-//!    unless every page is compared with the page table: what has changed is an index then, too.
+//!    committed by then is copied; only then the old one ends. So another header under a guarded WAL is the next index,
+//!    and in every other case a new generation begins ([`core::sync`]), unless every page is compared with the page
+//!    table: what has changed is an index then, too. Nothing of the next index is copied before all of this one is
+//!    durable.
 //! 5. A segment decodes to whole frames that the application had committed at every instant, also between two
 //!    packets. A snapshot has its name only when everything that it may contain is acked.
 //! 6. After any doubt about an object on a server (a write that was not answered, a restart of ours) it is never
@@ -81,6 +82,12 @@
 //! - A checkpoint of the application that read the mark in our reader's slot just before we raised it waits for that
 //!   slot, holding the write lock, for its whole busy timeout. Then our reader steps aside until that checkpoint has
 //!   moved on. Nobody can commit meanwhile; and if another header follows all the same, every page is compared.
+//! - The copy of a WAL need not be durable when our reader lets it be restarted, or checkpoints of the application would
+//!   wait for our fsync: a checkpoint has just made its pages durable in the database file, and on read lock 0 our reader
+//!   keeps the next WAL from being restarted in its turn. After a power cut in between, the copy ends earlier, the boot
+//!   is another one, and the pages are compared with the page table, or a new generation begins.
+//! - A checkpoint that begins in the moment in which our reader raises a slot's mark may wait for that slot though the
+//!   mark is new. So `/proc/locks` is read before and after, and a move that was crossed is taken back for a moment.
 //! - The reader does not move after each commit. While writers go on, nobody waits for it; and in a long WAL each move
 //!   makes the application's own checkpoint, which it tries after every commit, copy the few frames that have come since
 //!   (two fsyncs). So it moves when they pause, or when a checkpoint's worth of frames is behind it. Two moves are a few

@@ -11,7 +11,7 @@ use crate::page_table::TableJob;
 use crate::remote::{self, Location, Remote, RemoteError};
 use crate::source::{
     CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, checkpoint_patiently, compare, inspect,
-    leave, let_go, stamp_at, urgent_round,
+    leave, let_go, round, stamp_at,
 };
 use crate::sqlite::{Handle, SqliteError, WalExtent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -271,9 +271,9 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
             let stamp = may_have_written(result.as_ref()).then(|| stamp_at(&database)).flatten();
             LocalOutcome::Checkpointed { checkpointer, synced, result, stamp }
         }
-        LocalJob::Urgent { mut attached, database, budget } => {
-            let report = urgent_round(&mut attached, &database, budget);
-            LocalOutcome::Urgent(attached, report)
+        LocalJob::Round { mut attached, database, budget } => {
+            let report = round(&mut attached, &database, budget);
+            LocalOutcome::Round(attached, report)
         }
         LocalJob::Compare { mut attached, database, wal, next_generation } => {
             let result = compare(&mut attached, &database, &wal, next_generation);
@@ -315,6 +315,5 @@ fn checkpoint(
     if stamp.is_some() && stamp_at(database) != stamp {
         return Err(CheckpointFailure::Overwritten);
     }
-    checkpoint_patiently(Instant::now() + patience, || checkpointer.checkpoint())
-        .map_err(CheckpointFailure::Sqlite)
+    checkpoint_patiently(patience, || checkpointer.checkpoint()).map_err(CheckpointFailure::Sqlite)
 }

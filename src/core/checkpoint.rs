@@ -53,6 +53,9 @@ pub fn is_in_place(mark: Mark, now: Extent) -> bool {
 pub enum Round {
     /// A passive checkpoint beside the writers; it never takes the write lock.
     Cooperative,
+    /// Our reader moves up, and a passive checkpoint follows at once: beside writers that never pause. Their own would
+    /// keep them waiting.
+    Following,
     /// The same, and then, under the write lock, the rest.
     Urgent,
 }
@@ -72,6 +75,8 @@ pub struct CheckpointState {
 
 /// The pause after the first round that could not finish; doubled after each that got nowhere.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// The same after a round that followed the writers.
+const FOLLOWING_PAUSE: Duration = Duration::from_millis(1);
 /// The longest pause: another reader that stays for hours costs one try a second.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -81,8 +86,14 @@ impl CheckpointState {
         CheckpointState { waiting_since: None, not_before: None, unfinished: 0, backfilled: 0 }
     }
 
-    /// The round that is due now, if any. `extent` is the wal-index now.
-    pub fn due(&mut self, policy: &CheckpointPolicy, extent: Extent, now: Instant) -> Option<Round> {
+    /// The round that is due now, if any. `extent` is the wal-index now; `is_endless`, that writers never pause.
+    pub fn due(
+        &mut self,
+        policy: &CheckpointPolicy,
+        extent: Extent,
+        is_endless: bool,
+        now: Instant,
+    ) -> Option<Round> {
         if extent.frames <= extent.backfilled {
             *self = CheckpointState::new();
             return None;
@@ -100,7 +111,11 @@ impl CheckpointState {
             // No reader stands in the way: the writers were faster, and longer pauses would give them a longer WAL.
             (self.backfilled, self.unfinished) = (extent.backfilled, 0);
         }
-        Some(if is_urgent { Round::Urgent } else { Round::Cooperative })
+        Some(match (is_urgent, is_endless && extent.frames >= policy.min_pages) {
+            (true, _) => Round::Urgent,
+            (false, true) => Round::Following,
+            (false, false) => Round::Cooperative,
+        })
     }
 
     /// When [`CheckpointState::due`] may answer differently though nobody writes.
@@ -112,13 +127,14 @@ impl CheckpointState {
     }
 
     /// Takes in how a round ended: `finished` if it copied all frames that there were when it began.
-    pub fn on_round(&mut self, finished: bool, now: Instant) {
+    pub fn on_round(&mut self, round: Round, finished: bool, now: Instant) {
         if finished {
             // Writers that never pause are given a moment, or rounds would follow each other without end.
             *self = CheckpointState { not_before: Some(now + FIRST_PAUSE), ..CheckpointState::new() };
             return;
         }
-        let pause = FIRST_PAUSE.saturating_mul(1 << self.unfinished.min(6)).min(LONGEST_PAUSE);
+        let first = if round == Round::Following { FOLLOWING_PAUSE } else { FIRST_PAUSE };
+        let pause = first.saturating_mul(1 << self.unfinished.min(10)).min(LONGEST_PAUSE);
         self.unfinished = self.unfinished.saturating_add(1);
         self.not_before = Some(now + pause);
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 const AT_ONCE: Duration = Duration::from_micros(300);
 /// The first pause after which events are heard again; doubled while the writers go on.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
-const LONGEST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_micros(500);
 
 /// When events matter again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,6 +23,11 @@ impl Pace {
         self.pause =
             if is_busy { (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) } else { Duration::ZERO };
         self.until = Some(now + self.pause);
+    }
+
+    /// Whether writers have not paused for long.
+    pub fn is_endless(&self, now: Instant) -> bool {
+        self.pause == LONGEST_PAUSE && self.until.is_some_and(|until| now < until + AT_ONCE)
     }
 
     /// Whether events matter now.

@@ -140,6 +140,8 @@ pub struct AttachRequest {
     pub database: PathBuf,
     /// Its `-wal`.
     pub wal: PathBuf,
+    /// Its `-shm`.
+    pub wal_index: PathBuf,
     /// Our state.
     pub meta: PathBuf,
     /// Where our state is.
@@ -226,7 +228,8 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
     // A new generation begins only if nothing can fail any more: else each try would begin one.
     let (shadow, lock, beginning) = past.go_on(request, stamp)?;
-    let guard = Guard::new(reader, spare, query, mark, shadow.extent().index);
+    let handles = [reader, spare, query];
+    let guard = Guard::new(handles, request.wal_index.clone(), mark, shadow.extent().index);
     let is_proven = beginning == Beginning::Proven;
     let mut capture = Capture::new(request.wal.clone(), shadow);
     capture.continues = is_proven;

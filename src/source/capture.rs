@@ -25,9 +25,21 @@ pub enum Look {
         /// Frames of this WAL stand behind the last commit: a transaction in flight, or taken back.
         in_flight: bool,
     },
-    /// A bounded part was copied; there may be more.
+    /// Everything that was committed when it was asked is in the shadow. It had to be copied, so there may be more by
+    /// now.
+    Copied {
+        /// The wal-index then.
+        extent: WalExtent,
+    },
+    /// A bounded part was copied; there is more.
     More {
         /// Committed bytes that are not in the shadow yet, as this look saw them.
+        left: u64,
+    },
+    /// The next WAL is there, and the copy of the one before is not durable yet: a power cut would leave a gap between
+    /// the two. Look again once it is; until then our reader keeps the next one from being restarted.
+    Unsynced {
+        /// As in [`Look::More`].
         left: u64,
     },
     /// SQLite or a writer was in the way; look again in a moment.
@@ -145,6 +157,9 @@ impl Capture {
                 }
                 SyncDecision::NewGeneration(reason) => return Ok(Look::Broken(reason)),
                 SyncDecision::Copy { to } => to,
+                SyncDecision::NextIndex { to, .. } if self.shadow.to_sync().is_some() => {
+                    return Ok(Look::Unsynced { left: to.get() });
+                }
                 SyncDecision::NextIndex { header, to } => match self.shadow.begin_index(header) {
                     Ok(Ok(())) => {
                         self.table.begin_index(header.page_size());
@@ -159,6 +174,7 @@ impl Capture {
                 },
             };
             return match self.copy(to, before)? {
+                None if self.guarded && to == self.shadow.extent().end => Ok(Look::Copied { extent }),
                 None => Ok(Look::More { left: to.since(self.shadow.extent().end) }),
                 Some(reason) => Ok(Look::Broken(reason)),
             };

@@ -1,25 +1,36 @@
 //! Our readers: one of them holds the WAL at all times, so that nobody can restart it over frames we do not have.
 //!
-//! The reader moves on by overlap: a second one begins, everything committed now is copied, and durable if the WAL
-//! could be restarted next; only then the first one ends.
+//! The reader moves on by overlap: a second one begins, everything committed now is copied; only then the first one
+//! ends. The copy need not be durable by then, though the WAL may be restarted next: what was in it is in the database
+//! file, and the next WAL is not copied before ([`Look::Unsynced`]).
 
 use super::capture::{Capture, Look, LookError};
 use crate::core::checkpoint::{Extent, Mark, is_in_place};
 use crate::core::position::Index;
+use crate::locks;
 use crate::sqlite::{Handle, SqliteError, WalExtent};
+use std::path::PathBuf;
 
 /// How far a move of the reader came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Move {
     /// The reader stands on what was the newest mark.
     Done,
-    /// The shadow must be durable first; call again then.
+    /// The shadow must be durable first, see [`Look::Unsynced`]; call again then.
     NeedsSync,
     /// Something was in the way, or there is more to copy; call again.
     NotYet,
+    /// A checkpoint has begun in the same moment, and perhaps waits for the very slot whose mark was raised: it would go
+    /// on waiting. Call again once it has had time to get it.
+    Crossed,
     /// The look on the way found this.
     Broken(crate::core::sync::Break),
 }
+
+/// How often the reader begins until nothing is committed meanwhile. Writers that never pause would make it endless.
+const MOST_TRIES: u32 = 3;
+/// How much is copied at most before the reader moves, in looks: a turn must not become long.
+const MOST_LOOKS: u32 = 4;
 
 /// The two readers and the handle that asks the wal-index.
 pub struct Guard {
@@ -28,8 +39,8 @@ pub struct Guard {
     /// Asks NOOP; never inside a transaction.
     pub query: Handle,
     mark: Mark,
-    /// The spare reader has begun, and stands here.
-    pending: Option<Mark>,
+    /// The path of `-shm`, for its locks.
+    wal_index: PathBuf,
 }
 
 impl Guard {
@@ -43,10 +54,15 @@ impl Guard {
         Ok(extent)
     }
 
-    /// The guard of a `reader` that has begun at `extent`, see [`Guard::take_mark`].
-    pub fn new(reader: Handle, spare: Handle, query: Handle, extent: WalExtent, index: Index) -> Self {
+    /// The guard of a `reader` that has begun at `extent`, see [`Guard::take_mark`]. `wal_index` is the path of `-shm`.
+    pub fn new(
+        [reader, spare, query]: [Handle; 3],
+        wal_index: PathBuf,
+        extent: WalExtent,
+        index: Index,
+    ) -> Self {
         let mark = Mark { index, frames: extent.frames, on_lock_zero: extent.is_backfilled() };
-        Guard { reader, spare, query, mark, pending: None }
+        Guard { reader, spare, query, mark, wal_index }
     }
 
     /// Whether the reader lets the application's checkpoints finish.
@@ -56,13 +72,12 @@ impl Guard {
             frames: extent.frames,
             backfilled: extent.backfilled,
         };
-        self.pending.is_none() && is_in_place(self.mark, now)
+        is_in_place(self.mark, now)
     }
 
     /// Whether the reader is on the newest mark, so that a checkpoint can copy everything.
     pub fn is_newest(&self, capture: &Capture, extent: WalExtent) -> bool {
-        let newest = self.mark.index == capture.shadow.extent().index && self.mark.frames == extent.frames;
-        self.pending.is_none() && newest
+        self.mark.index == capture.shadow.extent().index && self.mark.frames == extent.frames
     }
 
     /// Whether the reader's mark is beyond what a checkpoint has copied: then another reader stands before it.
@@ -70,11 +85,10 @@ impl Guard {
         self.mark.frames > extent.backfilled && self.mark.frames <= extent.frames
     }
 
-    /// How many frames have come since the reader's mark. `None` if it is no mark of this WAL, or on read lock 0: then
-    /// nothing at all can be backfilled, and the application's checkpoints search the WAL in vain.
-    pub fn frames_behind(&self, capture: &Capture, extent: WalExtent) -> Option<u32> {
-        let lets_backfill = self.mark.index == capture.shadow.extent().index && !self.mark.on_lock_zero;
-        lets_backfill.then(|| extent.frames.saturating_sub(self.mark.frames))
+    /// Whether the reader is on a mark of this WAL, up to which everything can be backfilled. On read lock 0 nothing can,
+    /// and the application's checkpoints search the WAL in vain.
+    pub fn lets_backfill(&self, capture: &Capture) -> bool {
+        self.mark.index == capture.shadow.extent().index && !self.mark.on_lock_zero
     }
 
     /// Brings everything into the database file, and moves the reader to read lock 0; returns what the wal-index says
@@ -83,9 +97,6 @@ impl Guard {
     /// # Errors
     /// SQLite's; the reader still holds.
     pub fn settle(&mut self, checkpointer: &Handle) -> Result<Option<WalExtent>, SqliteError> {
-        if self.pending.take().is_some() {
-            self.spare.end_read();
-        }
         if !self.query.wal_extent()?.is_backfilled() {
             // From the newest mark, a checkpoint can copy everything.
             self.spare.begin_read()?;
@@ -118,9 +129,6 @@ impl Guard {
 
     /// Ends the reader. What follows is not guarded until [`Guard::come_back`] and a look.
     pub fn step_aside(&mut self, capture: &mut Capture) {
-        if self.pending.take().is_some() {
-            self.spare.end_read();
-        }
         self.reader.end_read();
         capture.guarded = false;
     }
@@ -136,39 +144,73 @@ impl Guard {
         Ok(())
     }
 
-    /// Moves the reader to the newest mark, or goes on doing so.
+    /// Moves the reader to the newest mark.
+    ///
+    /// A checkpoint that waits for readers reads the mark of a slot, and then waits for the slot until it is free: raised
+    /// in between, the mark is of no use to it. One that waited before the mark was raised waits for the first reader.
+    ///
+    /// What is committed behind that mark meanwhile need not be copied first: the reader holds it from then on. On read
+    /// lock 0 it is not backfilled, and so not restarted over.
     ///
     /// # Errors
     /// What could not be read or written; the first reader still holds.
     pub fn move_on(&mut self, capture: &mut Capture) -> Result<Move, LookError> {
-        if self.pending.is_none() {
-            let extent = match self.query.wal_extent() {
-                Err(SqliteError::Busy) => return Ok(Move::NotYet),
-                other => other?,
-            };
-            match self.spare.begin_read() {
-                Err(SqliteError::Busy) => return Ok(Move::NotYet),
-                other => other?,
-            }
-            if extent.frames > 0 && extent.is_backfilled() && self.query.wal_extent() != Ok(extent) {
-                // It may stand on a mark between two commits, where it would only be in the way.
-                self.spare.end_read();
-                return Ok(Move::NotYet);
-            }
-            let index = capture.shadow.extent().index;
-            self.pending = Some(Mark { index, frames: extent.frames, on_lock_zero: extent.is_backfilled() });
-        }
-        let extent = match capture.look(&self.query)? {
-            Look::UpToDate { extent, .. } => extent,
-            Look::More { .. } | Look::Again => return Ok(Move::NotYet),
-            Look::Broken(reason) => return Ok(Move::Broken(reason)),
+        let has_waited = locks::has_waiting_checkpoint(&self.wal_index);
+        let extent = match self.begin_spare() {
+            Err(SqliteError::Busy) => return Ok(Move::NotYet),
+            other => other?,
         };
-        if extent.frames > 0 && extent.is_backfilled() && capture.shadow.to_sync().is_some() {
-            return Ok(Move::NeedsSync);
+        let copied = self.follow(extent, capture);
+        let may_cross = !has_waited && !extent.is_backfilled();
+        let moved = match copied {
+            Ok(Ok(_)) if may_cross && locks::has_waiting_checkpoint(&self.wal_index) => Move::Crossed,
+            Ok(Ok(mark)) => {
+                self.swap();
+                self.mark = mark;
+                return Ok(Move::Done);
+            }
+            Ok(Err(why)) => why,
+            Err(error) => {
+                self.spare.end_read();
+                return Err(error);
+            }
+        };
+        self.spare.end_read();
+        Ok(moved)
+    }
+
+    /// Begins the spare reader; returns the wal-index just before, and, if writers pause, just after.
+    fn begin_spare(&self) -> Result<WalExtent, SqliteError> {
+        let mut tries = 0;
+        loop {
+            let extent = self.query.wal_extent()?;
+            self.spare.begin_read()?;
+            tries += 1;
+            if tries == MOST_TRIES || self.query.wal_extent() == Ok(extent) {
+                return Ok(extent);
+            }
+            // It stands on a mark that we do not know, and would have to move once more.
+            self.spare.end_read();
         }
-        self.reader.end_read();
-        std::mem::swap(&mut self.reader, &mut self.spare);
-        self.mark = self.pending.take().expect("BUG: the spare reader has begun");
-        Ok(Move::Done)
+    }
+
+    /// Copies up to where the spare reader has begun, which was behind `extent`. `Ok(Err)` says why it cannot.
+    fn follow(&self, extent: WalExtent, capture: &mut Capture) -> Result<Result<Mark, Move>, LookError> {
+        if extent.frames > 0 && extent.is_backfilled() && self.query.wal_extent() != Ok(extent) {
+            // It may stand on a mark between two commits, where it would only be in the way.
+            return Ok(Err(Move::NotYet));
+        }
+        let index = capture.shadow.extent().index;
+        for _ in 0..MOST_LOOKS {
+            match capture.look(&self.query)? {
+                Look::UpToDate { .. } | Look::Copied { .. } => {}
+                Look::More { .. } => continue,
+                Look::Unsynced { .. } => return Ok(Err(Move::NeedsSync)),
+                Look::Again => return Ok(Err(Move::NotYet)),
+                Look::Broken(reason) => return Ok(Err(Move::Broken(reason))),
+            }
+            return Ok(Ok(Mark { index, frames: extent.frames, on_lock_zero: extent.is_backfilled() }));
+        }
+        Ok(Err(Move::NotYet))
     }
 }

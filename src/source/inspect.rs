@@ -11,6 +11,7 @@
 
 use super::attach::Attached;
 use super::capture::{Look, LookError};
+use super::round::sync_shadow;
 use crate::core::page::PageNumber;
 use crate::core::sync::Break;
 use crate::page_table::TableError;
@@ -76,11 +77,16 @@ fn try_inspect(attached: &mut Attached) -> Result<Inspection, InspectionError> {
         let extent = match look {
             Look::UpToDate { extent, .. } => extent,
             Look::Broken(reason) => return Ok(Inspection::Broken(reason)),
-            Look::More { left } => match before {
+            Look::More { .. } => continue,
+            Look::Copied { .. } => match before {
                 // Writers do not pause. What was copied since is behind what was backfilled before, in the same WAL. Of
                 // one that was backfilled whole nobody can say that: then what was copied last would not be seen.
-                Some(before) if left == 0 && is_same_index && !before.is_backfilled() => before,
+                Some(before) if is_same_index && !before.is_backfilled() => before,
                 _ => continue,
+            },
+            Look::Unsynced { .. } => match sync_shadow(attached) {
+                Ok(()) => continue,
+                Err(_) => return Ok(Inspection::Broken(Break::ShadowSyncFailed)),
             },
             Look::Again => {
                 thread::sleep(PAUSE);

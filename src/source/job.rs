@@ -5,7 +5,7 @@ use super::compare::{Compared, Doubt};
 use super::inspect::Inspection;
 use super::leave::{LeaveOutcome, LeaveRequest};
 use super::let_go::{LetGoOutcome, LetGoRequest};
-use super::round::UrgentReport;
+use super::round::RoundReport;
 use crate::core::evidence::Stamp;
 use crate::core::position::Generation;
 use crate::disk::Disk;
@@ -38,14 +38,14 @@ pub enum LocalJob {
         /// How long it tries while somebody else checkpoints.
         patience: Duration,
     },
-    /// An urgent round.
-    Urgent {
+    /// A round beside writers that never pause.
+    Round {
         /// Lent.
         attached: Box<Attached>,
         /// As in `Checkpoint`.
         database: PathBuf,
-        /// How long the write lock may be held.
-        budget: Duration,
+        /// How long the write lock may be held; `None` if it is not taken.
+        budget: Option<Duration>,
     },
     /// Prove by the page table what became of the database while nobody of us held it.
     Compare {
@@ -92,8 +92,8 @@ pub enum LocalOutcome {
         /// The file directly after it; `None` if the checkpoint did not begin.
         stamp: Option<Stamp>,
     },
-    /// Of `Urgent`.
-    Urgent(Box<Attached>, UrgentReport),
+    /// Of `Round`.
+    Round(Box<Attached>, RoundReport),
     /// Of `Compare`.
     Compared(Box<Attached>, Result<Compared, Doubt>),
     /// Of `Inspect`.

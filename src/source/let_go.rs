@@ -5,7 +5,7 @@ use super::attach::Attached;
 use super::capture::Look;
 use super::left_behind::{LeftBehind, Paths};
 use super::proof;
-use super::round::{Stop, move_reader};
+use super::round::{Stop, move_reader, sync_shadow};
 use crate::core::evidence::{Evidence, Sighting, Stamp};
 use crate::core::sync::Break;
 use crate::disk::Disk;
@@ -130,6 +130,7 @@ fn settle(attached: &mut Attached, wal: &Path) -> Result<String, Stay> {
         return Err(Stay::OpenIn(process));
     }
     move_reader(attached, None)?;
+    sync_shadow(attached)?;
     // The checkpoint under the lock writes the database and waits for nothing.
     File::open(wal).and_then(|file| file.sync_data()).map_err(failed)?;
     Ok(boot)
@@ -147,7 +148,9 @@ fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<O
     let frames = match attached.capture.look(&attached.guard.query).map_err(failed)? {
         Look::UpToDate { extent, .. } => extent.left(),
         Look::Broken(reason) => return Err(Stay::Broken(reason).into()),
-        Look::More { .. } | Look::Again => return Err(Stay::Later.into()),
+        Look::Copied { .. } | Look::More { .. } | Look::Unsynced { .. } | Look::Again => {
+            return Err(Stay::Later.into());
+        }
     };
     let headers = attached.capture.shadow.headers().map_err(failed)?;
     if !attached.is_at_path(database) || proof::stamp_of(&attached.descriptor).map_err(failed)? != seen.stamp

@@ -4,8 +4,8 @@ use super::capture::{Look, LookError};
 use super::guard::Move;
 use super::recheck::Recheck;
 use super::{BACKFILL_PAUSE, LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
-use crate::core::position::Position;
 use crate::core::shadow::ShadowExtent;
+use crate::sqlite::WalExtent;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
@@ -13,63 +13,37 @@ use std::time::{Duration, Instant};
 /// waits for readers keeps writers waiting, too.
 const MOVE_PAUSE: Duration = Duration::from_micros(300);
 /// The same in a WAL that the application checkpoints after each commit, because it is long: then each move makes it
-/// copy the few frames that have come since, with two fsyncs.
+/// copy the few frames that have come since, with two fsyncs. Beside writers that never pause, the reader moves in rounds.
 const LONG_WAL_MOVE_PAUSE: Duration = Duration::from_millis(2);
 /// Two moves are at least so far apart, but for one to read lock 0. A checkpoint that waits for the slot that we left
-/// must get it before we take it again: it would go on waiting, though our mark is new by then. SQLite's busy handler
+/// should get it before we take it again: it would go on waiting, though our mark is new by then. SQLite's busy handler
 /// sleeps for 1, 2, 5, 10... ms.
-const SLOT_PAUSE: Duration = Duration::from_millis(3);
+const SLOT_PAUSE: Duration = Duration::from_micros(1200);
+/// A checkpoint that began while the reader moved has got the slot by then: SQLite's busy handler sleeps for 1 and 2 ms.
+const CROSSED_PAUSE: Duration = Duration::from_micros(3500);
 /// The pauses before the reader moves to read lock 0 once more.
 const CONFIRM_PAUSES: [Duration; 2] = [Duration::from_micros(500), Duration::from_millis(10)];
 const LONGEST_MOVE_PAUSE: Duration = Duration::from_millis(500);
 /// Parts copied in one turn, so that one busy database does not keep the others waiting.
 const PARTS_A_TURN: u32 = 16;
+/// How often a turn follows writers that commit while it copies.
+const MOST_LOOKS: u32 = 2;
 
 impl Source {
-    /// Looks at the WAL until everything committed is copied, or a turn's worth is.
-    pub(super) fn look(&mut self, now: Instant) {
+    /// Looks at the WAL until everything committed is copied, or a turn's worth is. Whether anything was copied.
+    pub(super) fn look(&mut self, now: Instant) -> bool {
         let dirty = std::mem::take(&mut self.dirty);
         let previous = self.recheck.take();
         let before = self.shadow_extent().map(ShadowExtent::position);
         self.hot = false;
-        let mut uncopied = 0;
-        for _ in 0..PARTS_A_TURN {
-            if self.has_no_room(now) {
-                return;
-            }
-            let State::Attached(attached) = &mut self.state else { return };
-            match attached.capture.look(&attached.guard.query) {
-                Ok(Look::More { left }) => uncopied = left,
-                Ok(Look::UpToDate { extent, in_flight }) => {
-                    self.solved(Task::Look);
-                    self.solved(Task::BeginGeneration);
-                    (self.extent, self.up_to_date_at) = (extent, Some(now));
-                    (self.break_at, self.retry, self.uncopied) = (None, None, None);
-                    self.plan_recheck(previous, in_flight, dirty, now);
-                    // A checkpoint of the application: the reader must let go of the WAL behind it.
-                    self.needs_sync |= dirty.database && self.has_unsynced();
-                    return self.after_look(before, now);
-                }
-                Ok(Look::Again) => {
-                    self.recheck = Some(Recheck::after(previous, BACKFILL_PAUSE, LONGEST_RETRY_PAUSE, now));
-                    return;
-                }
-                Ok(Look::Broken(reason)) => return self.on_break(reason),
-                Err(LookError::Shadow(error)) if error.kind() == ErrorKind::StorageFull => {
-                    return self.is_full();
-                }
-                Err(error) => {
-                    self.recheck = Some(Recheck::after(previous, RETRY_PAUSE, LONGEST_RETRY_PAUSE, now));
-                    return self.failed(Task::Look, &error.to_string());
-                }
-            }
-        }
-        self.hot = true;
-        let since = self.uncopied.map_or(now, |(_, since)| since);
-        self.uncopied = Some((uncopied, since));
-    }
-
-    fn after_look(&mut self, before: Option<Position>, now: Instant) {
+        let Some((extent, in_flight)) = self.copy_all(previous, now) else { return true };
+        self.solved(Task::Look);
+        self.solved(Task::BeginGeneration);
+        (self.extent, self.up_to_date_at) = (extent, Some(now));
+        (self.break_at, self.retry, self.uncopied) = (None, None, None);
+        self.plan_recheck(previous, in_flight, dirty, now);
+        // A checkpoint: the next WAL is not copied before the copy of this one is durable.
+        self.needs_sync |= dirty.database && self.has_unsynced();
         let is_news = self.shadow_extent().map(ShadowExtent::position) != before;
         if is_news {
             self.pace.on_news(now);
@@ -77,6 +51,60 @@ impl Source {
             self.recheck = self.recheck.map(|recheck| Recheck { at: recheck.at.max(not_before), ..recheck });
         }
         self.plan_move(is_news, now);
+        is_news
+    }
+
+    /// Copies what is committed; returns the wal-index, and whether there may be more in a moment. `None` if not
+    /// everything is copied, and what follows on that is planned.
+    fn copy_all(&mut self, previous: Option<Recheck>, now: Instant) -> Option<(WalExtent, bool)> {
+        let (mut uncopied, mut looks) = (0, 0);
+        for _ in 0..PARTS_A_TURN {
+            if self.has_no_room(now) {
+                return None;
+            }
+            let State::Attached(attached) = &mut self.state else { return None };
+            match attached.capture.look(&attached.guard.query) {
+                Ok(Look::UpToDate { extent, in_flight }) => return Some((extent, in_flight)),
+                Ok(Look::Copied { extent }) => {
+                    // Writers that never pause would make it endless.
+                    looks += 1;
+                    if looks == MOST_LOOKS {
+                        return Some((extent, true));
+                    }
+                }
+                Ok(Look::More { left }) => uncopied = left,
+                Ok(Look::Unsynced { left }) => {
+                    self.needs_sync = true;
+                    self.is_uncopied(left, now);
+                    return None;
+                }
+                Ok(Look::Again) => {
+                    self.recheck = Some(Recheck::after(previous, BACKFILL_PAUSE, LONGEST_RETRY_PAUSE, now));
+                    return None;
+                }
+                Ok(Look::Broken(reason)) => {
+                    self.on_break(reason);
+                    return None;
+                }
+                Err(LookError::Shadow(error)) if error.kind() == ErrorKind::StorageFull => {
+                    self.is_full();
+                    return None;
+                }
+                Err(error) => {
+                    self.recheck = Some(Recheck::after(previous, RETRY_PAUSE, LONGEST_RETRY_PAUSE, now));
+                    self.failed(Task::Look, &error.to_string());
+                    return None;
+                }
+            }
+        }
+        self.hot = true;
+        self.is_uncopied(uncopied, now);
+        None
+    }
+
+    fn is_uncopied(&mut self, bytes: u64, now: Instant) {
+        let since = self.uncopied.map_or(now, |(_, since)| since);
+        self.uncopied = Some((bytes, since));
     }
 
     fn has_unsynced(&self) -> bool {
@@ -93,19 +121,15 @@ impl Source {
             self.move_at = self.confirm_at(now);
             return self.plan_yield(now);
         }
-        if self.needs_sync {
-            return;
-        }
-        let behind = attached.guard.frames_behind(&attached.capture, self.extent);
-        if self.extent.is_backfilled() && behind.is_some() {
+        if self.extent.is_backfilled() && attached.guard.lets_backfill(&attached.capture) {
             // Whoever waits for readers now waits for ours; and it goes where it is in nobody's way.
             self.move_at = Some(Recheck::now(now));
             return;
         }
-        let many = self.settings.checkpoint.min_pages;
-        let pause = if self.extent.frames < many { MOVE_PAUSE } else { LONG_WAL_MOVE_PAUSE };
+        let is_long = self.extent.frames >= self.settings.checkpoint.min_pages;
+        let pause = if is_long { LONG_WAL_MOVE_PAUSE } else { MOVE_PAUSE };
         let planned = self.move_at.filter(|at| at.pause > LONG_WAL_MOVE_PAUSE || !is_news && at.at > now);
-        let at = if behind.is_some_and(|frames| frames >= many) { now } else { now + pause };
+        let at = now + pause;
         let not_before = self.moved_at.map_or(at, |moved| moved + SLOT_PAUSE);
         self.move_at = planned.or(Some(Recheck { at: at.max(not_before), pause, in_flight: false }));
     }
@@ -142,6 +166,7 @@ impl Source {
             }
             Ok(Move::NeedsSync) => self.needs_sync = true,
             Ok(Move::NotYet) => self.move_at = Some(again),
+            Ok(Move::Crossed) => self.move_at = Some(Recheck::after(None, CROSSED_PAUSE, CROSSED_PAUSE, now)),
             Ok(Move::Broken(reason)) => self.on_break(reason),
             Err(error) => {
                 self.move_at = Some(again);

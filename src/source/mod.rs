@@ -35,7 +35,7 @@ pub use leave::{LeaveOutcome, LeaveRequest, leave};
 pub use let_go::{LetGoOutcome, LetGoRequest, Resting, Stay, let_go};
 pub use proof::stamp_at;
 pub use refusal::Refusal;
-pub use round::{UrgentReport, checkpoint_patiently, urgent_round};
+pub use round::{RoundReport, checkpoint_patiently, round};
 
 use crate::core::checkpoint::{CheckpointPolicy, CheckpointState};
 use crate::core::evidence::Sighting;
@@ -105,7 +105,7 @@ pub enum State {
     Resting(Box<Resting>),
     /// We hold it.
     Attached(Box<Attached>),
-    /// A worker has what we hold, for an urgent round.
+    /// A worker has what we hold, for a round.
     Lent,
     /// There is one, but it cannot be attached to now.
     Refused(Refusal),

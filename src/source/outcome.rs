@@ -4,8 +4,9 @@ use super::attach::AttachOutcome;
 use super::job::{CheckpointFailure, LocalOutcome};
 use super::recheck::Recheck;
 use super::refusal::Refusal;
-use super::round::UrgentReport;
+use super::round::RoundReport;
 use super::{LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
+use crate::core::checkpoint::Round;
 use crate::core::sync::{Break, Dirty};
 use crate::shadow::ShadowSync;
 use crate::sqlite::{SqliteError, WalExtent};
@@ -25,9 +26,7 @@ impl Source {
         match outcome {
             LocalOutcome::Attach(outcome) => self.on_attach(outcome, now),
             LocalOutcome::Synced(sync, result) => {
-                if self.on_synced(&sync, result) {
-                    self.move_at = Some(Recheck::now(now));
-                }
+                self.on_synced(&sync, result);
             }
             LocalOutcome::Checkpointed { checkpointer, synced, result, stamp } => {
                 if let State::Attached(attached) = &mut self.state {
@@ -42,9 +41,9 @@ impl Source {
                 }
                 self.sight_after_checkpoint(before, stamp);
             }
-            LocalOutcome::Urgent(attached, report) => {
+            LocalOutcome::Round(attached, report) => {
                 self.state = State::Attached(attached);
-                self.on_urgent(report, now);
+                self.on_round(report, now);
             }
             LocalOutcome::Compared(attached, result) => {
                 self.state = State::Attached(attached);
@@ -162,15 +161,15 @@ impl Source {
         self.urgent_next &= !finished;
         if !self.urgent_next {
             // Else the round goes on under the write lock, and counts when that is done.
-            self.checkpoint.on_round(finished, now);
+            self.checkpoint.on_round(Round::Cooperative, finished, now);
         }
     }
 
-    fn on_urgent(&mut self, report: UrgentReport, now: Instant) {
+    fn on_round(&mut self, report: RoundReport, now: Instant) {
         if let Some(held) = report.held {
             self.holds.record(held);
         }
-        self.checkpoint.on_round(report.finished, now);
+        self.checkpoint.on_round(report.round, report.finished, now);
         if let Some(reason) = report.broken {
             self.on_break(reason);
         } else if let Some(error) = report.error {

@@ -1,7 +1,9 @@
-//! The urgent round: for writers that never pause, the last frames are checkpointed under the write lock.
+//! Rounds beside writers that never pause: a checkpoint follows them, and in an urgent one the last frames are
+//! checkpointed under the write lock.
 
 use super::attach::Attached;
 use super::guard::Move;
+use crate::core::checkpoint::Round;
 use crate::core::sync::Break;
 use crate::sqlite::{Handle, SqliteError, WalExtent};
 use std::path::Path;
@@ -21,9 +23,11 @@ const CHASE_PAUSE: Duration = Duration::from_millis(1);
 /// A copy takes a few turns at the most: the bulk of it was done before.
 const MOST_MOVES: u32 = 64;
 
-/// How an urgent round ended.
+/// How a round ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UrgentReport {
+pub struct RoundReport {
+    /// Which one.
+    pub round: Round,
     /// How long writers had to wait for us; `None` if we did not get the lock.
     pub held: Option<Duration>,
     /// Whether the next writer will restart the WAL.
@@ -42,36 +46,50 @@ pub(super) enum Stop {
     Failed(String),
 }
 
-/// Carries out an urgent round; the bulk of the checkpoint was done before, beside the writers. Invariant: the WAL is
-/// held throughout, and the write lock is free when this returns.
-pub fn urgent_round(attached: &mut Attached, database: &Path, budget: Duration) -> UrgentReport {
+/// Carries out a round. With a `budget` it is an urgent one, which takes the write lock for so long at the most; without
+/// one it follows the writers, once. Invariant: the WAL is held throughout, and the write lock is free when this returns.
+pub fn round(attached: &mut Attached, database: &Path, budget: Option<Duration>) -> RoundReport {
     let mut held = None;
-    let result = chase(attached, database).and_then(|()| {
-        take_write_lock(attached)?;
-        let locked = Instant::now();
-        let result = locked_part(attached, database, locked + budget);
-        attached.write_lock.rollback();
-        held = Some(locked.elapsed());
-        result
-    });
-    let report = UrgentReport { held, finished: result.is_ok(), broken: None, error: None };
+    let result = match budget {
+        None => follow(attached, database, Duration::ZERO).and_then(|extent| match extent.left() {
+            0 => Ok(()),
+            _ => Err(Stop::Later),
+        }),
+        Some(budget) => chase(attached, database).and_then(|()| {
+            take_write_lock(attached)?;
+            let locked = Instant::now();
+            let result = locked_part(attached, database, budget);
+            attached.write_lock.rollback();
+            held = Some(locked.elapsed());
+            // What was copied under the lock is made durable without it, before anything of the next WAL is copied.
+            result.and_then(|()| sync_shadow(attached))
+        }),
+    };
+    let round = if budget.is_some() { Round::Urgent } else { Round::Following };
+    let report = RoundReport { round, held, finished: result.is_ok(), broken: None, error: None };
     match result {
         Ok(()) | Err(Stop::Later) => report,
-        Err(Stop::Broken(reason)) => UrgentReport { broken: Some(reason), ..report },
-        Err(Stop::Failed(error)) => UrgentReport { error: Some(error), ..report },
+        Err(Stop::Broken(reason)) => RoundReport { broken: Some(reason), ..report },
+        Err(Stop::Failed(error)) => RoundReport { error: Some(error), ..report },
     }
 }
 
-/// Copies, makes durable and checkpoints beside the writers, until little is left for the time under the lock. While
-/// somebody else's reader is in the way, the lock would be of no use: a short one is waited for.
+/// Moves the reader up, and checkpoints up to there at once, before a writer does: that would keep this writer waiting.
+fn follow(attached: &mut Attached, database: &Path, patience: Duration) -> Result<WalExtent, Stop> {
+    sync_shadow(attached)?;
+    move_reader(attached, None)?;
+    checkpoint(attached, database, None, patience)
+}
+
+/// Follows the writers until little is left for the time under the lock. While somebody else's reader is in the way, the
+/// lock would be of no use: a short one is waited for.
 fn chase(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
     let mut is_hindered = false;
     for _ in 0..MOST_CHASES {
         if is_hindered {
             std::thread::sleep(CHASE_PAUSE);
         }
-        move_reader(attached, None)?;
-        let extent = checkpoint(attached, database, None)?;
+        let extent = follow(attached, database, LOCK_PATIENCE)?;
         is_hindered = attached.guard.is_beyond(extent);
         if !is_hindered && extent.left() <= FEW_FRAMES {
             return Ok(());
@@ -93,21 +111,28 @@ fn take_write_lock(attached: &Attached) -> Result<(), Stop> {
 }
 
 /// `Ok` if everything is backfilled and our reader on read lock 0.
-fn locked_part(attached: &mut Attached, database: &Path, until: Instant) -> Result<(), Stop> {
+fn locked_part(attached: &mut Attached, database: &Path, budget: Duration) -> Result<(), Stop> {
+    let until = Instant::now() + budget;
     move_reader(attached, Some(until))?;
-    if checkpoint(attached, database, Some(until))?.left() > 0 {
+    let patience = until.saturating_duration_since(Instant::now());
+    if checkpoint(attached, database, Some(until), patience)?.left() > 0 {
         return Err(Stop::Later);
     }
     move_reader(attached, Some(until))
 }
 
-/// A passive checkpoint, interrupted at `until`. Returns what the wal-index says then.
-fn checkpoint(attached: &Attached, database: &Path, until: Option<Instant>) -> Result<WalExtent, Stop> {
+/// A passive checkpoint, interrupted at `until`, and tried for `patience` while somebody else does one. Returns what the
+/// wal-index says then.
+fn checkpoint(
+    attached: &Attached,
+    database: &Path,
+    until: Option<Instant>,
+    patience: Duration,
+) -> Result<WalExtent, Stop> {
     if !attached.is_at_path(database) {
         return Err(Stop::Broken(Break::DatabaseReplaced));
     }
     let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
-    let patience = until.unwrap_or_else(|| Instant::now() + LOCK_PATIENCE);
     let result = checkpoint_patiently(patience, || checkpoint_until(checkpointer, until));
     result.map_err(|error| match error {
         SqliteError::Busy | SqliteError::Interrupted => Stop::Later,
@@ -119,14 +144,15 @@ fn checkpoint(attached: &Attached, database: &Path, until: Option<Instant>) -> R
 /// more often than not.
 ///
 /// # Errors
-/// SQLite's; busy only after `until`.
+/// SQLite's; busy only after `patience`.
 pub fn checkpoint_patiently(
-    until: Instant,
+    patience: Duration,
     mut checkpoint: impl FnMut() -> Result<WalExtent, SqliteError>,
 ) -> Result<WalExtent, SqliteError> {
+    let begun = Instant::now();
     loop {
         match checkpoint() {
-            Err(SqliteError::Busy) if Instant::now() < until => std::thread::yield_now(),
+            Err(SqliteError::Busy) if begun.elapsed() < patience => std::thread::yield_now(),
             result => return result,
         }
     }
@@ -151,7 +177,7 @@ fn checkpoint_until(checkpointer: &Handle, until: Option<Instant>) -> Result<Wal
     })
 }
 
-/// Copies what is committed, makes it durable, and moves the reader behind it.
+/// Copies what is committed, and moves the reader behind it.
 pub(super) fn move_reader(attached: &mut Attached, until: Option<Instant>) -> Result<(), Stop> {
     for _ in 0..MOST_MOVES {
         if until.is_some_and(|until| Instant::now() >= until) {
@@ -159,16 +185,18 @@ pub(super) fn move_reader(attached: &mut Attached, until: Option<Instant>) -> Re
         }
         let moved = attached.guard.move_on(&mut attached.capture);
         match moved.map_err(|error| Stop::Failed(error.to_string()))? {
-            Move::Done => return sync_shadow(attached),
+            Move::Done => return Ok(()),
             Move::Broken(reason) => return Err(Stop::Broken(reason)),
             Move::NeedsSync => sync_shadow(attached)?,
             Move::NotYet => {}
+            Move::Crossed => std::thread::sleep(CHASE_PAUSE),
         }
     }
     Err(Stop::Later)
 }
 
-fn sync_shadow(attached: &mut Attached) -> Result<(), Stop> {
+/// Makes what is copied durable.
+pub(super) fn sync_shadow(attached: &mut Attached) -> Result<(), Stop> {
     if let Some(sync) = attached.capture.shadow.to_sync() {
         // A failed fsync is not retried: what it should have written may be gone from the cache.
         sync.file.sync().map_err(|_| Stop::Broken(Break::ShadowSyncFailed))?;

@@ -121,6 +121,7 @@ impl Source {
         Some(LocalJob::Attach(AttachRequest {
             database: self.settings.database.clone(),
             wal: self.wal.clone(),
+            wal_index: self.wal_index.clone(),
             meta: self.settings.meta.clone(),
             disk: Arc::clone(&self.disk),
             next_generation: generation,
@@ -161,10 +162,11 @@ impl Source {
             return None;
         }
         let recheck_is_due = self.recheck.is_some_and(|r| now >= r.at);
-        if self.dirty.any() || self.hot || recheck_is_due {
-            self.look(now);
-        }
-        if self.move_at.is_some_and(|m| now >= m.at) {
+        let may_look = self.dirty.any() || self.hot || recheck_is_due;
+        // What was copied took its time: the reader moves in the next turn, when there is little left to copy. Where it
+        // stands while much is copied is an old mark by then, and checkpoints would wait for it.
+        let has_copied = may_look && self.look(now);
+        if !has_copied && self.move_at.is_some_and(|m| now >= m.at) {
             self.move_reader(now);
         }
         if self.yield_at.is_some_and(|y| now >= y.at) {
@@ -190,14 +192,13 @@ impl Source {
         if !stale.is_empty() {
             return Some(LocalJob::Remove { paths: stale, disk: Arc::clone(&self.disk) });
         }
-        if std::mem::take(&mut self.needs_sync) {
-            match attached.capture.shadow.to_sync() {
-                Some(sync) => return Some(LocalJob::Sync(sync)),
-                None => self.move_at = Some(Recheck::now(now)),
-            }
+        if std::mem::take(&mut self.needs_sync)
+            && let Some(sync) = attached.capture.shadow.to_sync()
+        {
+            return Some(LocalJob::Sync(sync));
         }
         if std::mem::take(&mut self.urgent_next) {
-            return self.urgent_job();
+            return self.round_job(Some(self.settings.max_write_block));
         }
         self.checkpoint_job(now)
     }
@@ -207,7 +208,11 @@ impl Source {
         if !self.may_checkpoint() {
             return None;
         }
-        let round = self.checkpoint.due(&self.settings.checkpoint, extent, now)?;
+        let is_endless = self.pace.is_endless(now);
+        let round = self.checkpoint.due(&self.settings.checkpoint, extent, is_endless, now)?;
+        if round == Round::Following {
+            return self.round_job(None);
+        }
         let State::Attached(attached) = &mut self.state else { return None };
         if !attached.guard.is_newest(&attached.capture, self.extent) && round == Round::Cooperative {
             self.move_before_checkpoint(now);
@@ -223,12 +228,9 @@ impl Source {
         Some(LocalJob::Checkpoint { checkpointer, sync, database, identity, stamp, patience })
     }
 
-    fn urgent_job(&mut self) -> Option<LocalJob> {
-        Some(LocalJob::Urgent {
-            attached: self.lend()?,
-            database: self.settings.database.clone(),
-            budget: self.settings.max_write_block,
-        })
+    fn round_job(&mut self, budget: Option<Duration>) -> Option<LocalJob> {
+        let database = self.settings.database.clone();
+        Some(LocalJob::Round { attached: self.lend()?, database, budget })
     }
 
     /// Everything that is held, for a worker.

@@ -34,8 +34,8 @@ fn rounds_are_due_by_size_and_by_age() {
     let begun = Instant::now();
     let due = |frames, later| {
         let mut state = CheckpointState::new();
-        state.due(&POLICY, extent(1, 0), begun);
-        state.due(&POLICY, extent(frames, 0), begun + later)
+        state.due(&POLICY, extent(1, 0), false, begun);
+        state.due(&POLICY, extent(frames, 0), false, begun + later)
     };
     assert_eq!(due(999, Duration::ZERO), None);
     assert_eq!(due(1000, Duration::ZERO), Some(Round::Cooperative));
@@ -48,7 +48,7 @@ fn rounds_are_due_by_size_and_by_age() {
 #[test]
 fn a_copied_wal_asks_for_nothing() {
     let (mut state, now) = (CheckpointState::new(), Instant::now());
-    assert_eq!(state.due(&POLICY, extent(20_000, 20_000), now), None);
+    assert_eq!(state.due(&POLICY, extent(20_000, 20_000), false, now), None);
     assert_eq!(state.next_timeout(&POLICY, extent(20_000, 20_000)), None);
 }
 
@@ -57,9 +57,9 @@ fn a_round_that_cannot_finish_is_tried_ever_more_rarely() {
     let (mut state, mut now) = (CheckpointState::new(), Instant::now());
     let mut pauses = Vec::new();
     for _ in 0..10 {
-        assert_eq!(state.due(&POLICY, extent(1000, 0), now), Some(Round::Cooperative));
-        state.on_round(false, now);
-        assert_eq!(state.due(&POLICY, extent(1000, 0), now), None, "never at once again");
+        assert_eq!(state.due(&POLICY, extent(1000, 0), false, now), Some(Round::Cooperative));
+        state.on_round(Round::Cooperative, false, now);
+        assert_eq!(state.due(&POLICY, extent(1000, 0), false, now), None, "never at once again");
         let at = state.next_timeout(&POLICY, extent(1000, 0)).expect("it is tried again");
         pauses.push(at - now);
         now = at;
@@ -73,8 +73,8 @@ fn a_round_that_cannot_finish_but_gets_on_is_tried_again_soon() {
     let (mut state, mut now) = (CheckpointState::new(), Instant::now());
     for turn in 0..10 {
         let overtaken = extent(20_000 + turn * 1000, 10_000 + turn * 1000);
-        assert_eq!(state.due(&POLICY, overtaken, now), Some(Round::Urgent));
-        state.on_round(false, now);
+        assert_eq!(state.due(&POLICY, overtaken, true, now), Some(Round::Urgent));
+        state.on_round(Round::Urgent, false, now);
         let at = state.next_timeout(&POLICY, overtaken).expect("it is tried again");
         assert_eq!(at - now, Duration::from_millis(20), "turn {turn}");
         now = at;
