@@ -410,6 +410,7 @@ impl Database {
             breaks: Breaks { count: u64::from(count), last_reason: last.map(ToString::to_string) },
             wal_pages: self.source.wal_extent().frames,
             scarcity: self.source.scarcity(),
+            elsewhere: self.source.used_elsewhere(),
             write_lock_holds: self.source.lock_holds(),
         }
     }

@@ -53,7 +53,8 @@
 //!    appended to again: it is written anew, as another file.
 //! 7. The live WAL is mapped, and never dereferenced. The database file is opened once while we are attached, before
 //!    SQLite opens it, and closed after; `-shm` never: closing any descriptor of either drops SQLite's locks.
-//! 8. No checkpoint goes into a file that is not at the database's path. The write lock is taken only in an urgent
+//! 8. No checkpoint goes into a file that is not at the database's path, but for the last one, which makes it whole with
+//!    all others locked out. The write lock is taken only in an urgent
 //!    round, and every hold is measured.
 //! 9. Crash-only: starting is recovering. Every reason for a new generation has a name, is logged once, and is counted.
 //! 10. A database that nobody else has open is let go of, as SQLite's last close does it: all others are locked out,
@@ -110,9 +111,21 @@
 //!   costs one. Left over: a `cp` in the very millisecond in which our last checkpoint writes; and one of a
 //!   file with the same header of which every page that differs is still to be backfilled: SQLite reads those from the
 //!   WAL, so that the database stays what it was before the `cp`, for us as for the application.
-//! - The WAL of a database whose name is gone stays where it is: the name may come back, or somebody is moving both
-//!   files. Once another file is there, it is moved into the meta folder, under the name of its generation, or renamed if
-//!   that is on another file system; the last eight are kept. A copy that took the place of its original looks like any other file.
+//! - A file that was renamed, and that nobody else has open, gets everything that is in its WAL, wherever it is, and the
+//!   WAL is emptied by its inode: empty, it harms no file beside which it lies, and needs no memory. If others have worked on
+//!   the file under its other name by then, its WAL does not continue it, and is only kept.
+//! - Where that cannot be (the file was removed, or a program has it open), the WAL stays where it is: the name may come
+//!   back, or somebody is moving both files. It gets a second name in the meta folder at once, that of its generation (or
+//!   beside the database, if that is on another file system), because SQLite removes a WAL beside an empty database; one that
+//!   has lost its name is copied. Once another file is there, the name at the path goes, and so does `-shm`. The last eight
+//!   are kept. A copy that took the place of its original looks like any other file.
+//! - Which WAL lies beside which file is kept in the meta folder (`held`), by inode and time of birth, because inodes are
+//!   given again: a second name alone would not tell after a restart whether the database is the old file, and there is none
+//!   if the agent was not there. If the old file came back, its size and times must be what they were; its pages cannot
+//!   tell, since what differs may all be in the WAL. Left over: who works on a file and moves it back while no agent runs,
+//!   and leaves the WAL there, has what SQLite makes of the two.
+//! - Who holds a lock on a database keeps another one's last close from its checkpoint, under whatever name. While the agent
+//!   has not seen a rename, what others do stays in a WAL of the other name; then nothing is brought into the file.
 //! - The page table is read with `pread`, eight bytes at a time, and never mapped: a disk that fails is an error then, and
 //!   not SIGBUS, and the simulated disks of tests can hold it.
 //! - The page table stands at any position whose shadow is durable, not only at the start of an index, and what is being

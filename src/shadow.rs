@@ -92,6 +92,18 @@ impl ShadowWal {
         Ok(ShadowWal { disk, folder, extent, present: None, needed_from: None, stale, scratch: Vec::new() })
     }
 
+    /// The last generation that was begun, and the inode of its database file.
+    ///
+    /// # Errors
+    /// The disk's; `None` if there is none, or it cannot be told.
+    pub fn last_begun(disk: &dyn Disk, meta: &Path) -> io::Result<Option<(Generation, u64)>> {
+        let Some(text) = disk.read(&meta.join(GENERATION_FILE))? else { return Ok(None) };
+        let text = String::from_utf8_lossy(&text);
+        let mut words = text.split_whitespace();
+        let generation = words.next().and_then(|word| word.parse().ok());
+        Ok(generation.zip(words.next().and_then(|word| word.parse().ok())))
+    }
+
     /// Opens what an earlier run left of the database file `inode`. The file of the last index is verified, frame by
     /// frame. Where nothing had been copied yet, a WAL may have come and gone since, and nobody can tell.
     ///

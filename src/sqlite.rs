@@ -170,7 +170,15 @@ impl Handle {
         self.extent_after(CheckpointMode::PASSIVE)
     }
 
-    /// The same, and makes nothing durable: the caller does, before and after.
+    /// Copies everything, and empties the WAL. No other connection may be reading.
+    ///
+    /// # Errors
+    /// Busy while anybody else reads or writes, among others.
+    pub fn empty_wal(&self) -> Result<WalExtent, SqliteError> {
+        self.extent_after(CheckpointMode::TRUNCATE)
+    }
+
+    /// The same as [`Handle::checkpoint`], and makes nothing durable: the caller does, before and after.
     ///
     /// # Errors
     /// As [`Handle::checkpoint`].

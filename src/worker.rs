@@ -11,7 +11,7 @@ use crate::page_table::TableJob;
 use crate::remote::{self, Location, Remote, RemoteError};
 use crate::source::{
     CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, checkpoint_patiently, compare, inspect,
-    let_go, round, stamp_at,
+    leave, let_go, round, stamp_at,
 };
 use crate::sqlite::{Handle, SqliteError, WalExtent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -256,6 +256,7 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
     match job {
         LocalJob::Attach(request) => LocalOutcome::Attach(attach(request)),
         LocalJob::LetGo(request) => LocalOutcome::LetGo(let_go(request)),
+        LocalJob::Leave(request) => LocalOutcome::Left(leave(request)),
         LocalJob::Sync(sync) => {
             let result = sync.file.sync();
             LocalOutcome::Synced(sync, result)

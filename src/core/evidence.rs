@@ -25,6 +25,11 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// Whether nothing but its name may have changed: a rename changes `changed`.
+    pub fn is_but_for_its_name(self, later: Stamp) -> bool {
+        Stamp { changed: later.changed, ..self } == later
+    }
+
     /// How long until a later write is sure to show; zero if it is by now.
     pub fn ripens_in(&self, now: Duration) -> Duration {
         let is_coarse = self.modified.subsec_nanos() == 0 || self.changed.subsec_nanos() == 0;

@@ -55,6 +55,8 @@ pub struct DatabaseStatus {
     pub wal_pages: u32,
     /// How room for the shadow WAL gets scarce, if it does.
     pub scarcity: Option<Scarcity>,
+    /// That a program goes on writing into a file that was at the path before, if one does.
+    pub elsewhere: Option<&'static str>,
     /// How long the agent held the write lock, each time.
     pub write_lock_holds: WriteLockHolds,
 }
@@ -213,14 +215,16 @@ impl AgentStatus {
 impl DatabaseStatus {
     /// The rules, the first that fits:
     ///
-    /// 1. *failing* if the database is refused, or any replica is failing;
+    /// 1. *failing* if the database is refused, a program writes into a file that was at its path before, or any replica
+    ///    is failing;
     /// 2. *healthy* if the database is absent: there is nothing to send yet;
     /// 3. *lagging* if the agent is about to attach, or any replica is connecting or gets its snapshot, or has been behind for more than
     ///    [`LAG_TOLERANCE`];
     /// 4. *healthy* otherwise.
     pub fn health(&self) -> Health {
         let any = |is: fn(&ReplicaStatus) -> bool| self.replicas.iter().any(is);
-        if matches!(self.state, SourceState::Refused(_)) || any(ReplicaStatus::is_failing) {
+        let is_refused = matches!(self.state, SourceState::Refused(_));
+        if is_refused || self.elsewhere.is_some() || any(ReplicaStatus::is_failing) {
             Health::Failing
         } else if self.state == SourceState::Attaching
             || (self.state != SourceState::Absent && any(ReplicaStatus::is_lagging))
@@ -272,6 +276,9 @@ impl fmt::Display for DatabaseStatus {
         }
         if self.state == SourceState::Attached {
             writeln!(f, "  WAL        {} pages", self.wal_pages)?;
+        }
+        if let Some(elsewhere) = self.elsewhere {
+            writeln!(f, "  elsewhere  {elsewhere}")?;
         }
         if let Some(scarcity) = self.scarcity {
             writeln!(f, "  room       {scarcity}")?;

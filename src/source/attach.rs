@@ -2,7 +2,8 @@
 
 use super::capture::Capture;
 use super::guard::Guard;
-use super::left_behind::{Fate, LeftBehind, Paths};
+use super::held::{Belonging, Held};
+use super::left_behind::{self, Content, Fate, LeftBehind, Paths};
 use super::let_go::Resting;
 use super::proof::{self, WalAtPath};
 use super::refusal::Refusal;
@@ -13,6 +14,7 @@ use crate::disk::Disk;
 use crate::locks;
 use crate::shadow::ShadowWal;
 use crate::sqlite::{Handle, SqliteError};
+use log::warn;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -58,7 +60,7 @@ pub struct Attached {
     /// The one descriptor of the database file. Snapshots are read through it.
     pub descriptor: Arc<File>,
     /// Keeps other agents out.
-    lock: File,
+    pub lock: File,
 }
 
 impl Attached {
@@ -87,25 +89,30 @@ impl Attached {
         (capture.shadow, lock, closed)
     }
 
-    /// Closes everything, without a checkpoint, when another file, or another content, is at the database's path or
-    /// none is. The `-wal` belongs to what is gone: beside the new one, its frames would be read as the new one's.
-    /// Returns it as long as it has to stay.
-    pub fn let_go_of_replaced(self, reason: &Break, at: Paths) -> Option<LeftBehind> {
+    /// Closes everything, without a checkpoint, when another content was put into the database file: beside it, the
+    /// frames of its `-wal` would be read as the new one's. Returns the WAL as long as it has to stay.
+    pub fn let_go_of_overwritten(self, at: Paths) -> Option<LeftBehind> {
         let Attached { guard, write_lock, checkpointer, capture, descriptor, lock } = self;
         let is_at_path = is_at_path(&descriptor, at.database);
         let generation = capture.shadow.extent().generation;
         let database = Some(Arc::clone(&descriptor));
-        let left = capture.into_live().map(|wal| LeftBehind { database, wal, generation });
-        let settle = |left: &LeftBehind| match reason {
-            Break::DatabaseOverwritten if is_at_path => left.settle_overwritten(at),
-            _ => left.settle(at),
-        };
-        // The new file stays locked until our connections are closed: a program that came in before would join our
+        let mut left = capture.into_live().map(|wal| LeftBehind {
+            database,
+            wal,
+            generation,
+            seen: None,
+            is_used: false,
+            content: Content::InWal,
+        });
+        // The new content stays locked until our connections are closed: a program that came in before would join our
         // `-shm`.
-        let fate = left.as_ref().map(settle);
+        let fate = left.as_mut().map(|left| match is_at_path {
+            true => left.settle_overwritten(at),
+            false => left.settle(at),
+        });
         drop((guard, write_lock, checkpointer));
         drop((descriptor, lock));
-        left.filter(|_| matches!(fate, Some(Fate::NoDatabase | Fate::Back)))
+        left.filter(|_| matches!(fate, Some(Fate::NoDatabase)))
     }
 
     /// What is seen of the file and of others just now; `None` if it cannot be told.
@@ -207,6 +214,7 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let no_access = |e: io::Error| Refusal::NoAccess(e.to_string());
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
     let past = Past::of(request, resting, stamp.inode)?;
+    settle_foreign_wal(request, &descriptor)?;
     if !request.is_needed && !request.wal.exists() && past.holds(stamp) {
         return Ok(AttachOutcome::Resting(Box::new(past.into_resting()?)));
     }
@@ -215,23 +223,30 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let was_switched = ensure_wal_mode(&query)?;
     let reader = open_ready(path)?;
     let mark = Guard::take_mark(&reader, &query)?;
+    let (spare, write_lock, checkpointer) = (open_ready(path)?, open_ready(path)?, open_ready(path)?);
     // Only what is looked at after our reader began can be trusted: from here on, no WAL ends without us.
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
+    // A new generation begins only if nothing can fail any more: else each try would begin one.
     let (shadow, lock, beginning) = past.go_on(request, stamp)?;
-    let handles = [reader, open_ready(path)?, query];
+    let handles = [reader, spare, query];
     let guard = Guard::new(handles, request.wal_index.clone(), mark, shadow.extent().index);
     let is_proven = beginning == Beginning::Proven;
     let mut capture = Capture::new(request.wal.clone(), shadow);
     capture.continues = is_proven;
     let mut attached = Attached {
         guard,
-        write_lock: open_ready(path)?,
-        checkpointer: Some(open_ready(path)?),
+        write_lock,
+        checkpointer: Some(checkpointer),
         capture,
         descriptor: Arc::new(descriptor),
         lock,
     };
     attached.capture.open_live().map_err(|e| Refusal::NoAccess(e.to_string()))?;
+    if let Some(wal) = attached.capture.live_file() {
+        let held =
+            Held::of(&attached.descriptor, wal).and_then(|held| held.keep(&*request.disk, &request.meta));
+        held.unwrap_or_else(|e| warn!("{}: cannot write {}: {e}", path.display(), request.meta.display()));
+    }
     let seen = attached.sight();
     // What the evidence held for.
     let seen = if is_proven { seen.map(|seen| Sighting { stamp, ..seen }) } else { seen };
@@ -241,6 +256,38 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
         Beginning::Doubtful(reason) => (None, Some(reason)),
     };
     Ok(AttachOutcome::Attached { attached: Box::new(attached), seen, reason, to_compare, was_switched })
+}
+
+/// Moves a WAL away that an earlier run left here, and that belongs to another file than the one it lies beside now; or
+/// to this one, but others have written that since.
+fn settle_foreign_wal(request: &AttachRequest, database: &File) -> Result<(), Refusal> {
+    let error = |e: io::Error| meta_error(request, e);
+    let at = Paths { database: &request.database, wal: &request.wal, meta: &request.meta };
+    let Ok(wal) = File::open(at.wal) else { return Ok(()) };
+    let Some(held) = Held::kept(&*request.disk, at.meta) else { return Ok(()) };
+    let judged = held.judge(database, &wal, || left_behind::is_kept(&wal, at));
+    let belonging = judged.map_err(error)?;
+    let last = ShadowWal::last_begun(&*request.disk, at.meta).map_err(error)?;
+    let (Some((generation, inode)), true) = (last, belonging != Belonging::Ours) else { return Ok(()) };
+    // Whoever opened the new file may have found an empty WAL of the old one, and used it.
+    let shadow = ShadowWal::recover(Arc::clone(&request.disk), at.meta, inode).map_err(error)?;
+    let copied = shadow.ok().and_then(|shadow| shadow.facts()).map(|facts| facts.header);
+    if copied.is_none() || proof::wal_at(at.wal, copied.as_ref()) != WalAtPath::Copied {
+        return Ok(());
+    }
+    // A descriptor of its own: nothing of SQLite's is open yet that closing it could unlock.
+    let its_own = || File::options().read(true).write(true).open(at.database);
+    let database = match belonging {
+        Belonging::Foreign => None,
+        _ => Some(Arc::new(its_own().map_err(error)?)),
+    };
+    let content = Content::InWal;
+    let mut left = LeftBehind { database, wal, generation, seen: None, is_used: true, content };
+    if matches!(left.settle(at), Fate::Mixed) {
+        // From now on it is the new one's.
+        Held::forget(&*request.disk, at.meta).map_err(error)?;
+    }
+    Ok(())
 }
 
 /// A handle asks for the mode so that it has read page 1, and with it the page size, before it is asked more.

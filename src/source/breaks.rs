@@ -1,8 +1,10 @@
 //! What a source does when continuity is lost: it compares, begins a new generation, or lets go.
 
-use super::attach::AttachOutcome;
+use super::attach::{AttachOutcome, FileIdentity};
 use super::compare::{Compared, Doubt, can_settle, report};
+use super::held::Held;
 use super::job::LocalJob;
+use super::leave::{LeaveOutcome, LeaveRequest};
 use super::left_behind::Fate;
 use super::recheck::Recheck;
 use super::refusal::Refusal;
@@ -10,8 +12,15 @@ use super::resting::SETTLE_PAUSE;
 use super::{BREAK_PAUSE, LONGEST_BREAK_PAUSE, Source, State, Task};
 use crate::core::position::Generation;
 use crate::core::sync::{Break, Dirty};
+use crate::locks;
 use log::{info, warn};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 use std::time::Instant;
+
+const USED: &str = "a program goes on writing into the file that was at this path before, and that is not replicated; \
+                    end it, and start it again";
 
 impl Source {
     pub(super) fn on_break(&mut self, reason: Break) {
@@ -36,6 +45,20 @@ impl Source {
         let is_written =
             matches!(&self.state, State::Attached(attached) if attached.capture.table.is_being_written());
         self.job_in_flight || is_written && self.table.is_in_flight()
+    }
+
+    /// Whether what is held must not be let go of yet: something of it is lent, or the pages of a renamed file may have
+    /// to be compared. Else it is a matter of milliseconds: who makes the database anew must not meet our `-shm`.
+    pub(super) fn must_stay(&self) -> bool {
+        let has_name = |file: &File| file.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
+        match &self.state {
+            State::Attached(attached)
+                if self.leaving == Some(Break::DatabaseReplaced) && has_name(&attached.descriptor) =>
+            {
+                self.awaits_table()
+            }
+            _ => self.job_in_flight,
+        }
     }
 
     /// Lends everything to a worker that compares, once nothing of it is lent.
@@ -105,30 +128,88 @@ impl Source {
         self.last_break = Some(reason);
     }
 
-    /// Lets go of what is not the database, or not its WAL, any more, without a checkpoint, once nothing of it is lent.
-    pub(super) fn detach(&mut self, now: Instant) {
+    /// Lets go of what is not the database, or not its WAL, any more, once nothing of it is lent.
+    pub(super) fn detach(&mut self, now: Instant) -> Option<LocalJob> {
         (self.recheck, self.move_at, self.hot) = (None, None, false);
         (self.yield_at, self.aside, self.let_go_at) = (None, None, None);
-        if self.job_in_flight {
-            return;
+        if self.must_stay() {
+            return None;
         }
-        let Some(reason) = self.leaving.take() else { return };
-        let attached = std::mem::replace(&mut self.state, State::Detached);
+        self.take_back_table();
+        let reason = self.leaving.take()?;
+        // What is still to be inspected was seen after it was written.
+        let seen = self.sighting.filter(|_| !self.to_inspect);
+        let attached = self.lend()?;
+        self.state = State::Detached;
         self.hold_nothing();
-        (self.requested_break, self.to_compare, self.break_at) = (None, None, None);
+        // What is damaged may be found again in the next try, and each would begin a generation.
+        let is_damaged = matches!(reason, Break::HeaderInvalid | Break::ChainBroken);
+        (self.requested_break, self.to_compare) = (None, None);
+        self.break_at = self.break_at.filter(|_| is_damaged);
         self.problems.clear();
-        if let Break::NoRoom(shortage) = reason {
-            return self.let_go_for_room(attached, shortage, now);
+        match reason {
+            Break::NoRoom(shortage) => self.let_go_for_room(State::Attached(attached), shortage, now),
+            Break::HeaderInvalid | Break::ChainBroken => {
+                // What was copied stays, and goes on if SQLite recovers the WAL to the same.
+                drop(attached);
+                self.refuse(Refusal::WalDamaged(reason), now);
+            }
+            Break::DatabaseReplaced | Break::WalReplaced => {
+                self.state = State::Lent;
+                return Some(LocalJob::Leave(LeaveRequest {
+                    attached,
+                    reason,
+                    database: self.settings.database.clone(),
+                    wal: self.wal.clone(),
+                    meta: self.settings.meta.clone(),
+                    disk: Arc::clone(&self.disk),
+                    seen,
+                }));
+            }
+            reason => {
+                self.left = attached.let_go_of_overwritten(self.paths());
+                self.await_the_new(reason, now);
+            }
         }
-        if let Break::HeaderInvalid | Break::ChainBroken = reason {
-            // What was copied stays, and goes on if SQLite recovers the WAL to the same.
-            drop(attached);
-            return self.refuse(Refusal::WalDamaged(reason), now);
+        None
+    }
+
+    pub(super) fn on_left(&mut self, outcome: LeaveOutcome, now: Instant) {
+        let LeaveOutcome { reason, left, used } = outcome;
+        (self.state, self.left) = (State::Detached, left);
+        self.take_back_table();
+        if used.is_some() {
+            let name = self.settings.database.display();
+            warn!("{name}: {USED}");
         }
-        if let State::Attached(attached) = attached {
-            self.left = attached.let_go_of_replaced(&reason, self.paths());
-        }
+        self.used = used.or(self.used.take());
         self.await_the_new(reason, now);
+    }
+
+    /// Whether a program goes on writing into a file that was at the path before, and why that matters.
+    pub fn used_elsewhere(&self) -> Option<&'static str> {
+        self.used.as_ref().filter(|file| self.is_used_elsewhere(file)).map(|_| USED)
+    }
+
+    fn is_used_elsewhere(&self, file: &File) -> bool {
+        let has_name = file.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
+        let is_back = FileIdentity::of_path(&self.settings.database) == FileIdentity::of_file(file).ok();
+        has_name && !is_back && locks::is_shared(file).unwrap_or(false)
+    }
+
+    /// Closes such a file once nobody uses it, or it is back. Not while we are attached to it again: that would drop
+    /// SQLite's locks.
+    pub(super) fn forget_unused(&mut self) {
+        let Some(file) = &self.used else { return };
+        let is_open = match &self.state {
+            State::Attached(attached) => {
+                FileIdentity::of_file(&attached.descriptor).ok() == FileIdentity::of_file(file).ok()
+            }
+            _ => self.is_busy() || matches!(self.state, State::Lent),
+        };
+        if !is_open && !self.is_used_elsewhere(file) {
+            self.used = None;
+        }
     }
 
     /// What was at the database's path is gone; something else is, or will be.
@@ -155,8 +236,12 @@ impl Source {
                 self.on_attach(AttachOutcome::Absent, now);
                 return false;
             }
-            Fate::Back => self.forced_break = Some(Break::DatabaseMoved),
-            Fate::Gone | Fate::MovedAway(_) | Fate::Mixed => {}
+            Fate::Back | Fate::BackChanged => self.forced_break = Some(Break::DatabaseMoved),
+            Fate::Mixed => {
+                // From now on it is the new one's.
+                let _ = Held::forget(&*self.disk, &self.settings.meta);
+            }
+            Fate::Gone | Fate::MovedAway(_) => {}
         }
         self.state = State::Detached;
         self.let_settle(now);

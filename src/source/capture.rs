@@ -182,6 +182,11 @@ impl Capture {
         Ok(Look::Again)
     }
 
+    /// The file that is open as the WAL, if one is.
+    pub fn live_file(&self) -> Option<&File> {
+        self.live.as_ref().map(|live| &live.file)
+    }
+
     /// Ends copying; the file that is open as the WAL, if one is.
     pub fn into_live(self) -> Option<File> {
         self.live.map(|live| live.file)

@@ -3,6 +3,7 @@
 use super::attach::{AttachOutcome, AttachRequest, Attached, FileIdentity};
 use super::compare::{Compared, Doubt};
 use super::inspect::Inspection;
+use super::leave::{LeaveOutcome, LeaveRequest};
 use super::let_go::{LetGoOutcome, LetGoRequest};
 use super::round::RoundReport;
 use crate::core::evidence::Stamp;
@@ -61,6 +62,8 @@ pub enum LocalJob {
     Inspect(Box<Attached>),
     /// Let go of a database that nobody else has open.
     LetGo(LetGoRequest),
+    /// Leave a database whose file is not at its path any more.
+    Leave(LeaveRequest),
     /// Work on the page table; beside the others.
     Table(TableJob),
     /// Remove the shadows of earlier generations. They are named: a generation that begins meanwhile is not among them.
@@ -97,6 +100,8 @@ pub enum LocalOutcome {
     Inspected(Box<Attached>, Inspection),
     /// Of `LetGo`.
     LetGo(LetGoOutcome),
+    /// Of `Leave`.
+    Left(LeaveOutcome),
     /// Of `Table`.
     Table(TableOutcome),
     /// Of `Remove`.

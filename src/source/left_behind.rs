@@ -1,14 +1,18 @@
 //! The WAL of a database that is not at its path any more. It must not be read as another file's, nor may it be lost:
-//! the name may come back, or a program may be moving both files, one after the other.
+//! the name may come back, or a program may be moving both files, one after the other. So it gets a second name at once.
 
 use super::attach::FileIdentity;
+use super::proof;
+use crate::core::evidence::{DatabaseHeader, Stamp};
 use crate::core::names;
 use crate::core::position::Generation;
 use crate::locks;
 use log::{error, info, warn};
+use rustix::fs::{AtFlags, CWD, linkat};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,6 +30,44 @@ pub struct Paths<'a> {
     pub meta: &'a Path,
 }
 
+impl Paths<'_> {
+    /// The database's `-shm`.
+    fn wal_index(&self) -> PathBuf {
+        let mut path = self.database.as_os_str().to_owned();
+        path.push("-shm");
+        path.into()
+    }
+
+    /// What the WAL of a generation is kept as; the second where the first is on another file system.
+    fn kept_names(&self, generation: Generation) -> [PathBuf; 2] {
+        let mut beside = self.wal.as_os_str().to_owned();
+        beside.push(format!("-{}", names::replaced_wal(generation)));
+        [self.meta.join(names::replaced_wal(generation)), beside.into()]
+    }
+}
+
+/// A database file as it was when it went away, but for its ctime, which a rename changes.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    /// Its size and times.
+    pub stamp: Stamp,
+    /// Its header.
+    pub header: DatabaseHeader,
+}
+
+impl Seen {
+    /// The file now.
+    pub fn now(file: &File) -> Option<Seen> {
+        Some(Seen { stamp: proof::stamp_of(file).ok()?, header: proof::header_of(file) })
+    }
+
+    /// Whether nobody has written the file since.
+    pub fn is(&self, file: &File) -> bool {
+        Seen::now(file)
+            .is_some_and(|now| self.stamp.is_but_for_its_name(now.stamp) && self.header == now.header)
+    }
+}
+
 /// A database that we held, with its WAL. The files stay open, so that no other file gets their inodes.
 pub struct LeftBehind {
     /// The database file; `None` once it is removed and cannot come back: it would go on taking its room.
@@ -34,6 +76,23 @@ pub struct LeftBehind {
     pub wal: File,
     /// The last generation it had.
     pub generation: Generation,
+    /// The database file when it was left; `None` if the WAL does not continue it any more.
+    pub seen: Option<Seen>,
+    /// Another process had it open.
+    pub is_used: bool,
+    /// What has become of the WAL's content.
+    pub content: Content,
+}
+
+/// Where the content of a WAL that was left behind is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// In the database file; the WAL is empty.
+    InDatabase,
+    /// In the WAL, which has this second name.
+    Named(PathBuf),
+    /// In the WAL alone.
+    InWal,
 }
 
 /// What becomes of a WAL that was left behind.
@@ -44,6 +103,8 @@ pub enum Fate {
     Gone,
     /// The old file is at its path again.
     Back,
+    /// The same, and others have written it: its WAL was moved away.
+    BackChanged,
     /// It is in nobody's way. As long as the lock is held, nobody can open the new file.
     MovedAway(Option<File>),
     /// It lies beside a file it does not belong to, and that was said.
@@ -53,33 +114,134 @@ pub enum Fate {
 impl LeftBehind {
     /// Closes the database file if it has no name any more.
     pub fn release_removed(&mut self) {
-        self.database.take_if(|file| file.metadata().is_ok_and(|metadata| metadata.nlink() == 0));
+        self.database.take_if(|file| has_no_name(file));
+    }
+
+    /// Gives the WAL a second name. Whatever removes the first one then, its commits stay.
+    pub fn name(&mut self, at: Paths) {
+        if self.is_empty() || has_no_name(&self.wal) {
+            return;
+        }
+        let [inside, beside] = at.kept_names(self.generation);
+        let named = |to: PathBuf| link(&self.wal, &to).map(|()| to);
+        // Without second names, as on some file systems, it is moved away once another file is there.
+        if let Ok(name) = named(inside).or_else(|_| named(beside)) {
+            self.content = Content::Named(name);
+        }
+    }
+
+    /// Copies the WAL if it has lost its name. Takes as long as it takes: nothing of SQLite's may be open.
+    pub fn save_removed(&self, at: Paths) {
+        if self.content != Content::InWal || self.is_empty() || !has_no_name(&self.wal) {
+            return;
+        }
+        let name = at.database.display();
+        let [inside, beside] = at.kept_names(self.generation);
+        let copied = |to: PathBuf| copy(&self.wal, &to).map(|()| to);
+        match copied(inside).or_else(|_| copied(beside)) {
+            Ok(to) => {
+                let to_name = to.display();
+                warn!("{name}: the -wal of the old file was removed, too; a copy is kept as {to_name}");
+                forget_oldest(&to);
+            }
+            Err(e) => warn!("{name}: the -wal of the old file was removed, too, and cannot be kept: {e}"),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.wal.metadata().is_ok_and(|metadata| metadata.len() == 0)
     }
 
     /// Moves the WAL away if another file is at the database's path and nobody has that open. A program that still has
     /// the old file open goes on writing into its WAL, wherever that is; SQLite would leave it beside the new file.
-    pub fn settle(&self, at: Paths) -> Fate {
+    pub fn settle(&mut self, at: Paths) -> Fate {
         let is_at =
             |file: &File, there: FileIdentity| FileIdentity::of_file(file).is_ok_and(|id| id == there);
         if !FileIdentity::of_path(at.wal).is_some_and(|there| is_at(&self.wal, there)) {
-            return Fate::Gone;
+            return self.wal_is_gone(at);
         }
         match FileIdentity::of_path(at.database) {
             None => return Fate::NoDatabase,
             Some(there) if self.database.as_ref().is_some_and(|file| is_at(file, there)) => {
-                return Fate::Back;
+                return self.is_back(at);
             }
             Some(_) => {}
         }
         match File::options().read(true).write(true).open(at.database) {
             Ok(new) if lock_out(&new) => self.move_away(at, Some(new)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Fate::NoDatabase,
+            // An empty WAL is nobody's harm.
+            _ if self.content == Content::InDatabase => Fate::Gone,
             _ => mixed(at),
         }
     }
 
+    /// The same file is at its path. Its WAL continues it if nobody has written it meanwhile but the program that has
+    /// both open.
+    fn is_back(&mut self, at: Paths) -> Fate {
+        let Some(database) = &self.database else { return Fate::Back };
+        let is_unchanged = self.seen.is_some_and(|seen| seen.is(database));
+        if is_unchanged || self.content == Content::InDatabase {
+            self.take_name_back();
+            return Fate::Back;
+        }
+        if !lock_out(database) {
+            if self.is_used {
+                self.take_name_back();
+                return Fate::Back;
+            }
+            return mixed(at);
+        }
+        warn!(
+            "{}: the file was written under another name, and does not continue in its -wal any more",
+            at.database.display()
+        );
+        match self.move_away(at, None) {
+            Fate::MovedAway(_) => Fate::BackChanged,
+            fate => fate,
+        }
+    }
+
+    fn take_name_back(&mut self) {
+        if let Content::Named(name) = &self.content {
+            // What cannot be removed is one name too many, and counts among those that are kept.
+            let _ = remove_name(name, &self.wal);
+            self.content = Content::InWal;
+        }
+    }
+
+    /// Somebody has moved the WAL, too, or removed it.
+    fn wal_is_gone(&mut self, at: Paths) -> Fate {
+        let names = self.wal.metadata().map_or(0, |metadata| metadata.nlink());
+        match &self.content {
+            Content::Named(_) if names > 1 => self.take_name_back(),
+            Content::Named(name) => {
+                info!("{}: the -wal of the old file is kept as {}", at.database.display(), name.display());
+                forget_oldest(name);
+            }
+            Content::InDatabase | Content::InWal => {}
+        }
+        self.remove_stale_index(at);
+        Fate::Gone
+    }
+
+    /// Removes a `-shm` whose WAL is gone, if nobody has the file open beside which it lies.
+    fn remove_stale_index(&self, at: Paths) {
+        let there = FileIdentity::of_path(at.database);
+        let is_ours = |file: &Arc<File>| FileIdentity::of_file(file).ok() == there;
+        if there.is_none() || self.database.as_ref().is_some_and(is_ours) || !at.wal_index().exists() {
+            return;
+        }
+        if let Ok(new) = File::options().read(true).write(true).open(at.database)
+            && lock_out(&new)
+            && !at.wal.exists()
+        {
+            let _ = std::fs::remove_file(at.wal_index());
+        }
+    }
+
     /// Moves the WAL away from its own file, whose content is another's now.
-    pub fn settle_overwritten(&self, at: Paths) -> Fate {
+    pub fn settle_overwritten(&mut self, at: Paths) -> Fate {
         if FileIdentity::of_path(at.wal) != FileIdentity::of_file(&self.wal).ok() {
             return Fate::Gone;
         }
@@ -89,16 +251,21 @@ impl LeftBehind {
         }
     }
 
-    /// It is kept: should we be wrong, its commits are nowhere else. Another file system takes no rename.
+    /// It is kept: should we be wrong, its commits are nowhere else. Nobody has the file open that it lies beside, so
+    /// that `-shm` belongs to the old one, too: whoever opened the new one would join whoever has the old one open.
     fn move_away(&self, at: Paths, lock: Option<File>) -> Fate {
-        let inside = at.meta.join(names::replaced_wal(self.generation));
-        let mut beside = at.wal.as_os_str().to_owned();
-        beside.push(format!("-{}", names::replaced_wal(self.generation)));
-        let move_to = |to: PathBuf| std::fs::rename(at.wal, &to).map(|()| to);
-        match move_to(inside).or_else(|_| move_to(beside.into())) {
+        let moved = match &self.content {
+            Content::InDatabase => remove_name(at.wal, &self.wal).map(|()| None),
+            _ => self.move_to_kept(at).map(Some),
+        };
+        match moved {
             Ok(to) => {
-                info!("{}: the -wal of the old file is kept as {}", at.database.display(), to.display());
-                forget_oldest(&to);
+                if let Some(to) = to {
+                    let (name, to) = (at.database.display(), to.as_path());
+                    info!("{name}: the -wal of the old file is kept as {}", to.display());
+                    forget_oldest(to);
+                }
+                let _ = std::fs::remove_file(at.wal_index());
                 Fate::MovedAway(lock)
             }
             Err(e) => {
@@ -107,10 +274,78 @@ impl LeftBehind {
             }
         }
     }
+
+    /// A file that has the name already is not renamed to it: rename(2) does nothing then. Another file system takes no
+    /// rename.
+    fn move_to_kept(&self, at: Paths) -> io::Result<PathBuf> {
+        let ours = FileIdentity::of_file(&self.wal)?;
+        let names = at.kept_names(self.generation);
+        let mut known = match &self.content {
+            Content::Named(name) => vec![name.clone()],
+            _ => Vec::new(),
+        };
+        known.extend(names.clone());
+        if let Some(name) = known.into_iter().find(|name| FileIdentity::of_path(name) == Some(ours)) {
+            return remove_name(at.wal, &self.wal).map(|()| name);
+        }
+        let [inside, beside] = names;
+        let move_to = |to: PathBuf| std::fs::rename(at.wal, &to).map(|()| to);
+        move_to(inside).or_else(|_| move_to(beside))
+    }
+}
+
+/// Whether a WAL has a second name that we gave it.
+pub fn is_kept(wal: &File, at: Paths) -> bool {
+    let Ok(ours) = FileIdentity::of_file(wal) else { return false };
+    let folders = [Some(at.meta), at.wal.parent()].into_iter().flatten();
+    let entries = folders.filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
+    let is_name = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.and_then(names::parse_replaced_wal).is_some() && FileIdentity::of_path(path) == Some(ours)
+    };
+    entries.map(|entry| entry.path()).any(|path| is_name(&path))
+}
+
+fn has_no_name(file: &File) -> bool {
+    file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
 }
 
 fn lock_out(file: &File) -> bool {
     locks::lock_out(file).unwrap_or(false)
+}
+
+/// Gives an open file another name, wherever its own is by now.
+fn link(file: &File, to: &Path) -> io::Result<()> {
+    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+    match linkat(CWD, open, CWD, to, AtFlags::SYMLINK_FOLLOW) {
+        Err(rustix::io::Errno::EXIST) if FileIdentity::of_path(to) == FileIdentity::of_file(file).ok() => {
+            Ok(())
+        }
+        other => Ok(other?),
+    }
+}
+
+fn copy(mut file: &File, to: &Path) -> io::Result<()> {
+    use std::io::Seek;
+    let result = File::options().write(true).create_new(true).mode(0o600).open(to).and_then(|mut new| {
+        file.seek(io::SeekFrom::Start(0))?;
+        io::copy(&mut file, &mut new)?;
+        new.sync_all()
+    });
+    if let Err(error) = &result
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        let _ = std::fs::remove_file(to);
+    }
+    result
+}
+
+/// Removes a name if it is still that of a file of ours.
+fn remove_name(name: &Path, file: &File) -> io::Result<()> {
+    if FileIdentity::of_path(name) == Some(FileIdentity::of_file(file)?) {
+        std::fs::remove_file(name)?;
+    }
+    Ok(())
 }
 
 fn mixed(at: Paths) -> Fate {

@@ -86,7 +86,7 @@ pub fn let_go(request: LetGoRequest) -> LetGoOutcome {
         Ok(Some(stamp)) => stamp,
         Ok(None) => {
             let at = Paths { database: &database, wal: &wal, meta: &meta };
-            return LetGoOutcome::Overwritten(attached.let_go_of_replaced(&Break::DatabaseOverwritten, at));
+            return LetGoOutcome::Overwritten(attached.let_go_of_overwritten(at));
         }
         Err(Unfinished { stay, written }) => {
             // Fails only if the descriptor is none, and then nothing is locked either.

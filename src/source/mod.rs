@@ -8,8 +8,10 @@ mod breaks;
 mod capture;
 mod compare;
 mod guard;
+mod held;
 mod inspect;
 mod job;
+mod leave;
 mod left_behind;
 mod let_go;
 mod look;
@@ -29,6 +31,7 @@ pub use capture::{Look, LookError};
 pub use compare::{Compared, Doubt, compare};
 pub use inspect::{Inspection, InspectionError, inspect};
 pub use job::{CheckpointFailure, LocalJob, LocalOutcome};
+pub use leave::{LeaveOutcome, LeaveRequest, leave};
 pub use let_go::{LetGoOutcome, LetGoRequest, Resting, Stay, let_go};
 pub use proof::stamp_at;
 pub use refusal::Refusal;
@@ -162,6 +165,8 @@ pub struct Source {
     leaving: Option<Break>,
     /// The WAL of the file that was at the database's path before, while it is still there.
     left: Option<LeftBehind>,
+    /// The file that was at the database's path before, while another process has it open.
+    used: Option<Arc<File>>,
     /// The file and who was there, when that was last looked at.
     sighting: Option<Sighting>,
     /// That could not be looked at when there was reason to.
@@ -169,6 +174,8 @@ pub struct Source {
     /// Nobody else is there: when we let go.
     let_go_at: Option<Instant>,
     let_go_again: Option<Recheck>,
+    /// Somebody has asked to let go, and nobody has come since.
+    is_told_to_let_go: bool,
     /// Why we did not let go the last time.
     stay: Option<Stay>,
     /// When a file that has changed while nobody held it is opened.
@@ -223,10 +230,12 @@ impl Source {
             break_at: None,
             leaving: None,
             left: None,
+            used: None,
             sighting: None,
             look_around_at: None,
             let_go_at: None,
             let_go_again: None,
+            is_told_to_let_go: false,
             stay: None,
             settle_at: None,
             is_needed: false,

@@ -54,6 +54,7 @@ impl Source {
                 self.on_inspected(inspection, now);
             }
             LocalOutcome::LetGo(outcome) => self.on_let_go(outcome, now),
+            LocalOutcome::Left(outcome) => self.on_left(outcome, now),
             LocalOutcome::Table(_) => unreachable!("BUG: it was taken in above"),
             LocalOutcome::Removed(result) => {
                 if let Err(e) = result {
@@ -109,7 +110,9 @@ impl Source {
                 }
                 self.descriptor = Arc::downgrade(&attached.descriptor);
                 self.state = State::Attached(attached);
-                self.to_compare = to_compare;
+                // The generation that was begun in the last try: no look has succeeded in it, and nothing was sent.
+                self.to_compare =
+                    to_compare.filter(|doubt| *doubt != Break::ShadowMissing || self.break_at.is_none());
                 (self.sighting, self.look_around_at) = (seen, Some(Recheck::now(now)));
                 // Nothing that was read of the file before is of one time with what is read now.
                 self.gaps = self.gaps.wrapping_add(1);

@@ -59,6 +59,11 @@ impl Source {
             self.look_around_at = Some(again);
             return;
         };
+        if !self.is_at_path() {
+            // Under another name others may have written it: that says nothing of its WAL.
+            self.leaving = Some(Break::DatabaseReplaced);
+            return;
+        }
         self.look_around_at = None;
         match writer {
             Writer::Sqlite => {}
@@ -73,11 +78,12 @@ impl Source {
             }
         }
         if !sighting.alone {
-            self.let_go_at = None;
+            (self.let_go_at, self.is_told_to_let_go) = (None, false);
             self.solved(Task::LetGo);
         } else if dirty.any() || self.let_go_at.is_none() {
             let pause = self.let_go_again.map_or(Duration::ZERO, |again| again.pause);
-            self.let_go_at = self.settings.let_go_after.map(|quiet| now + quiet.max(pause));
+            let quiet = self.settings.let_go_after.or(self.is_told_to_let_go.then_some(Duration::ZERO));
+            self.let_go_at = quiet.map(|quiet| now + quiet.max(pause));
         }
         self.sighting = Some(sighting);
     }
@@ -225,7 +231,7 @@ impl Source {
             self.dirty.closed = true;
             return Some("another process has it open".to_owned());
         }
-        self.let_go_at = Some(now);
+        (self.let_go_at, self.is_told_to_let_go) = (Some(now), true);
         Some(match &self.stay {
             Some(Stay::OpenIn(process)) => format!("{process} has its WAL open"),
             Some(Stay::Failed(problem)) => problem.clone(),
@@ -240,6 +246,7 @@ impl Source {
         (self.yield_at, self.aside, self.yielded_at) = (None, None, None);
         (self.urgent_next, self.needs_sync) = (false, false);
         (self.sighting, self.let_go_at, self.settle_at) = (None, None, None);
+        self.is_told_to_let_go = false;
         (self.to_inspect, self.look_around_at) = (false, None);
         self.checkpoint = CheckpointState::new();
         (self.extent, self.uncopied) = (WalExtent { frames: 0, backfilled: 0 }, None);

@@ -28,7 +28,7 @@ impl Source {
     }
 
     fn attached_timeout(&self, now: Instant) -> Option<Instant> {
-        if self.leaving.is_some() && self.job_in_flight {
+        if self.leaving.is_some() && self.must_stay() {
             return None;
         }
         if self.leaving.is_some() || self.dirty.folder {
@@ -66,6 +66,7 @@ impl Source {
     /// Takes a turn: looks if there is reason to, and returns the job that is due. `generation` is for the case that
     /// a new one must begin.
     pub fn turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
+        self.forget_unused();
         let job = match &self.state {
             State::Attached(_) => self.attached_turn(now, generation),
             State::Lent => None,
@@ -145,8 +146,7 @@ impl Source {
             self.look_around(now);
         }
         if self.leaving.is_some() {
-            self.detach(now);
-            return None;
+            return self.detach(now);
         }
         if self.to_inspect {
             // Inspecting copies, too.
@@ -176,7 +176,7 @@ impl Source {
         if waits { None } else { self.job(now).or_else(|| self.let_go_job(now)) }
     }
 
-    fn is_at_path(&self) -> bool {
+    pub(super) fn is_at_path(&self) -> bool {
         matches!(&self.state, State::Attached(attached) if attached.is_at_path(&self.settings.database))
     }
 

@@ -19,6 +19,7 @@ mod house;
 mod interop;
 mod litestream;
 mod moved_away;
+mod moved_back;
 mod outside_world;
 mod outsider;
 mod overwritten;

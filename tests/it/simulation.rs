@@ -5,7 +5,8 @@
 //! each gives what the application had with that commit, in the order in which it had it.
 //!
 //! In some histories an administrator replaces the database's file (`mv`, `cp`, `rm`) while the application is closed, or
-//! moves it away and back.
+//! moves it away: it comes back, perhaps after others have worked on it, or another one takes its place, perhaps after a
+//! restart of the agent.
 //! What is left out, since nobody could tell there, or only a restore that refuses:
 //! - a `cp` before the agent has seen that the application is gone, or within milliseconds of another write of the file,
 //!   whose times are the same then;

@@ -32,6 +32,7 @@ fn database(state: SourceState, replicas: Vec<ReplicaStatus>) -> DatabaseStatus 
         is_provable: false,
         wal_pages: 12,
         scarcity: None,
+        elsewhere: None,
         write_lock_holds: WriteLockHolds::default(),
     }
 }

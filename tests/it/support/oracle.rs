@@ -684,6 +684,55 @@ impl Application {
         *self.injected.entry("moved away and back".to_owned()).or_default() += 1;
     }
 
+    /// Somebody works on the file under its other name; `false` if that changed nothing.
+    pub fn work_aside(&mut self) -> bool {
+        let aside = self.beside("-aside");
+        let number = self.random.random_range(1..i32::MAX);
+        let work = [
+            "DELETE FROM t WHERE id % 2 = 0".to_owned(),
+            "UPDATE t SET n = n + 1".to_owned(),
+            "DELETE FROM t; VACUUM".to_owned(),
+            format!("UPDATE c SET n = {number}"),
+        ];
+        let work = &work[self.random.random_range(0..work.len())];
+        let before = self.state_aside();
+        let lines = [
+            format!("open worker {}", aside.display()),
+            format!("sql worker {work}"),
+            "sql worker PRAGMA wal_checkpoint(TRUNCATE)".to_owned(),
+        ];
+        let is_done = lines.iter().all(|line| matches!(self.tell_onlooker(line), Answer::Ok(_)));
+        let state = self.tell_onlooker("state worker");
+        self.tell_onlooker("close worker");
+        match state {
+            Answer::Ok(values) if is_done => {
+                self.take_state(&values);
+                let is_changed = self.state_aside() != before;
+                *self.injected.entry("worked on elsewhere".to_owned()).or_default() += u64::from(is_changed);
+                is_changed
+            }
+            _ => false,
+        }
+    }
+
+    /// The CRC of all pages of the file under its other name.
+    pub fn state_aside(&mut self) -> Option<u64> {
+        let open = format!("open worker {}", self.beside("-aside").display());
+        let state = match self.tell_onlooker(&open) {
+            Answer::Ok(_) => self.tell_onlooker("state worker"),
+            _ => return None,
+        };
+        self.tell_onlooker("close worker");
+        let Answer::Ok(values) = state else { return None };
+        u64::from_str_radix(values.split(' ').next()?, 16).ok()
+    }
+
+    fn tell_onlooker(&mut self, line: &str) -> Answer {
+        let answer = self.onlooker.tell(line);
+        self.log.push(format!("  worker: {line} -> {answer:?}"));
+        answer
+    }
+
     /// The file gets its own name back.
     pub fn move_back(&mut self) {
         let (here, aside) = (self.database.clone(), self.beside("-aside"));

@@ -11,6 +11,7 @@ use super::wait::wait_until;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -305,20 +306,124 @@ impl World {
         self.application().begin_anew();
     }
 
-    /// An administrator moves the database's file away and back, and leaves its WAL where it is, while the application
-    /// is closed, was killed, or has it open and does nothing.
+    /// An administrator moves the database's file away, and leaves its WAL where it is, while the application is closed,
+    /// was killed, or has it open and does nothing. Then it comes back, perhaps after others have worked on it; or another
+    /// one takes its place, perhaps after a restart of the agent.
     pub fn move_database(&mut self) {
-        self.note("the database is to be moved away and back");
-        match self.random.random_bool(0.3) {
-            true => self.application().pause(),
-            false => self.application().leave(),
+        self.note("the database is to be moved away");
+        if self.random.random_bool(0.3) {
+            self.application().pause();
+            return self.move_away_and_back();
         }
+        self.application().leave();
+        match self.random.random_range(0..4) {
+            0 => self.move_away_and_back(),
+            1 | 2 => self.move_away_and_work(),
+            _ => self.move_away_for_another(),
+        }
+    }
+
+    fn move_away_and_back(&mut self) {
         for moves in [Application::move_away, Application::move_back] {
             let turns = [0, 5, 200][self.random.random_range(0..3)];
             self.drive(turns);
             moves(&mut self.application());
         }
         self.application().come_back();
+    }
+
+    /// What was made of the file is the database, whenever the agent has seen that it was away.
+    fn move_away_and_work(&mut self) {
+        if !self.has_agent() || !self.come_to_know() || !self.is_held() {
+            return self.move_away_and_back();
+        }
+        let latest = self.state_while_held();
+        std::thread::sleep(FILE_CLOCK);
+        self.application().move_away();
+        let is_unseen = self.random.random_bool(0.5);
+        let mut is_worked_on = is_unseen && self.application().work_aside();
+        self.application().show_all();
+        self.drive(200);
+        if self.has_agent() && self.status().state == SourceState::Absent && !is_unseen {
+            self.check_is_whole(latest);
+            is_worked_on = self.application().work_aside();
+        }
+        let has_seen = self.has_agent() && self.status().state == SourceState::Absent;
+        if !has_seen {
+            // Whatever SQLite makes of the old WAL then: the administrator removes it, as one must without any agent.
+            self.application().remove(&BESIDE);
+        }
+        self.application().move_back();
+        self.application().show_all();
+        self.drive(200);
+        let worked_on = self.application().states().last().map(|state| state.crc);
+        self.application().come_back();
+        self.application().remember_certainly();
+        let now = self.application().states().last().map(|state| state.crc);
+        assert!(!is_worked_on || now == worked_on, "what was made of the file is not there{}", self.story());
+    }
+
+    /// Another file comes, perhaps while no agent runs.
+    fn move_away_for_another(&mut self) {
+        if !self.has_agent() || !self.come_to_know() || !self.is_held() {
+            return self.move_away_and_back();
+        }
+        let latest = self.state_while_held();
+        self.application().move_away();
+        let is_seen = self.random.random_bool(0.7);
+        if is_seen {
+            self.application().show_all();
+            self.drive(200);
+            if self.has_agent() && self.status().state == SourceState::Absent {
+                self.check_is_whole(latest);
+            }
+        }
+        if self.has_agent() {
+            match self.random.random_range(0..3) {
+                0 => self.kill_agent(),
+                1 => self.stop_agent(),
+                _ => {}
+            }
+        }
+        if !self.is_remembered() {
+            // Its disk has failed: the administrator removes the WAL, as one must without any agent.
+            self.application().remove(&BESIDE);
+        }
+        self.application().put_in_place(Placing::Moved, true);
+        let wal = self.folder.path().join("app.db-wal");
+        // An empty one that no agent has open any more harms nobody.
+        let is_harmless = !self.has_agent() && wal.metadata().is_ok_and(|metadata| metadata.len() == 0);
+        if !self.has_agent() {
+            self.start_agent();
+        }
+        if !is_harmless {
+            self.await_removal_of_wal();
+        }
+        self.application().come_back();
+    }
+
+    fn state_while_held(&mut self) -> Option<u64> {
+        let mut application = self.application();
+        application.look_on();
+        application.is_certain().then(|| application.states().last().map(|state| state.crc)).flatten()
+    }
+
+    /// Everything that was committed is in the file that was moved away, if its WAL was emptied.
+    fn check_is_whole(&mut self, latest: Option<u64>) {
+        let wal = self.folder.path().join("app.db-wal");
+        if latest.is_none() || wal.metadata().is_ok_and(|metadata| metadata.len() > 0) {
+            return;
+        }
+        let aside = self.application().state_aside();
+        assert!(aside == latest, "{aside:x?} is in the renamed file, not {latest:x?}{}", self.story());
+    }
+
+    /// Whether the agent has kept whose the WAL at the path is, or that is empty.
+    fn is_remembered(&self) -> bool {
+        let Ok(wal) = self.folder.path().join("app.db-wal").metadata() else { return true };
+        let held =
+            std::fs::read_to_string(self.config.databases[0].meta_path.join("held")).unwrap_or_default();
+        wal.len() == 0 || held.split(' ').nth(2) == Some(wal.ino().to_string().as_str())
     }
 
     fn is_attached(&self) -> bool {
@@ -360,7 +465,8 @@ impl World {
     /// Waits until the agent has moved away the WAL of a file that was replaced.
     fn await_removal_of_wal(&mut self) {
         let (wal, until) = (self.folder.path().join("app.db-wal"), self.elapsed + REST);
-        while wal.exists() {
+        let old = FileIdentity::of_path(&wal);
+        while old.is_some() && FileIdentity::of_path(&wal) == old {
             if self.agent.is_none() {
                 return self.application().remove(&BESIDE);
             }

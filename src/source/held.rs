@@ -1,0 +1,160 @@
+//! Which WAL belongs to which database file, kept in the meta folder: after a restart of the agent, an old WAL may lie
+//! beside another file. Files are told by number and time of birth: numbers are given again.
+
+use super::proof;
+use crate::core::evidence::Stamp;
+use crate::disk::Disk;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+const HELD_FILE: &str = "held";
+
+/// A file of this file system, also after its number was given to another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Birth {
+    inode: u64,
+    /// Since 1970; zero where the file system does not tell.
+    at: Duration,
+}
+
+impl Birth {
+    fn of(metadata: &Metadata) -> Birth {
+        let at = metadata.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        Birth { inode: metadata.ino(), at: at.unwrap_or_default() }
+    }
+}
+
+/// What is known of a database file that was not at its path any more when its WAL was left there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Away {
+    /// Size and mtime: as long as they stay, the WAL continues it.
+    As(u64, Duration),
+    /// It was removed, or written by others: the WAL continues nothing that could come back.
+    Lost,
+}
+
+/// A database file and its WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    database: Birth,
+    wal: Birth,
+    away: Option<Away>,
+}
+
+/// Whose a WAL is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Belonging {
+    /// The database's beside which it lies, as far as anybody knows.
+    Ours,
+    /// The database went away and came back, and has been written meanwhile.
+    Doubtful,
+    /// Another file's.
+    Foreign,
+}
+
+impl Held {
+    /// Of two open files.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn of(database: &File, wal: &File) -> io::Result<Held> {
+        let (database, wal) = (Birth::of(&database.metadata()?), Birth::of(&wal.metadata()?));
+        Ok(Held { database, wal, away: None })
+    }
+
+    /// The same, with the database file as it was when it went away; `None` if the WAL does not continue it.
+    pub fn left(self, stamp: Option<Stamp>) -> Held {
+        Held { away: Some(stamp.map_or(Away::Lost, |stamp| Away::As(stamp.size, stamp.modified))), ..self }
+    }
+
+    /// Whose the WAL at a path is. `is_kept` is asked where births are not known: whether the WAL has a second name,
+    /// so that its number cannot have been given again.
+    pub fn judge(
+        &self,
+        database: &File,
+        wal: &File,
+        is_kept: impl FnOnce() -> bool,
+    ) -> io::Result<Belonging> {
+        let now = Held::of(database, wal)?;
+        if now.wal != self.wal || self.wal.at.is_zero() && !is_kept() {
+            return Ok(Belonging::Ours);
+        }
+        let stamp = proof::stamp_of(database)?;
+        Ok(match self.away {
+            _ if now.database != self.database => Belonging::Foreign,
+            Some(Away::Lost) => Belonging::Doubtful,
+            Some(Away::As(size, modified)) if (size, modified) != (stamp.size, stamp.modified) => {
+                Belonging::Doubtful
+            }
+            _ => Belonging::Ours,
+        })
+    }
+
+    /// Keeps it for the next run.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn keep(&self, disk: &dyn Disk, meta: &Path) -> io::Result<()> {
+        disk.replace(&meta.join(HELD_FILE), self.to_line().as_bytes())
+    }
+
+    /// What an earlier run kept, if it can be read.
+    pub fn kept(disk: &dyn Disk, meta: &Path) -> Option<Held> {
+        let text = disk.read(&meta.join(HELD_FILE)).ok().flatten()?;
+        Held::parse(&String::from_utf8(text).ok()?)
+    }
+
+    /// Forgets it: there is no such WAL any more.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn forget(disk: &dyn Disk, meta: &Path) -> io::Result<()> {
+        disk.remove(&meta.join(HELD_FILE))
+    }
+
+    fn to_line(self) -> String {
+        let birth = |birth: Birth| format!("{} {}", birth.inode, birth.at.as_nanos());
+        let away = match self.away {
+            None => "here".to_owned(),
+            Some(Away::Lost) => "lost".to_owned(),
+            Some(Away::As(size, modified)) => format!("away {size} {}", modified.as_nanos()),
+        };
+        format!("{} {} {away}\n", birth(self.database), birth(self.wal))
+    }
+
+    fn parse(line: &str) -> Option<Held> {
+        let mut words = line.strip_suffix('\n')?.split(' ');
+        let time = |word: &str| word.parse().ok().map(Duration::from_nanos);
+        let mut birth = || Some(Birth { inode: words.next()?.parse().ok()?, at: time(words.next()?)? });
+        let (database, wal) = (birth()?, birth()?);
+        let away = match words.next()? {
+            "here" => None,
+            "lost" => Some(Away::Lost),
+            "away" => Some(Away::As(words.next()?.parse().ok()?, time(words.next()?)?)),
+            _ => return None,
+        };
+        words.next().is_none().then_some(Held { database, wal, away })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_comes_back_and_no_other_line_does() {
+        let birth = |inode| Birth { inode, at: Duration::new(1_795_000_000, 17) };
+        let here = Held { database: birth(7), wal: birth(8), away: None };
+        let away = Some(Away::As(4096, Duration::new(1_795_000_001, 0)));
+        for held in [here, Held { away, ..here }, Held { away: Some(Away::Lost), ..here }] {
+            let line = held.to_line();
+            assert_eq!(Held::parse(&line), Some(held));
+            for end in 0..line.len() {
+                assert_eq!(Held::parse(&line[..end]), None, "{}", &line[..end]);
+            }
+        }
+    }
+}

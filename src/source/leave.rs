@@ -1,0 +1,252 @@
+//! Leaving a database whose file is not at its path any more as SQLite's last close would have left it: with everything
+//! in the file, wherever that is by now.
+
+use super::attach::{Attached, FileIdentity};
+use super::held::Held;
+use super::inspect::{Inspection, inspect};
+use super::left_behind::{Content, Fate, LeftBehind, Paths, Seen};
+use super::round::{Stop, move_reader};
+use crate::core::evidence::Sighting;
+use crate::core::sync::Break;
+use crate::disk::Disk;
+use crate::locks;
+use crate::sqlite::{Handle, SqliteError};
+use log::{info, warn};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What a worker needs to leave.
+pub struct LeaveRequest {
+    /// What is held.
+    pub attached: Box<Attached>,
+    /// Why it is left.
+    pub reason: Break,
+    /// The database's path.
+    pub database: PathBuf,
+    /// Its `-wal`.
+    pub wal: PathBuf,
+    /// Our state.
+    pub meta: PathBuf,
+    /// Where our state is.
+    pub disk: Arc<dyn Disk>,
+    /// The file when it was last seen, and who was there.
+    pub seen: Option<Sighting>,
+}
+
+/// What is left of a database. Nothing is held any more.
+pub struct LeaveOutcome {
+    /// Why it was left.
+    pub reason: Break,
+    /// Its WAL, as long as that has to be looked after.
+    pub left: Option<LeftBehind>,
+    /// The file, if it still has a name and another process has it open.
+    pub used: Option<Arc<File>>,
+}
+
+/// What is in the file that is left.
+#[derive(PartialEq, Eq)]
+enum Course {
+    /// Everything; its WAL may be emptied.
+    Complete,
+    /// Not everything; its WAL continues it.
+    Continued,
+    /// What others have written; its WAL does not continue it.
+    Changed,
+}
+
+/// Leaves.
+pub fn leave(request: LeaveRequest) -> LeaveOutcome {
+    let LeaveRequest { mut attached, reason, database, wal, meta, disk, seen } = request;
+    let at = Paths { database: &database, wal: &wal, meta: &meta };
+    // As long as we hold what is at the path, nobody opens it with the old WAL.
+    let newcomer = Newcomer::lock(&attached, at);
+    let has_name = attached.descriptor.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
+    let is_used = locks::is_shared(&attached.descriptor).unwrap_or(true);
+    let may_complete =
+        has_name && !is_used && !matches!(newcomer, Newcomer::Open) && reason != Break::WalReplaced;
+    let mut course = match may_complete {
+        true => bring_in(&mut attached, at, seen.as_ref()),
+        false => Course::Continued,
+    };
+    let Attached { guard, write_lock, checkpointer, capture, descriptor, lock } = *attached;
+    let generation = capture.shadow.extent().generation;
+    let mut readers = Some((guard, write_lock));
+    if course == Course::Complete {
+        readers = None;
+        if let Err(error) = empty(checkpointer.as_ref(), capture.live_file()) {
+            warn!("{}: cannot empty the -wal of the file that was there: {error}", database.display());
+            course = Course::Continued;
+        }
+    }
+    let mut left = capture.into_live().map(|wal| {
+        let is_complete = course == Course::Complete;
+        let content = if is_complete { Content::InDatabase } else { Content::InWal };
+        let seen = Seen::now(&descriptor).filter(|_| has_name && course != Course::Changed);
+        LeftBehind { database: Some(Arc::clone(&descriptor)), wal, generation, seen, is_used, content }
+    });
+    let fate = left.as_mut().map(|left| {
+        remember(left, &*disk, at);
+        if course == Course::Complete {
+            info!("{}: everything committed is in the file that was there", database.display());
+        } else {
+            left.name(at);
+        }
+        left.settle(at)
+    });
+    if matches!(fate, Some(Fate::Mixed)) {
+        // From now on it is the new one's.
+        let _ = Held::forget(&*disk, at.meta);
+    }
+    let is_back = matches!(fate, Some(Fate::Back | Fate::BackChanged));
+    let waits = matches!(fate, Some(Fate::NoDatabase));
+    // The new file stays locked until our connections are closed: a program that came in before would join our `-shm`.
+    drop((readers, checkpointer));
+    drop((newcomer, fate));
+    if let Some(left) = &left {
+        left.save_removed(at);
+    }
+    let is_elsewhere =
+        has_name && FileIdentity::of_path(at.database) != FileIdentity::of_file(&descriptor).ok();
+    let used = Some(descriptor).filter(|_| is_used && is_elsewhere);
+    drop(lock);
+    // What was judged once is not judged again: its application may be at work by then.
+    let reason = if is_back { Break::DatabaseMoved } else { reason };
+    LeaveOutcome { reason, left: left.filter(|_| waits), used }
+}
+
+/// Keeps what the next run must know of the WAL.
+fn remember(left: &LeftBehind, disk: &dyn Disk, at: Paths) {
+    let Some(database) = &left.database else { return };
+    let held = Held::of(database, &left.wal).map(|held| held.left(left.seen.map(|seen| seen.stamp)));
+    let result = match left.content {
+        Content::InDatabase => Held::forget(disk, at.meta),
+        _ => held.and_then(|held| held.keep(disk, at.meta)),
+    };
+    if let Err(error) = result {
+        // It counts in this run all the same.
+        warn!("{}: cannot write {}: {error}", at.database.display(), at.meta.display());
+    }
+}
+
+/// The file that is at the database's path now.
+enum Newcomer {
+    /// There is none, or it is the old one again.
+    None,
+    /// Nobody has it open, or can open it as long as this is held.
+    Locked(#[expect(dead_code, reason = "it holds the lock")] File),
+    /// Somebody has opened it with the old WAL.
+    Open,
+}
+
+impl Newcomer {
+    fn lock(attached: &Attached, at: Paths) -> Newcomer {
+        if attached.is_at_path(at.database) {
+            return Newcomer::None;
+        }
+        match File::options().read(true).write(true).open(at.database) {
+            Ok(file) if locks::lock_out(&file).unwrap_or(false) => Newcomer::Locked(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Newcomer::None,
+            _ => Newcomer::Open,
+        }
+    }
+}
+
+/// Copies everything, and brings it into the file, with all others locked out.
+fn bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> Course {
+    match try_bring_in(attached, at, seen) {
+        Ok(course) => course,
+        Err(Stop::Failed(error)) => {
+            let name = at.database.display();
+            warn!("{name}: cannot bring what is in the -wal into the file that was there: {error}");
+            Course::Continued
+        }
+        Err(Stop::Later | Stop::Broken(_)) => Course::Continued,
+    }
+}
+
+fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> Result<Course, Stop> {
+    if !locks::lock_out(&attached.descriptor).map_err(failed)? {
+        return Ok(Course::Continued);
+    }
+    let live = attached.capture.live_file().map(FileIdentity::of_file).transpose().map_err(failed)?;
+    if live.is_some()
+        && FileIdentity::of_path(at.wal) == live
+        && let Some(process) = locks::process_with(at.wal)
+    {
+        info!("{}: {process} has its WAL open, though without a lock", at.database.display());
+        return Ok(Course::Continued);
+    }
+    if has_another_log(&attached.descriptor, live) {
+        return Ok(Course::Changed);
+    }
+    match move_reader(attached, None) {
+        // A WAL without a name is not copied any more, but it is as good as before.
+        Ok(()) | Err(Stop::Broken(Break::WalReplaced)) => {}
+        Err(stop) => return Err(stop),
+    }
+    let extent = attached.guard.query.wal_extent().map_err(of_sqlite)?;
+    if extent.left() > 0 && !is_unchanged(attached, seen) {
+        return Ok(Course::Changed);
+    }
+    let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
+    if extent.left() > 0 && attached.guard.settle(checkpointer).map_err(of_sqlite)?.is_none() {
+        return Err(Stop::Later);
+    }
+    attached.descriptor.sync_data().map_err(failed)?;
+    Ok(Course::Complete)
+}
+
+/// Whether others have worked on the file under the name that it has now: their commits may still be in a WAL of that
+/// name, since our own lock kept their last close from bringing them into the file.
+fn has_another_log(database: &File, ours: Option<FileIdentity>) -> bool {
+    let Ok(name) = std::fs::read_link(format!("/proc/self/fd/{}", database.as_raw_fd())) else {
+        return false;
+    };
+    ["-wal", "-journal"].iter().any(|suffix| {
+        let mut beside = name.clone().into_os_string();
+        beside.push(suffix);
+        let path = PathBuf::from(beside);
+        let is_empty = std::fs::metadata(&path).map_or(true, |metadata| metadata.len() == 0);
+        !is_empty && FileIdentity::of_path(&path) != ours
+    })
+}
+
+/// Whether nobody but us, and who had the WAL, has written the file: then its WAL continues it.
+fn is_unchanged(attached: &mut Attached, seen: Option<&Sighting>) -> bool {
+    let Some(now) = attached.sight() else { return false };
+    if let Some(seen) = seen.filter(|seen| seen.stamp.inode == now.stamp.inode) {
+        if seen.stamp.is_but_for_its_name(now.stamp) && seen.header == now.header {
+            return true;
+        }
+        if seen.backfilled == now.backfilled {
+            return false;
+        }
+    }
+    // A checkpoint of its own WAL has ended since.
+    matches!(inspect(attached), Inspection::Whole)
+}
+
+/// Empties the WAL: whatever it lies beside from now on, nothing in it is read as that file's.
+fn empty(last: Option<&Handle>, wal: Option<&File>) -> Result<(), String> {
+    let (Some(last), Some(wal)) = (last, wal) else { return Ok(()) };
+    last.empty_wal().map_err(|error| error.to_string())?;
+    match wal.metadata().map_err(|error| error.to_string())?.len() {
+        0 => wal.sync_all().map_err(|error| error.to_string()),
+        length => Err(format!("it still has {length} bytes")),
+    }
+}
+
+fn failed(error: io::Error) -> Stop {
+    Stop::Failed(error.to_string())
+}
+
+fn of_sqlite(error: SqliteError) -> Stop {
+    match error {
+        SqliteError::Busy => Stop::Later,
+        error => Stop::Failed(error.to_string()),
+    }
+}
