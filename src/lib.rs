@@ -54,8 +54,7 @@
 //! 7. The live WAL is mapped, and never dereferenced. The database file is opened once while we are attached, before
 //!    SQLite opens it, and closed after; `-shm` never: closing any descriptor of either drops SQLite's locks.
 //! 8. No checkpoint goes into a file that is not at the database's path, but for the last one, which makes it whole with
-//!    all others locked out. The write lock is taken only in an urgent
-//!    round, and every hold is measured.
+//!    all others locked out. The write lock is taken only in an urgent round, and every hold is measured.
 //! 9. Crash-only: starting is recovering. Every reason for a new generation has a name, is logged once, and is counted.
 //! 10. A database that nobody else has open is let go of, as SQLite's last close does it: all others are locked out,
 //!     everything goes into the file, `-wal` and `-shm` go away. The generation goes on only by proof: evidence of the

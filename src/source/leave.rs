@@ -5,7 +5,7 @@ use super::attach::{Attached, FileIdentity};
 use super::held::Held;
 use super::inspect::{Inspection, inspect};
 use super::left_behind::{Content, Fate, LeftBehind, Paths, Seen};
-use super::round::{Stop, move_reader};
+use super::round::{Stop, move_reader, sync_shadow};
 use crate::core::evidence::Sighting;
 use crate::core::sync::Break;
 use crate::disk::Disk;
@@ -188,6 +188,7 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
         Ok(()) | Err(Stop::Broken(Break::WalReplaced)) => {}
         Err(stop) => return Err(stop),
     }
+    sync_shadow(attached)?;
     let extent = attached.guard.query.wal_extent().map_err(of_sqlite)?;
     if extent.left() > 0 && !is_unchanged(attached, seen) {
         return Ok(Course::Changed);
