@@ -172,8 +172,25 @@ impl LeftBehind {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Fate::NoDatabase,
             // An empty WAL is nobody's harm.
             _ if self.content == Content::InDatabase => Fate::Gone,
-            _ => mixed(at),
+            // Whoever opens an empty database removes the WAL beside it, before anything is written.
+            _ if std::fs::metadata(at.database).is_ok_and(|metadata| metadata.len() == 0) => Fate::NoDatabase,
+            _ if FileIdentity::of_path(at.wal) != FileIdentity::of_file(&self.wal).ok() => {
+                self.wal_is_gone(at)
+            }
+            _ => self.mixed(at),
         }
+    }
+
+    fn mixed(&self, at: Paths) -> Fate {
+        let name = at.database.display();
+        error!(
+            "{name}: another program opened the new file before the WAL of the old one could be removed: its content \
+             may be mixed; check it with PRAGMA integrity_check and put it in place again"
+        );
+        if let Content::Named(kept) = &self.content {
+            info!("{name}: the -wal of the old file is kept as {}", kept.display());
+        }
+        Fate::Mixed
     }
 
     /// The same file is at its path. Its WAL continues it if nobody has written it meanwhile but the program that has
@@ -190,7 +207,7 @@ impl LeftBehind {
                 self.take_name_back();
                 return Fate::Back;
             }
-            return mixed(at);
+            return self.mixed(at);
         }
         warn!(
             "{}: the file was written under another name, and does not continue in its -wal any more",
@@ -247,7 +264,7 @@ impl LeftBehind {
         }
         match &self.database {
             Some(file) if lock_out(file) => self.move_away(at, None),
-            _ => mixed(at),
+            _ => self.mixed(at),
         }
     }
 
@@ -346,15 +363,6 @@ fn remove_name(name: &Path, file: &File) -> io::Result<()> {
         std::fs::remove_file(name)?;
     }
     Ok(())
-}
-
-fn mixed(at: Paths) -> Fate {
-    error!(
-        "{}: another program opened the new file before the WAL of the old one could be removed: its content may be \
-         mixed; check it with PRAGMA integrity_check and put it in place again",
-        at.database.display()
-    );
-    Fate::Mixed
 }
 
 /// Removes the oldest WALs that were moved to where this one is. One that cannot be removed stays.

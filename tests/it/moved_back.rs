@@ -52,7 +52,9 @@ fn go_on(agent: &Agent) {
 /// What the log says of where a WAL is kept, and the WAL.
 #[track_caller]
 fn assert_is_kept(place: &Place, agent: &Agent) -> Vec<u8> {
-    wait_until("the WAL is kept", DEADLINE, || kept_wals(place).len() == 1);
+    wait_until(&format!("one WAL is kept in {}", place.path("").display()), DEADLINE, || {
+        kept_wals(place).len() == 1
+    });
     let kept = &kept_wals(place)[0];
     agent.wait_for_log(&format!("is kept as {}", kept.display()));
     fs::read(kept).expect("it is there")
