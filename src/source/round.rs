@@ -16,6 +16,9 @@ pub(super) const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 /// Before the lock is taken, the checkpoint follows the writers until so few frames are left: writing them takes a
 /// small part of the budget.
 const FEW_FRAMES: u32 = 200;
+/// So few come from writers that pause, while a checkpoint follows them. Between two of their commits nothing is left, and
+/// then no fsync is needed under the lock: that moment is tried for.
+const SPARSE_FRAMES: u32 = 20;
 /// How often the checkpoint follows the writers before the round gives up, or goes on with what is left.
 const MOST_CHASES: u32 = 6;
 /// Between two of them, where somebody else's reader was in the way.
@@ -92,7 +95,10 @@ fn chase(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
         let extent = follow(attached, database, LOCK_PATIENCE)?;
         is_hindered = attached.guard.is_beyond(extent);
         if !is_hindered && extent.left() <= FEW_FRAMES {
-            return Ok(());
+            let come_since = attached.guard.query.wal_extent().map_or(0, WalExtent::left);
+            if come_since == 0 || come_since > SPARSE_FRAMES {
+                return Ok(());
+            }
         }
     }
     if is_hindered { Err(Stop::Later) } else { Ok(()) }
