@@ -20,7 +20,7 @@ const LONG_WAL_MOVE_PAUSE: Duration = Duration::from_millis(2);
 /// sleeps for 1, 2, 5, 10... ms.
 const SLOT_PAUSE: Duration = Duration::from_micros(1200);
 /// A checkpoint that began while the reader moved has got the slot by then: SQLite's busy handler sleeps for 1 and 2 ms.
-const CROSSED_PAUSE: Duration = Duration::from_micros(3500);
+const CROSSED_PAUSE: Duration = Duration::from_millis(4);
 /// The pauses before the reader moves to read lock 0 once more.
 const CONFIRM_PAUSES: [Duration; 2] = [Duration::from_micros(500), Duration::from_millis(10)];
 const LONGEST_MOVE_PAUSE: Duration = Duration::from_millis(500);
@@ -143,9 +143,9 @@ impl Source {
         }
         let is_long = self.extent.frames >= self.settings.checkpoint.min_pages;
         let pause = if is_long { LONG_WAL_MOVE_PAUSE } else { MOVE_PAUSE };
-        let planned = self.move_at.filter(|at| at.pause > LONG_WAL_MOVE_PAUSE || !is_news && at.at > now);
+        let planned = self.move_at.filter(|at| at.pause > LONG_WAL_MOVE_PAUSE || !is_news);
         let at = now + pause;
-        let not_before = self.moved_at.map_or(at, |moved| moved + SLOT_PAUSE);
+        let not_before = *self.moved_at.get_or_insert(now) + SLOT_PAUSE;
         self.move_at = planned.or(Some(Recheck { at: at.max(not_before), pause, in_flight: false }));
     }
 
@@ -174,7 +174,8 @@ impl Source {
         match attached.guard.move_on(&mut attached.capture) {
             Ok(Move::Done) => {
                 self.solved(Task::MoveReader);
-                self.moved_at = Some(now);
+                // Moving takes its time; the next turn, which comes at once, knows how late it is.
+                self.moved_at = None;
                 self.confirmed.1 += 1;
                 // What was committed on the way is for the next turn.
                 self.hot = true;

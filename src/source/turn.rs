@@ -162,9 +162,10 @@ impl Source {
             return None;
         }
         let recheck_is_due = self.recheck.is_some_and(|r| now >= r.at);
-        let may_look = self.dirty.any() || self.hot || recheck_is_due;
-        // What was copied took its time: the reader moves in the next turn, when there is little left to copy. Where it
-        // stands while much is copied is an old mark by then, and checkpoints would wait for it.
+        let moves = self.move_at.is_some_and(|m| now >= m.at);
+        let may_look = self.dirty.any() || self.hot || recheck_is_due || moves;
+        // The reader moves when there is nothing to copy. Where it begins before much is copied is an old mark
+        // afterwards, for which checkpoints would wait.
         let has_copied = may_look && self.look(now);
         if !has_copied && self.move_at.is_some_and(|m| now >= m.at) {
             self.move_reader(now);
