@@ -110,14 +110,16 @@
 //!   costs one. Left over: a `cp` in the very millisecond in which our last checkpoint writes; and one of a
 //!   file with the same header of which every page that differs is still to be backfilled: SQLite reads those from the
 //!   WAL, so that the database stays what it was before the `cp`, for us as for the application.
-//! - A file that was renamed, and that nobody else has open, gets everything that is in its WAL, wherever it is, and the
-//!   WAL is emptied by its inode: empty, it harms no file beside which it lies, and needs no memory. If others have worked on
+//! - A file that was renamed, has this one name, and that nobody else has open or will have closed within seconds, gets
+//!   everything that is in its WAL, wherever it is, and the WAL is emptied by its inode: empty, it harms no file beside which it lies, and needs no memory. If others have worked on
 //!   the file under its other name by then, its WAL does not continue it, and is only kept.
 //! - Where that cannot be (the file was removed, or a program has it open), the WAL stays where it is: the name may come
 //!   back, or somebody is moving both files. It gets a second name in the meta folder at once, that of its generation (or
 //!   beside the database, if that is on another file system), because SQLite removes a WAL beside an empty database; one that
 //!   has lost its name is copied. Once another file is there, the name at the path goes, and so does `-shm`. The last eight
 //!   are kept. A copy that took the place of its original looks like any other file.
+//! - A database file that this process has open already, for another database or a snapshot, is not opened once more: see 7.
+//!   `/proc/self/fd` tells. A symbolic link at the database's path is no file: SQLite keeps the WAL beside what it leads to.
 //! - Which WAL lies beside which file is kept in the meta folder (`held`), by inode and time of birth, because inodes are
 //!   given again: a second name alone would not tell after a restart whether the database is the old file, and there is none
 //!   if the agent was not there. If the old file came back, its size and times must be what they were; its pages cannot

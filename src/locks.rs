@@ -75,6 +75,13 @@ pub fn process_with(file: &Path) -> Option<String> {
     Some(format!("{} (process {pid})", name.trim()))
 }
 
+/// Whether this process has a file open. Closing one more descriptor of a database would drop SQLite's locks on it.
+pub fn is_open_here(device: u64, inode: u64) -> bool {
+    let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let mut files = open.filter_map(|entry| std::fs::metadata(entry.path()).ok());
+    files.any(|file| (file.dev(), file.ino()) == (device, inode))
+}
+
 /// The byte of SQLite's write lock in `-shm` (wal.c, `WAL_WRITE_LOCK`).
 const WRITE_LOCK: u64 = 120;
 /// The byte of the checkpoint lock, next to it.

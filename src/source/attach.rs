@@ -33,9 +33,14 @@ impl FileIdentity {
     pub fn inode(self) -> u64 {
         self.inode
     }
-    /// Of the file at a path, if there is one.
+    /// Of the file at a path, if there is one. A symbolic link is none: SQLite keeps the WAL beside what it leads to.
     pub fn of_path(path: &Path) -> Option<Self> {
-        std::fs::metadata(path).ok().map(|m| FileIdentity { device: m.dev(), inode: m.ino() })
+        let metadata = std::fs::symlink_metadata(path).ok().filter(|metadata| !metadata.is_symlink())?;
+        Some(FileIdentity { device: metadata.dev(), inode: metadata.ino() })
+    }
+    /// Whether this process has it open, for whatever database.
+    pub fn is_open_here(self) -> bool {
+        locks::is_open_here(self.device, self.inode)
     }
     /// Of an open file.
     ///
@@ -108,7 +113,7 @@ impl Attached {
         // `-shm`.
         let fate = left.as_mut().map(|left| match is_at_path {
             true => left.settle_overwritten(at),
-            false => left.settle(at),
+            false => left.settle(at, None),
         });
         drop((guard, write_lock, checkpointer));
         drop((descriptor, lock));
@@ -132,6 +137,15 @@ impl Attached {
 
 fn is_at_path(file: &File, path: &Path) -> bool {
     FileIdentity::of_file(file).is_ok_and(|id| FileIdentity::of_path(path) == Some(id))
+}
+
+/// Opens a database file, and never what a symbolic link leads to. Nothing else in this process may have it open:
+/// closing it would drop SQLite's locks.
+///
+/// # Errors
+/// The kernel's.
+pub fn open_database(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW).open(path)
 }
 
 /// What a worker needs to attach.
@@ -205,12 +219,10 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let resting = request.resting.take();
     let request = &request;
     let path = &request.database;
-    let descriptor = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_CLOEXEC)
-        .open(path)
-        .map_err(|e| Refusal::NoAccess(remedy(path, &e)))?;
+    if FileIdentity::of_path(path).is_some_and(FileIdentity::is_open_here) {
+        return Err(Refusal::StillOpen);
+    }
+    let descriptor = open_database(path).map_err(|e| Refusal::NoAccess(remedy(path, &e)))?;
     let no_access = |e: io::Error| Refusal::NoAccess(e.to_string());
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
     let past = Past::of(request, resting, stamp.inode)?;
@@ -277,13 +289,13 @@ fn settle_foreign_wal(request: &AttachRequest, database: &File) -> Result<(), Re
     }
     // A descriptor of its own: nothing of SQLite's is open yet that closing it could unlock.
     let its_own = || File::options().read(true).write(true).open(at.database);
-    let database = match belonging {
+    let old = match belonging {
         Belonging::Foreign => None,
         _ => Some(Arc::new(its_own().map_err(error)?)),
     };
     let content = Content::InWal;
-    let mut left = LeftBehind { database, wal, generation, seen: None, is_used: true, content };
-    if matches!(left.settle(at), Fate::Mixed) {
+    let mut left = LeftBehind { database: old, wal, generation, seen: None, is_used: true, content };
+    if matches!(left.settle(at, Some(database)), Fate::Mixed) {
         // From now on it is the new one's.
         Held::forget(&*request.disk, at.meta).map_err(error)?;
     }

@@ -227,7 +227,7 @@ impl Source {
     /// Whether no WAL of another file is in the way of attaching to what is at the database's path.
     pub(super) fn settle_left(&mut self, now: Instant) -> bool {
         let Some(mut left) = self.left.take() else { return true };
-        let fate = left.settle(self.paths());
+        let fate = left.settle(self.paths(), None);
         match fate {
             Fate::NoDatabase => {
                 left.release_removed();

@@ -1,7 +1,7 @@
 //! Leaving a database whose file is not at its path any more as SQLite's last close would have left it: with everything
 //! in the file, wherever that is by now.
 
-use super::attach::{Attached, FileIdentity};
+use super::attach::{Attached, FileIdentity, open_database};
 use super::held::Held;
 use super::inspect::{Inspection, inspect};
 use super::left_behind::{Content, Fate, LeftBehind, Paths, Seen};
@@ -18,6 +18,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long those are waited for who look into a file that was just renamed.
+const VISIT: Duration = Duration::from_secs(3);
+/// How often it is asked whether they have gone, or another file has come to the path, which must not meet our WAL.
+const VISIT_PAUSE: Duration = Duration::from_millis(1);
 
 /// What a worker needs to leave.
 pub struct LeaveRequest {
@@ -62,12 +69,15 @@ enum Course {
 pub fn leave(request: LeaveRequest) -> LeaveOutcome {
     let LeaveRequest { mut attached, reason, database, wal, meta, disk, seen } = request;
     let at = Paths { database: &database, wal: &wal, meta: &meta };
+    await_visitors(&attached, at);
     // As long as we hold what is at the path, nobody opens it with the old WAL.
     let newcomer = Newcomer::lock(&attached, at);
     let has_name = attached.descriptor.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
     let is_used = locks::is_shared(&attached.descriptor).unwrap_or(true);
-    let may_complete =
-        has_name && !is_used && !matches!(newcomer, Newcomer::Open) && reason != Break::WalReplaced;
+    let may_complete = has_one_name(&attached.descriptor)
+        && !is_used
+        && !matches!(newcomer, Newcomer::Open)
+        && reason != Break::WalReplaced;
     let mut course = match may_complete {
         true => bring_in(&mut attached, at, seen.as_ref()),
         false => Course::Continued,
@@ -95,7 +105,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         } else {
             left.name(at);
         }
-        left.settle(at)
+        left.settle(at, newcomer.file())
     });
     if matches!(fate, Some(Fate::Mixed)) {
         // From now on it is the new one's.
@@ -118,6 +128,24 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
     LeaveOutcome { reason, left: left.filter(|_| waits), used }
 }
 
+/// Who renames a database often looks into it at once. While nothing is at the path, they are waited for: what is in the
+/// WAL can only be brought in when they have gone.
+fn await_visitors(attached: &Attached, at: Paths) {
+    let is_visited = || {
+        has_one_name(&attached.descriptor)
+            && FileIdentity::of_path(at.database).is_none()
+            && locks::is_shared(&attached.descriptor).unwrap_or(false)
+    };
+    if !is_visited() {
+        return;
+    }
+    info!("{}: was renamed, and another process has it open: waiting a moment", at.database.display());
+    let begun = Instant::now();
+    while begun.elapsed() < VISIT && is_visited() {
+        thread::sleep(VISIT_PAUSE);
+    }
+}
+
 /// Keeps what the next run must know of the WAL.
 fn remember(left: &LeftBehind, disk: &dyn Disk, at: Paths) {
     let Some(database) = &left.database else { return };
@@ -137,17 +165,28 @@ enum Newcomer {
     /// There is none, or it is the old one again.
     None,
     /// Nobody has it open, or can open it as long as this is held.
-    Locked(#[expect(dead_code, reason = "it holds the lock")] File),
+    Locked(File),
     /// Somebody has opened it with the old WAL.
     Open,
 }
 
 impl Newcomer {
+    fn file(&self) -> Option<&File> {
+        match self {
+            Newcomer::Locked(file) => Some(file),
+            Newcomer::None | Newcomer::Open => None,
+        }
+    }
+
     fn lock(attached: &Attached, at: Paths) -> Newcomer {
         if attached.is_at_path(at.database) {
             return Newcomer::None;
         }
-        match File::options().read(true).write(true).open(at.database) {
+        if FileIdentity::of_path(at.database).is_none_or(FileIdentity::is_open_here) {
+            // Or it is another database of this agent, which its own source holds.
+            return Newcomer::None;
+        }
+        match open_database(at.database) {
             Ok(file) if locks::lock_out(&file).unwrap_or(false) => Newcomer::Locked(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Newcomer::None,
             _ => Newcomer::Open,
@@ -201,18 +240,30 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
     Ok(Course::Complete)
 }
 
+/// The name that a file has now, as far as the kernel knows.
+fn name_of(file: &File) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
+}
+
+/// Whether a file has one name, and it is known: beside another one there may be a WAL that we do not see.
+fn has_one_name(file: &File) -> bool {
+    let is_only = file.metadata().is_ok_and(|metadata| metadata.nlink() == 1);
+    let named = name_of(file).and_then(|name| FileIdentity::of_path(&name));
+    is_only && named.is_some() && named == FileIdentity::of_file(file).ok()
+}
+
 /// Whether others have worked on the file under the name that it has now: their commits may still be in a WAL of that
-/// name, since our own lock kept their last close from bringing them into the file.
+/// name, since our own lock kept their last close from bringing them into the file. One that this process has open is of
+/// another database of this agent, which was there before.
 fn has_another_log(database: &File, ours: Option<FileIdentity>) -> bool {
-    let Ok(name) = std::fs::read_link(format!("/proc/self/fd/{}", database.as_raw_fd())) else {
-        return false;
-    };
+    let Some(name) = name_of(database) else { return true };
     ["-wal", "-journal"].iter().any(|suffix| {
         let mut beside = name.clone().into_os_string();
         beside.push(suffix);
         let path = PathBuf::from(beside);
         let is_empty = std::fs::metadata(&path).map_or(true, |metadata| metadata.len() == 0);
-        !is_empty && FileIdentity::of_path(&path) != ours
+        let there = FileIdentity::of_path(&path);
+        !is_empty && there != ours && !there.is_some_and(FileIdentity::is_open_here)
     })
 }
 

@@ -1,7 +1,7 @@
 //! The WAL of a database that is not at its path any more. It must not be read as another file's, nor may it be lost:
 //! the name may come back, or a program may be moving both files, one after the other. So it gets a second name at once.
 
-use super::attach::FileIdentity;
+use super::attach::{FileIdentity, open_database};
 use super::proof;
 use crate::core::evidence::{DatabaseHeader, Stamp};
 use crate::core::names;
@@ -153,21 +153,29 @@ impl LeftBehind {
     }
 
     /// Moves the WAL away if another file is at the database's path and nobody has that open. A program that still has
-    /// the old file open goes on writing into its WAL, wherever that is; SQLite would leave it beside the new file.
-    pub fn settle(&mut self, at: Paths) -> Fate {
+    /// the old file open goes on writing into its WAL, wherever that is; SQLite would leave it beside the new file. `new`
+    /// is that file, if it is open for this.
+    pub fn settle(&mut self, at: Paths, new: Option<&File>) -> Fate {
         let is_at =
             |file: &File, there: FileIdentity| FileIdentity::of_file(file).is_ok_and(|id| id == there);
         if !FileIdentity::of_path(at.wal).is_some_and(|there| is_at(&self.wal, there)) {
             return self.wal_is_gone(at);
         }
         match FileIdentity::of_path(at.database) {
+            // A link: whoever follows it finds no WAL of ours there, and attaching says why it does not.
+            None if self.content == Content::InDatabase && at.database.is_symlink() => return Fate::Gone,
             None => return Fate::NoDatabase,
             Some(there) if self.database.as_ref().is_some_and(|file| is_at(file, there)) => {
                 return self.is_back(at);
             }
+            // Another database of this agent, which its own source holds.
+            Some(there) if !new.is_some_and(|new| is_at(new, there)) && there.is_open_here() => {
+                let is_harmless = self.content == Content::InDatabase;
+                return if is_harmless { Fate::Gone } else { self.mixed(at) };
+            }
             Some(_) => {}
         }
-        match File::options().read(true).write(true).open(at.database) {
+        match open_database(at.database) {
             Ok(new) if lock_out(&new) => self.move_away(at, Some(new)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Fate::NoDatabase,
             // An empty WAL is nobody's harm.
@@ -245,11 +253,10 @@ impl LeftBehind {
     /// Removes a `-shm` whose WAL is gone, if nobody has the file open beside which it lies.
     fn remove_stale_index(&self, at: Paths) {
         let there = FileIdentity::of_path(at.database);
-        let is_ours = |file: &Arc<File>| FileIdentity::of_file(file).ok() == there;
-        if there.is_none() || self.database.as_ref().is_some_and(is_ours) || !at.wal_index().exists() {
+        if there.is_none_or(FileIdentity::is_open_here) || !at.wal_index().exists() {
             return;
         }
-        if let Ok(new) = File::options().read(true).write(true).open(at.database)
+        if let Ok(new) = open_database(at.database)
             && lock_out(&new)
             && !at.wal.exists()
         {

@@ -21,8 +21,9 @@ pub enum Refusal {
     AnotherAgent(PathBuf),
     /// The meta folder cannot be used.
     Meta(String),
-    /// A snapshot of it is still being read.
-    StillReading,
+    /// The agent has it open already, and closing that would drop the locks of who attaches now: for a snapshot that is
+    /// still being read, or because it was at the path of another database before.
+    StillOpen,
     /// Its `-wal` does not hold what the wal-index says: something other than SQLite has changed it.
     WalDamaged(Break),
     /// There was no room for what the replicas have not got; it was let go of, so that the application has the room.
@@ -42,7 +43,9 @@ impl fmt::Display for Refusal {
             Refusal::NoAccess(reason) => write!(f, "it cannot be opened and written: {reason}"),
             Refusal::AnotherAgent(meta) => write!(f, "another agent is using {}", meta.display()),
             Refusal::Meta(reason) => write!(f, "the meta folder cannot be used: {reason}"),
-            Refusal::StillReading => f.write_str("a snapshot of the file that was there is still being read"),
+            Refusal::StillOpen => f.write_str(
+                "the agent still has this file open, for a snapshot of it or for the database that it was before",
+            ),
             Refusal::WalDamaged(reason) => write!(
                 f,
                 "{reason}: something other than SQLite has changed its -wal; end the programs that have the database \

@@ -108,7 +108,7 @@ impl Source {
         }
         (self.dirty, self.settle_at) = (Dirty::default(), None);
         if self.is_still_read() {
-            self.refuse(Refusal::StillReading, now);
+            self.refuse(Refusal::StillOpen, now);
             return None;
         }
         let resting = match std::mem::replace(&mut self.state, State::Detached) {

@@ -20,6 +20,7 @@ mod interop;
 mod litestream;
 mod moved_away;
 mod moved_back;
+mod other_names;
 mod outside_world;
 mod outsider;
 mod overwritten;
