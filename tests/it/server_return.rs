@@ -66,6 +66,8 @@ fn whoever_was_not_tried_looks_as_soon_as_another_replica_has_been_answered() {
     let database = folder.path().join("app.db");
     let sqlite = Connection::open(&database).expect("the folder is ours");
     sqlite.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (n)").expect("a table can be made");
+    // The agent, which is in this process, attaches to no file that this process has open.
+    drop(sqlite);
     let replica = |name: &str| ReplicaConfig {
         name: name.to_owned(),
         location: Location::Folder(folder.path().join(name)),
