@@ -97,11 +97,7 @@ impl ShadowWal {
     /// # Errors
     /// The disk's; `None` if there is none, or it cannot be told.
     pub fn last_begun(disk: &dyn Disk, meta: &Path) -> io::Result<Option<(Generation, u64)>> {
-        let Some(text) = disk.read(&meta.join(GENERATION_FILE))? else { return Ok(None) };
-        let text = String::from_utf8_lossy(&text);
-        let mut words = text.split_whitespace();
-        let generation = words.next().and_then(|word| word.parse().ok());
-        Ok(generation.zip(words.next().and_then(|word| word.parse().ok())))
+        Ok(begun(disk, meta)?.and_then(|(generation, inode)| generation.zip(inode)))
     }
 
     /// Opens what an earlier run left of the database file `inode`. The file of the last index is verified, frame by
@@ -110,13 +106,12 @@ impl ShadowWal {
     /// # Errors
     /// The disk's; `Ok(Err)` says why there is nothing to go on from.
     pub fn recover(disk: Arc<dyn Disk>, meta: &Path, inode: u64) -> io::Result<Result<Self, Break>> {
-        let Some(text) = disk.read(&meta.join(GENERATION_FILE))? else { return Ok(Err(Break::FirstRun)) };
-        let text = String::from_utf8_lossy(&text);
-        let mut words = text.split_whitespace();
-        let Some(generation) = words.next().and_then(|word| word.parse().ok()) else {
-            return Ok(Err(Break::ShadowDamaged));
+        let (generation, its_inode) = match begun(&*disk, meta)? {
+            None => return Ok(Err(Break::FirstRun)),
+            Some((None, _)) => return Ok(Err(Break::ShadowDamaged)),
+            Some((Some(generation), its_inode)) => (generation, its_inode),
         };
-        if words.next() != Some(inode.to_string().as_str()) {
+        if its_inode != Some(inode) {
             return Ok(Err(Break::DatabaseReplaced));
         }
         let folder = meta.join(names::wal_folder(generation));
@@ -398,6 +393,16 @@ impl ShadowWal {
         self.extent.states.retain(|kept, _| *kept >= index);
         Ok(())
     }
+}
+
+/// What the file says that holds the present generation and the inode of its database, as far as it can be read; `None`
+/// if there is no such file.
+fn begun(disk: &dyn Disk, meta: &Path) -> io::Result<Option<(Option<Generation>, Option<u64>)>> {
+    let Some(text) = disk.read(&meta.join(GENERATION_FILE))? else { return Ok(None) };
+    let text = String::from_utf8_lossy(&text);
+    let mut words = text.split_whitespace();
+    let generation = words.next().and_then(|word| word.parse().ok());
+    Ok(Some((generation, words.next().and_then(|word| word.parse().ok()))))
 }
 
 /// The first of the indexes that lead to `last` without a gap.

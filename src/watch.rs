@@ -1,5 +1,6 @@
 //! What happens in the databases' folders, by inotify. Its thread only marks a database and wakes the loop.
 
+use crate::core::names;
 use crate::core::sync::Dirty;
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
@@ -130,11 +131,7 @@ impl Watch {
     pub fn new(databases: &[PathBuf], wake: Box<dyn Fn() + Send + Sync>) -> Result<Self, String> {
         let mut files = HashMap::new();
         for (database, path) in databases.iter().enumerate() {
-            let beside = |suffix: &str| {
-                let mut name = path.clone().into_os_string();
-                name.push(suffix);
-                PathBuf::from(name)
-            };
+            let beside = |suffix| names::beside(path, suffix);
             files.insert(path.clone(), (database, DATABASE));
             files.insert(beside("-wal"), (database, WAL));
             files.insert(beside("-shm"), (database, WAL));

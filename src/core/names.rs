@@ -3,6 +3,7 @@
 //! The layout is Litestream 0.3's; a name it does not know is skipped by its listings, so temporary names are safe.
 
 use super::position::{Generation, Index, Offset};
+use std::path::{Path, PathBuf};
 
 /// The folder of all generations, below a replica's path and below the meta folder.
 pub const GENERATIONS: &str = "generations";
@@ -14,6 +15,13 @@ const REPLACED_WAL: &str = "replaced-wal-";
 const TEMPORARY: &str = ".tmp";
 /// What the object is called that another is about to replace.
 const SET_ASIDE: &str = ".old.tmp";
+
+/// What lies beside a file, under its name and a suffix, as `-wal` beside a database.
+pub fn beside(file: &Path, suffix: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
 
 /// An object of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

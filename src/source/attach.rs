@@ -288,10 +288,9 @@ fn settle_foreign_wal(request: &AttachRequest, database: &File) -> Result<(), Re
         return Ok(());
     }
     // A descriptor of its own: nothing of SQLite's is open yet that closing it could unlock.
-    let its_own = || File::options().read(true).write(true).open(at.database);
     let old = match belonging {
         Belonging::Foreign => None,
-        _ => Some(Arc::new(its_own().map_err(error)?)),
+        _ => Some(Arc::new(open_database(at.database).map_err(error)?)),
     };
     let content = Content::InWal;
     let mut left = LeftBehind { database: old, wal, generation, seen: None, is_used: true, content };

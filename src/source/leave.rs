@@ -7,6 +7,7 @@ use super::inspect::{Inspection, inspect};
 use super::left_behind::{Content, Fate, LeftBehind, Paths, Seen};
 use super::round::{Stop, move_reader, sync_shadow};
 use crate::core::evidence::Sighting;
+use crate::core::names;
 use crate::core::sync::Break;
 use crate::disk::Disk;
 use crate::locks;
@@ -258,9 +259,7 @@ fn has_one_name(file: &File) -> bool {
 fn has_another_log(database: &File, ours: Option<FileIdentity>) -> bool {
     let Some(name) = name_of(database) else { return true };
     ["-wal", "-journal"].iter().any(|suffix| {
-        let mut beside = name.clone().into_os_string();
-        beside.push(suffix);
-        let path = PathBuf::from(beside);
+        let path = names::beside(&name, suffix);
         let is_empty = std::fs::metadata(&path).map_or(true, |metadata| metadata.len() == 0);
         let there = FileIdentity::of_path(&path);
         !is_empty && there != ours && !there.is_some_and(FileIdentity::is_open_here)

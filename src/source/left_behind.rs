@@ -33,16 +33,13 @@ pub struct Paths<'a> {
 impl Paths<'_> {
     /// The database's `-shm`.
     fn wal_index(&self) -> PathBuf {
-        let mut path = self.database.as_os_str().to_owned();
-        path.push("-shm");
-        path.into()
+        names::beside(self.database, "-shm")
     }
 
     /// What the WAL of a generation is kept as; the second where the first is on another file system.
     fn kept_names(&self, generation: Generation) -> [PathBuf; 2] {
-        let mut beside = self.wal.as_os_str().to_owned();
-        beside.push(format!("-{}", names::replaced_wal(generation)));
-        [self.meta.join(names::replaced_wal(generation)), beside.into()]
+        let name = names::replaced_wal(generation);
+        [self.meta.join(&name), names::beside(self.wal, &format!("-{name}"))]
     }
 }
 

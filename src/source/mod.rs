@@ -39,6 +39,7 @@ pub use round::{RoundReport, checkpoint_patiently, round};
 
 use crate::core::checkpoint::{CheckpointPolicy, CheckpointState};
 use crate::core::evidence::Sighting;
+use crate::core::names;
 use crate::core::pace::Pace;
 use crate::core::position::Index;
 use crate::core::shadow::ShadowExtent;
@@ -195,13 +196,11 @@ pub struct Source {
 impl Source {
     /// A source that has not looked yet.
     pub fn new(settings: SourceSettings, disk: Arc<dyn Disk>) -> Self {
-        let mut wal = settings.database.clone().into_os_string();
-        wal.push("-wal");
-        let mut wal_index = settings.database.clone().into_os_string();
-        wal_index.push("-shm");
+        let wal = names::beside(&settings.database, "-wal");
+        let wal_index = names::beside(&settings.database, "-shm");
         Source {
             settings,
-            wal: wal.into(),
+            wal,
             disk,
             state: State::Detached,
             job_in_flight: false,
@@ -216,7 +215,7 @@ impl Source {
             yield_at: None,
             aside: None,
             yielded_at: None,
-            wal_index: wal_index.into(),
+            wal_index,
             extent: WalExtent { frames: 0, backfilled: 0 },
             uncopied: None,
             up_to_date_at: None,

@@ -41,11 +41,11 @@ fn work_on_its_own_wal(database: &Path) {
     other.close();
 }
 
-fn hold(agent: &Agent) {
+pub fn hold(agent: &Agent) {
     signal(agent.pid(), Signal::STOP);
 }
 
-fn go_on(agent: &Agent) {
+pub fn go_on(agent: &Agent) {
     signal(agent.pid(), Signal::CONT);
 }
 

@@ -1,12 +1,13 @@
 //! A database that gets names which the agent does not know: links, and the name of another database of the same agent.
 
-use crate::moved_away::{COUNT, GONE, PATIENT, assert_replicated, kept_wals, place_with_a_wal, rename};
+use crate::moved_away::{
+    COUNT, GONE, PATIENT, assert_replicated, kept_wals, place_with_a_wal, put_another_in_place, rename,
+};
+use crate::moved_back::{go_on, hold};
 use crate::support::agent::Agent;
 use crate::support::place::{Place, is_streaming};
-use crate::support::process::signal;
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
-use rustix::process::Signal;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -17,9 +18,9 @@ const SOUND: &str = "PRAGMA integrity_check";
 
 /// Lets the agent see only what has become of it all.
 fn unseen(agent: &Agent, change: impl FnOnce()) {
-    signal(agent.pid(), Signal::STOP);
+    hold(agent);
     change();
-    signal(agent.pid(), Signal::CONT);
+    go_on(agent);
 }
 
 #[test]
@@ -58,7 +59,7 @@ fn a_file_that_has_another_name_by_a_hard_link_gets_nothing_written_into_it() {
     assert_eq!(other.value("SELECT data FROM t ORDER BY rowid DESC LIMIT 1"), "beside another WAL");
 }
 
-/// An application with a row in the file, and others in the WAL only.
+/// An application whose commits stay in the WAL.
 fn begin(database: &Path) -> Shell {
     let mut application = Shell::open(database);
     application.run("PRAGMA journal_mode=wal; PRAGMA wal_autocheckpoint=0; CREATE TABLE t (data)");
@@ -122,7 +123,7 @@ fn a_renamed_file_that_is_read_at_once_gets_everything_when_its_reader_has_gone(
     reader.expect("BUG: it was opened").close();
     agent.wait_for_log("everything committed is in the file that was there");
     assert_eq!(Shell::open(&renamed).value(COUNT), "11", "{}", agent.log());
-    crate::moved_away::put_another_in_place(&place, "another");
+    put_another_in_place(&place, "another");
     agent.wait_for_status("follows the new file", is_streaming);
     assert_replicated(&place, agent);
 }
