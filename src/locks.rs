@@ -3,7 +3,7 @@
 //! since closing it would drop SQLite's locks.
 
 use nix::fcntl::{FcntlArg, fcntl};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -97,25 +97,62 @@ pub fn has_waiting_checkpoint(wal_index: &Path) -> bool {
     is_waiting(&locks, metadata.ino(), u64::from(std::process::id()))
 }
 
-/// Lines are `1: POSIX  ADVISORY  WRITE 4711 fe:00:10357871 120 121`: kind, pid, device and inode, first and last byte.
+/// Whether every other process that has a lock on a database has one on this wal-index, too, and so works with the WAL
+/// that is beside it. `false` where that cannot be seen.
+pub fn all_share_index(database: &File, wal_index: &Path) -> bool {
+    let inode = |metadata: io::Result<Metadata>| metadata.ok().map(|metadata| metadata.ino());
+    let (database, wal_index) = (inode(database.metadata()), inode(std::fs::metadata(wal_index)));
+    let (Some(database), Some(wal_index)) = (database, wal_index) else { return false };
+    let Ok(locks) = std::fs::read_to_string("/proc/locks") else { return false };
+    share_index(&locks, database, wal_index, u64::from(std::process::id()))
+}
+
+/// A POSIX lock.
+struct Lock {
+    is_write: bool,
+    process: u64,
+    inode: u64,
+    first: u64,
+    last: Option<u64>,
+}
+
+/// Lines are `1: POSIX  ADVISORY  WRITE 4711 fe:00:10357871 120 121`: kind, pid, device and inode, first and last byte,
+/// which may be `EOF`.
+fn parse_locks(locks: &str) -> impl Iterator<Item = Lock> {
+    locks.lines().filter_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let is_posix = words.next()? == "POSIX" && words.next().is_some();
+        let is_write = words.next()? == "WRITE";
+        let process = words.next()?.parse().ok()?;
+        let inode = words.next()?.rsplit(':').next()?.parse().ok()?;
+        let (first, last) = (words.next()?.parse().ok()?, words.next()?.parse().ok());
+        is_posix.then_some(Lock { is_write, process, inode, first, last })
+    })
+}
+
 fn is_waiting(locks: &str, inode: u64, ourselves: u64) -> bool {
+    let others = || parse_locks(locks).filter(|lock| lock.inode == inode && lock.process != ourselves);
     let holders = |byte: u64| {
-        locks.lines().filter_map(move |line| {
-            let mut words = line.split_whitespace().skip(1);
-            let is_write = words.next()? == "POSIX" && words.next().is_some() && words.next()? == "WRITE";
-            let pid: u64 = words.next()?.parse().ok()?;
-            let is_ours = words.next()?.rsplit(':').next()?.parse() == Ok(inode);
-            let (first, last): (u64, u64) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-            (is_write && is_ours && pid != ourselves && (first..=last).contains(&byte)).then_some(pid)
-        })
+        let has = move |lock: &Lock| lock.first <= byte && lock.last.is_none_or(|last| byte <= last);
+        others().filter(|lock| lock.is_write).filter(has).map(|lock| lock.process)
     };
-    let holds = |pid, byte| holders(byte).any(|other| other == pid);
-    holders(CHECKPOINT_LOCK).any(|pid| holds(pid, WRITE_LOCK) && !holds(pid, READ_LOCK_ZERO))
+    let holds = |process, byte| holders(byte).any(|other| other == process);
+    holders(CHECKPOINT_LOCK).any(|process| holds(process, WRITE_LOCK) && !holds(process, READ_LOCK_ZERO))
+}
+
+fn share_index(locks: &str, database: u64, wal_index: u64, ourselves: u64) -> bool {
+    let holders = |inode: u64| {
+        let theirs = move |lock: &Lock| lock.inode == inode && lock.process != ourselves;
+        parse_locks(locks).filter(theirs).map(|lock| lock.process)
+    };
+    let mut with_database = holders(database).peekable();
+    with_database.peek().is_some()
+        && with_database.all(|process| holders(wal_index).any(|other| other == process))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_waiting;
+    use super::{is_waiting, share_index};
 
     #[test]
     fn a_checkpoint_waits_if_one_other_process_has_both_locks_and_does_not_write() {
@@ -134,5 +171,15 @@ mod tests {
         let two = line(7, "WRITE", 5, "121 121") + &line(8, "WRITE", 5, "120 120");
         assert!(!is_waiting(&two, 5, 1), "a writer beside a passive checkpoint");
         assert!(!is_waiting("1: -> POSIX\ngarbage\n", 5, 1));
+    }
+
+    #[test]
+    fn who_works_with_another_wal_index_or_none_does_not_share_it() {
+        let line = |pid, inode| format!("1: POSIX  ADVISORY  READ {pid} fe:00:{inode} 128 128\n");
+        let (ours, theirs) = (line(1, 5) + &line(1, 6), line(7, 5) + &line(7, 6));
+        assert!(share_index(&(ours.clone() + &theirs), 5, 6, 1));
+        assert!(!share_index(&(theirs.clone() + &line(8, 5)), 5, 6, 1), "one more without the index");
+        assert!(!share_index(&(line(8, 5) + &line(8, 9) + &theirs), 5, 6, 1), "with another one");
+        assert!(!share_index(&ours, 5, 6, 1), "nobody is seen");
     }
 }

@@ -107,6 +107,7 @@ impl Attached {
             generation,
             seen: None,
             is_used: false,
+            visits: None,
             content: Content::InWal,
         });
         // The new content stays locked until our connections are closed: a program that came in before would join our
@@ -293,7 +294,8 @@ fn settle_foreign_wal(request: &AttachRequest, database: &File) -> Result<(), Re
         _ => Some(Arc::new(open_database(at.database).map_err(error)?)),
     };
     let content = Content::InWal;
-    let mut left = LeftBehind { database: old, wal, generation, seen: None, is_used: true, content };
+    let mut left =
+        LeftBehind { database: old, wal, generation, seen: None, is_used: true, visits: None, content };
     if matches!(left.settle(at, Some(database)), Fate::Mixed) {
         // From now on it is the new one's.
         Held::forget(&*request.disk, at.meta).map_err(error)?;

@@ -228,6 +228,10 @@ impl Source {
     pub(super) fn settle_left(&mut self, now: Instant) -> bool {
         let Some(mut left) = self.left.take() else { return true };
         let fate = left.settle(self.paths(), None);
+        if matches!(fate, Fate::Back | Fate::Mixed) {
+            // From now on it is that of what is there.
+            let _ = Held::forget(&*self.disk, &self.settings.meta);
+        }
         match fate {
             Fate::NoDatabase => {
                 left.release_removed();
@@ -237,11 +241,7 @@ impl Source {
                 return false;
             }
             Fate::Back | Fate::BackChanged => self.forced_break = Some(Break::DatabaseMoved),
-            Fate::Mixed => {
-                // From now on it is the new one's.
-                let _ = Held::forget(&*self.disk, &self.settings.meta);
-            }
-            Fate::Gone | Fate::MovedAway(_) => {}
+            Fate::Mixed | Fate::Gone | Fate::MovedAway(_) => {}
         }
         self.state = State::Detached;
         self.let_settle(now);

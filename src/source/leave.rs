@@ -6,6 +6,7 @@ use super::held::Held;
 use super::inspect::{Inspection, inspect};
 use super::left_behind::{Content, Fate, LeftBehind, Paths, Seen};
 use super::round::{Stop, move_reader, sync_shadow};
+use super::visits::Visits;
 use crate::core::evidence::Sighting;
 use crate::core::names;
 use crate::core::sync::Break;
@@ -70,6 +71,8 @@ enum Course {
 pub fn leave(request: LeaveRequest) -> LeaveOutcome {
     let LeaveRequest { mut attached, reason, database, wal, meta, disk, seen } = request;
     let at = Paths { database: &database, wal: &wal, meta: &meta };
+    // From before it is asked who is there.
+    let visits = Visits::of(&attached.descriptor).ok();
     await_visitors(&attached, at);
     // As long as we hold what is at the path, nobody opens it with the old WAL.
     let newcomer = Newcomer::lock(&attached, at);
@@ -97,7 +100,16 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         let is_complete = course == Course::Complete;
         let content = if is_complete { Content::InDatabase } else { Content::InWal };
         let seen = Seen::now(&descriptor).filter(|_| has_name && course != Course::Changed);
-        LeftBehind { database: Some(Arc::clone(&descriptor)), wal, generation, seen, is_used, content }
+        let visits = visits.filter(|_| !is_used || locks::all_share_index(&descriptor, &at.wal_index()));
+        LeftBehind {
+            database: Some(Arc::clone(&descriptor)),
+            wal,
+            generation,
+            seen,
+            is_used,
+            visits,
+            content,
+        }
     });
     let fate = left.as_mut().map(|left| {
         remember(left, &*disk, at);
@@ -108,8 +120,8 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         }
         left.settle(at, newcomer.file())
     });
-    if matches!(fate, Some(Fate::Mixed)) {
-        // From now on it is the new one's.
+    if matches!(fate, Some(Fate::Back | Fate::Mixed)) {
+        // From now on it is that of what is there.
         let _ = Held::forget(&*disk, at.meta);
     }
     let is_back = matches!(fate, Some(Fate::Back | Fate::BackChanged));

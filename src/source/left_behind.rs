@@ -3,6 +3,7 @@
 
 use super::attach::{FileIdentity, open_database};
 use super::proof;
+use super::visits::Visits;
 use crate::core::evidence::{DatabaseHeader, Stamp};
 use crate::core::names;
 use crate::core::position::Generation;
@@ -32,7 +33,7 @@ pub struct Paths<'a> {
 
 impl Paths<'_> {
     /// The database's `-shm`.
-    fn wal_index(&self) -> PathBuf {
+    pub fn wal_index(&self) -> PathBuf {
         names::beside(self.database, "-shm")
     }
 
@@ -77,6 +78,8 @@ pub struct LeftBehind {
     pub seen: Option<Seen>,
     /// Another process had it open.
     pub is_used: bool,
+    /// Who has come to it since; `None` if there may be others who were there, and have another WAL.
+    pub visits: Option<Visits>,
     /// What has become of the WAL's content.
     pub content: Content,
 }
@@ -198,12 +201,14 @@ impl LeftBehind {
         Fate::Mixed
     }
 
-    /// The same file is at its path. Its WAL continues it if nobody has written it meanwhile but the program that has
+    /// The same file is at its path. Its WAL continues it if nobody has written it meanwhile but the program that had
     /// both open.
     fn is_back(&mut self, at: Paths) -> Fate {
         let Some(database) = &self.database else { return Fate::Back };
-        let is_unchanged = self.seen.is_some_and(|seen| seen.is(database));
-        if is_unchanged || self.content == Content::InDatabase {
+        let continues = self
+            .seen
+            .is_some_and(|seen| seen.is(database) || self.visits.as_mut().is_some_and(Visits::are_harmless));
+        if continues || self.content == Content::InDatabase {
             self.take_name_back();
             return Fate::Back;
         }

@@ -24,6 +24,7 @@ mod room;
 mod round;
 mod table;
 mod turn;
+mod visits;
 mod yielding;
 
 pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, attach};

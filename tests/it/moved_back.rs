@@ -397,3 +397,55 @@ fn letting_go_when_told_to_is_tried_again_by_itself_once_it_failed() {
     assert!(!folder.join("app.db-wal").exists(), "{}", agent.log());
     drop(agent);
 }
+
+/// Lets a program work on after its file was renamed, kills it, renames the file back, and tells what is there.
+fn rows_after(place: &Place, mut application: Shell, agent: &Agent, work: impl FnOnce(&mut Shell)) -> String {
+    let aside = place.path("aside.db");
+    rename(&place.database(), &aside);
+    agent.wait_for_log(GONE);
+    work(&mut application);
+    application.kill();
+    rename(&aside, &place.database());
+    agent.wait_for_log(BACK);
+    let mut there = Shell::open(&place.database());
+    assert_eq!(there.value("PRAGMA integrity_check"), "ok", "{}", agent.log());
+    let rows = there.value(COUNT);
+    there.close();
+    rows
+}
+
+#[test]
+fn a_file_that_its_program_checkpointed_under_another_name_has_every_commit_when_it_is_back() {
+    for mode in ["PASSIVE", "RESTART", "TRUNCATE"] {
+        let (place, agent, application) = place_with_a_wal();
+        let rows = rows_after(&place, application, &agent, |application| {
+            application.run("INSERT INTO t VALUES ('under the other name')");
+            application.run(&format!("PRAGMA wal_checkpoint({mode})"));
+            application.run("INSERT INTO t VALUES ('last')");
+            // Who only looks changes nothing.
+            let mut visitor = Shell::open(&place.path("aside.db"));
+            visitor.value(COUNT);
+            visitor.close();
+        });
+        assert_eq!(rows, "13", "{mode}: {}", agent.log());
+        assert_eq!(kept_wals(&place), Vec::<PathBuf>::new(), "{mode}");
+        assert_replicated(&place, agent);
+    }
+}
+
+#[test]
+fn a_file_that_others_wrote_under_another_name_beside_its_program_never_gets_its_wal_again() {
+    let (place, agent, application) = place_with_a_wal();
+    let mut expected = String::new();
+    let rows = rows_after(&place, application, &agent, |application| {
+        application.run("INSERT INTO t VALUES ('under the other name'); PRAGMA wal_checkpoint(PASSIVE)");
+        application.run("INSERT INTO t VALUES ('last')");
+        let mut other = Shell::open(&place.path("aside.db"));
+        other.run("UPDATE t SET data = 'other' WHERE rowid = 1; PRAGMA wal_checkpoint(TRUNCATE)");
+        expected = other.value(COUNT);
+        other.close();
+    });
+    assert_eq!(rows, expected, "{}", agent.log());
+    assert_is_kept(&place, &agent);
+    assert_replicated(&place, agent);
+}
