@@ -12,6 +12,7 @@ use crate::core::replica::{
 use crate::core::segment::{
     self, EMPTY_LENGTH, END_MARK, FRAME_HEADER, SegmentTrailer, SnapshotTrailer, Trailer, Write,
 };
+use crate::database_file::DatabaseFile;
 use crate::disk::{Disk, read_full};
 use crate::remote::{Entry, FailureKind, Remote, RemoteError, join};
 use crate::shadow::{ShadowReadError, ShadowReader};
@@ -52,7 +53,7 @@ pub struct Order {
     /// Where they are.
     pub disk: Arc<dyn Disk>,
     /// The database file, for a snapshot.
-    pub database: Option<Arc<File>>,
+    pub database: Option<DatabaseFile>,
     /// Whether acknowledged means that the server's fsync answered.
     pub fsync: bool,
     /// How far a snapshot has come.

@@ -13,7 +13,8 @@
 //! front door   main  cli/  config/
 //! rooms        event_loop -> agent -> source/ -> page_table -> shadow
 //!                            agent -> worker -> carry -> shadow (read side)      restore/
-//! pipes        disk  sqlite  watch  locks  memory  control  service  remote/ each opens one outside crate
+//! pipes        disk  database_file  sqlite  watch  locks  memory  control  service  remote/
+//!                                                              each opens one outside crate, or one part of the kernel
 //! ground       core/                                          pure: values in, values out
 //! ```
 //!
@@ -118,8 +119,8 @@
 //!   beside the database, if that is on another file system), because SQLite removes a WAL beside an empty database; one that
 //!   has lost its name is copied. Once another file is there, the name at the path goes, and so does `-shm`. The last eight
 //!   are kept. A copy that took the place of its original looks like any other file.
-//! - A database file that this process has open already, for another database or a snapshot, is not opened once more: see 7.
-//!   `/proc/self/fd` tells. A symbolic link at the database's path is no file: SQLite keeps the WAL beside what it leads to.
+//! - A database file that this process has open already, for another database or a snapshot, is not opened once more: see 7
+//!   and [`database_file`]. A symbolic link at the database's path is no file: SQLite keeps the WAL beside what it leads to.
 //! - Which WAL lies beside which file is kept in the meta folder (`held`), by inode and time of birth, because inodes are
 //!   given again: a second name alone would not tell after a restart whether the database is the old file, and there is none
 //!   if the agent was not there. If the old file came back, its size and times must be what they were; its pages cannot
@@ -139,6 +140,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod core;
+pub mod database_file;
 pub mod disk;
 pub mod event_loop;
 pub mod locks;

@@ -75,11 +75,12 @@ pub fn process_with(file: &Path) -> Option<String> {
     Some(format!("{} (process {pid})", name.trim()))
 }
 
-/// Whether this process has a file open. Closing one more descriptor of a database would drop SQLite's locks on it.
-pub fn is_open_here(device: u64, inode: u64) -> bool {
+/// Whether this process has a file open.
+pub fn is_open_here(file: &Path) -> bool {
+    let Ok(wanted) = std::fs::metadata(file) else { return false };
     let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     let mut files = open.filter_map(|entry| std::fs::metadata(entry.path()).ok());
-    files.any(|file| (file.dev(), file.ino()) == (device, inode))
+    files.any(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()))
 }
 
 /// The byte of SQLite's write lock in `-shm` (wal.c, `WAL_WRITE_LOCK`).

@@ -19,6 +19,7 @@ use crate::core::page_table::{DatabaseState, Entries, PageChanges, PageEntry};
 use crate::core::position::{Index, Offset};
 use crate::core::shadow::ShadowExtent;
 use crate::core::table_file::{ENTRY_LENGTH, TableChanges, entry_offset};
+use crate::database_file::DatabaseFile;
 use crate::disk::{Disk, DiskFile};
 use crate::shadow::{ShadowReadError, ShadowWal};
 use std::fs::File;
@@ -260,7 +261,7 @@ impl SourceTable {
         &mut self,
         shadow: &ShadowExtent,
         may_build: bool,
-        database: &Arc<File>,
+        database: &DatabaseFile,
         now: Instant,
     ) -> Option<TableJob> {
         if self.problem.is_some() || self.next_timeout(shadow, may_build, now).is_none_or(|due| due > now) {
@@ -274,7 +275,7 @@ impl SourceTable {
                     folder: self.folder.clone(),
                     shadows: self.shadows.clone(),
                     copied: (shadow.index, shadow.end),
-                    database: Arc::clone(database),
+                    database: database.clone(),
                     cancelled: Arc::clone(&self.cancelled),
                 }))
             }

@@ -7,11 +7,12 @@ use crate::carry::{CarryError, Order, carry};
 use crate::core::evidence::Stamp;
 use crate::core::position::Generation;
 use crate::core::replica::{Failure, FailureCause, Outcome};
+use crate::database_file::FileIdentity;
 use crate::page_table::TableJob;
 use crate::remote::{self, Location, Remote, RemoteError};
 use crate::source::{
-    CheckpointFailure, FileIdentity, LocalJob, LocalOutcome, attach, checkpoint_patiently, compare, inspect,
-    leave, let_go, round, stamp_at,
+    CheckpointFailure, LocalJob, LocalOutcome, attach, checkpoint_patiently, compare, inspect, leave, let_go,
+    round, stamp_at,
 };
 use crate::sqlite::{Handle, SqliteError, WalExtent};
 use crossbeam_channel::{Receiver, Sender, unbounded};

@@ -8,6 +8,7 @@ use crate::core::position::{Generation, Position};
 use crate::core::replica::{Activity, Replica};
 use crate::core::shadow::ShadowExtent;
 use crate::core::status::{PastError, ReplicaState, ReplicaStatus};
+use crate::database_file::DatabaseFile;
 use crate::disk::Disk;
 use crate::remote::Location;
 use log::{info, warn};
@@ -71,7 +72,7 @@ impl ReplicaRoom {
         extent: &ShadowExtent,
         shadow: &std::path::Path,
         disk: &Arc<dyn Disk>,
-        database: impl FnOnce() -> Option<(Arc<std::fs::File>, u32)>,
+        database: impl FnOnce() -> Option<(DatabaseFile, u32)>,
         attempt: u64,
         now: Now,
     ) -> Option<Order> {

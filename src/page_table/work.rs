@@ -8,6 +8,7 @@ use crate::core::position::{Index, Offset, Position};
 use crate::core::table_file::{
     ENTRY_LENGTH, HEADER_LENGTH, TableChanges, TableHeader, entry_offset, table_length,
 };
+use crate::database_file::DatabaseFile;
 use crate::disk::{Disk, DiskFile, read_full};
 use crate::shadow::{ShadowReader, sync_indexes};
 use std::fs::File;
@@ -53,7 +54,7 @@ pub struct TableBuild {
     pub(super) shadows: PathBuf,
     /// What was copied before is read from the shadow; of earlier indexes everything is in the file.
     pub(super) copied: (Index, Offset),
-    pub(super) database: Arc<File>,
+    pub(super) database: DatabaseFile,
     pub(super) cancelled: Arc<AtomicBool>,
 }
 

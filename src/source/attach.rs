@@ -10,6 +10,7 @@ use super::refusal::Refusal;
 use crate::core::evidence::{Evidence, Sighting, Stamp};
 use crate::core::position::Generation;
 use crate::core::sync::Break;
+use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::disk::Disk;
 use crate::locks;
 use crate::shadow::ShadowWal;
@@ -20,36 +21,6 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Which file a path names, or a descriptor is open on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileIdentity {
-    device: u64,
-    inode: u64,
-}
-
-impl FileIdentity {
-    /// The file's number on its file system.
-    pub fn inode(self) -> u64 {
-        self.inode
-    }
-    /// Of the file at a path, if there is one. A symbolic link is none: SQLite keeps the WAL beside what it leads to.
-    pub fn of_path(path: &Path) -> Option<Self> {
-        let metadata = std::fs::symlink_metadata(path).ok().filter(|metadata| !metadata.is_symlink())?;
-        Some(FileIdentity { device: metadata.dev(), inode: metadata.ino() })
-    }
-    /// Whether this process has it open, for whatever database.
-    pub fn is_open_here(self) -> bool {
-        locks::is_open_here(self.device, self.inode)
-    }
-    /// Of an open file.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn of_file(file: &File) -> io::Result<Self> {
-        file.metadata().map(|m| FileIdentity { device: m.dev(), inode: m.ino() })
-    }
-}
 
 /// Everything the agent holds of a database. Drop order is significant: every connection closes before the one
 /// descriptor of the database file, because closing that drops SQLite's locks on it.
@@ -63,7 +34,7 @@ pub struct Attached {
     /// Copies the WAL.
     pub capture: Capture,
     /// The one descriptor of the database file. Snapshots are read through it.
-    pub descriptor: Arc<File>,
+    pub descriptor: DatabaseFile,
     /// Keeps other agents out.
     pub lock: File,
 }
@@ -79,7 +50,7 @@ impl Attached {
         meta: &Path,
         generation: Generation,
     ) -> io::Result<()> {
-        let inode = FileIdentity::of_file(&self.descriptor)?.inode();
+        let inode = self.descriptor.identity().inode();
         self.capture.begin(ShadowWal::begin(Arc::clone(disk), meta, generation, inode)?);
         Ok(())
     }
@@ -100,7 +71,7 @@ impl Attached {
         let Attached { guard, write_lock, checkpointer, capture, descriptor, lock } = self;
         let is_at_path = is_at_path(&descriptor, at.database);
         let generation = capture.shadow.extent().generation;
-        let database = Some(Arc::clone(&descriptor));
+        let database = Some(descriptor.clone());
         let mut left = capture.into_live().map(|wal| LeftBehind {
             database,
             wal,
@@ -136,17 +107,8 @@ impl Attached {
     }
 }
 
-fn is_at_path(file: &File, path: &Path) -> bool {
-    FileIdentity::of_file(file).is_ok_and(|id| FileIdentity::of_path(path) == Some(id))
-}
-
-/// Opens a database file, and never what a symbolic link leads to. Nothing else in this process may have it open:
-/// closing it would drop SQLite's locks.
-///
-/// # Errors
-/// The kernel's.
-pub fn open_database(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW).open(path)
+fn is_at_path(file: &DatabaseFile, path: &Path) -> bool {
+    FileIdentity::of_path(path) == Some(file.identity())
 }
 
 /// What a worker needs to attach.
@@ -220,10 +182,8 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let resting = request.resting.take();
     let request = &request;
     let path = &request.database;
-    if FileIdentity::of_path(path).is_some_and(FileIdentity::is_open_here) {
-        return Err(Refusal::StillOpen);
-    }
-    let descriptor = open_database(path).map_err(|e| Refusal::NoAccess(remedy(path, &e)))?;
+    let opened = DatabaseFile::open(path).map_err(|e| Refusal::NoAccess(remedy(path, &e)))?;
+    let descriptor = opened.ok_or(Refusal::StillOpen)?;
     let no_access = |e: io::Error| Refusal::NoAccess(e.to_string());
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
     let past = Past::of(request, resting, stamp.inode)?;
@@ -246,14 +206,8 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let is_proven = beginning == Beginning::Proven;
     let mut capture = Capture::new(request.wal.clone(), shadow);
     capture.continues = is_proven;
-    let mut attached = Attached {
-        guard,
-        write_lock,
-        checkpointer: Some(checkpointer),
-        capture,
-        descriptor: Arc::new(descriptor),
-        lock,
-    };
+    let mut attached =
+        Attached { guard, write_lock, checkpointer: Some(checkpointer), capture, descriptor, lock };
     attached.capture.open_live().map_err(|e| Refusal::NoAccess(e.to_string()))?;
     if let Some(wal) = attached.capture.live_file() {
         let held =
@@ -273,7 +227,7 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
 
 /// Moves a WAL away that an earlier run left here, and that belongs to another file than the one it lies beside now; or
 /// to this one, but others have written that since.
-fn settle_foreign_wal(request: &AttachRequest, database: &File) -> Result<(), Refusal> {
+fn settle_foreign_wal(request: &AttachRequest, database: &DatabaseFile) -> Result<(), Refusal> {
     let error = |e: io::Error| meta_error(request, e);
     let at = Paths { database: &request.database, wal: &request.wal, meta: &request.meta };
     let Ok(wal) = File::open(at.wal) else { return Ok(()) };
@@ -288,11 +242,7 @@ fn settle_foreign_wal(request: &AttachRequest, database: &File) -> Result<(), Re
     if copied.is_none() || proof::wal_at(at.wal, copied.as_ref()) != WalAtPath::Copied {
         return Ok(());
     }
-    // A descriptor of its own: nothing of SQLite's is open yet that closing it could unlock.
-    let old = match belonging {
-        Belonging::Foreign => None,
-        _ => Some(Arc::new(open_database(at.database).map_err(error)?)),
-    };
+    let old = Some(database.clone()).filter(|_| belonging != Belonging::Foreign);
     let content = Content::InWal;
     let mut left =
         LeftBehind { database: old, wal, generation, seen: None, is_used: true, visits: None, content };
@@ -300,7 +250,7 @@ fn settle_foreign_wal(request: &AttachRequest, database: &File) -> Result<(), Re
         // From now on it is the new one's.
         Held::forget(&*request.disk, at.meta).map_err(error)?;
     }
-    Ok(())
+    locks::let_in(database).map_err(error)
 }
 
 /// A handle asks for the mode so that it has read page 1, and with it the page size, before it is asked more.

@@ -1,6 +1,6 @@
 //! What a source does when continuity is lost: it compares, begins a new generation, or lets go.
 
-use super::attach::{AttachOutcome, FileIdentity};
+use super::attach::AttachOutcome;
 use super::compare::{Compared, Doubt, can_settle, report};
 use super::held::Held;
 use super::job::LocalJob;
@@ -12,6 +12,7 @@ use super::resting::SETTLE_PAUSE;
 use super::{BREAK_PAUSE, LONGEST_BREAK_PAUSE, Source, State, Task};
 use crate::core::position::Generation;
 use crate::core::sync::{Break, Dirty};
+use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::locks;
 use log::{info, warn};
 use std::fs::File;
@@ -191,9 +192,9 @@ impl Source {
         self.used.as_ref().filter(|file| self.is_used_elsewhere(file)).map(|_| USED)
     }
 
-    fn is_used_elsewhere(&self, file: &File) -> bool {
+    fn is_used_elsewhere(&self, file: &DatabaseFile) -> bool {
         let has_name = file.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
-        let is_back = FileIdentity::of_path(&self.settings.database) == FileIdentity::of_file(file).ok();
+        let is_back = FileIdentity::of_path(&self.settings.database) == Some(file.identity());
         has_name && !is_back && locks::is_shared(file).unwrap_or(false)
     }
 
@@ -202,9 +203,7 @@ impl Source {
     pub(super) fn forget_unused(&mut self) {
         let Some(file) = &self.used else { return };
         let is_open = match &self.state {
-            State::Attached(attached) => {
-                FileIdentity::of_file(&attached.descriptor).ok() == FileIdentity::of_file(file).ok()
-            }
+            State::Attached(attached) => attached.descriptor.identity() == file.identity(),
             _ => self.is_busy() || matches!(self.state, State::Lent),
         };
         if !is_open && !self.is_used_elsewhere(file) {

@@ -1,6 +1,6 @@
 //! What a worker is asked to do for a database, and what it brings back.
 
-use super::attach::{AttachOutcome, AttachRequest, Attached, FileIdentity};
+use super::attach::{AttachOutcome, AttachRequest, Attached};
 use super::compare::{Compared, Doubt};
 use super::inspect::Inspection;
 use super::leave::{LeaveOutcome, LeaveRequest};
@@ -8,6 +8,7 @@ use super::let_go::{LetGoOutcome, LetGoRequest};
 use super::round::RoundReport;
 use crate::core::evidence::Stamp;
 use crate::core::position::Generation;
+use crate::database_file::FileIdentity;
 use crate::disk::Disk;
 use crate::page_table::{TableJob, TableOutcome};
 use crate::shadow::ShadowSync;

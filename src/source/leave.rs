@@ -1,7 +1,7 @@
 //! Leaving a database whose file is not at its path any more as SQLite's last close would have left it: with everything
 //! in the file, wherever that is by now.
 
-use super::attach::{Attached, FileIdentity, open_database};
+use super::attach::Attached;
 use super::held::Held;
 use super::inspect::{Inspection, inspect};
 use super::left_behind::{Content, Fate, LeftBehind, Paths, Seen};
@@ -10,6 +10,7 @@ use super::visits::Visits;
 use crate::core::evidence::Sighting;
 use crate::core::names;
 use crate::core::sync::Break;
+use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::disk::Disk;
 use crate::locks;
 use crate::sqlite::{Handle, SqliteError};
@@ -53,7 +54,7 @@ pub struct LeaveOutcome {
     /// Its WAL, as long as that has to be looked after.
     pub left: Option<LeftBehind>,
     /// The file, if it still has a name and another process has it open.
-    pub used: Option<Arc<File>>,
+    pub used: Option<DatabaseFile>,
 }
 
 /// What is in the file that is left.
@@ -101,15 +102,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         let content = if is_complete { Content::InDatabase } else { Content::InWal };
         let seen = Seen::now(&descriptor).filter(|_| has_name && course != Course::Changed);
         let visits = visits.filter(|_| !is_used || locks::all_share_index(&descriptor, &at.wal_index()));
-        LeftBehind {
-            database: Some(Arc::clone(&descriptor)),
-            wal,
-            generation,
-            seen,
-            is_used,
-            visits,
-            content,
-        }
+        LeftBehind { database: Some(descriptor.clone()), wal, generation, seen, is_used, visits, content }
     });
     let fate = left.as_mut().map(|left| {
         remember(left, &*disk, at);
@@ -132,8 +125,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
     if let Some(left) = &left {
         left.save_removed(at);
     }
-    let is_elsewhere =
-        has_name && FileIdentity::of_path(at.database) != FileIdentity::of_file(&descriptor).ok();
+    let is_elsewhere = has_name && FileIdentity::of_path(at.database) != Some(descriptor.identity());
     let used = Some(descriptor).filter(|_| is_used && is_elsewhere);
     drop(lock);
     // What was judged once is not judged again: its application may be at work by then.
@@ -178,13 +170,13 @@ enum Newcomer {
     /// There is none, or it is the old one again.
     None,
     /// Nobody has it open, or can open it as long as this is held.
-    Locked(File),
+    Locked(DatabaseFile),
     /// Somebody has opened it with the old WAL.
     Open,
 }
 
 impl Newcomer {
-    fn file(&self) -> Option<&File> {
+    fn file(&self) -> Option<&DatabaseFile> {
         match self {
             Newcomer::Locked(file) => Some(file),
             Newcomer::None | Newcomer::Open => None,
@@ -192,15 +184,14 @@ impl Newcomer {
     }
 
     fn lock(attached: &Attached, at: Paths) -> Newcomer {
-        if attached.is_at_path(at.database) {
+        // A link is none, see `FileIdentity::of_path`.
+        if FileIdentity::of_path(at.database).is_none_or(|there| there == attached.descriptor.identity()) {
             return Newcomer::None;
         }
-        if FileIdentity::of_path(at.database).is_none_or(FileIdentity::is_open_here) {
-            // Or it is another database of this agent, which its own source holds.
-            return Newcomer::None;
-        }
-        match open_database(at.database) {
-            Ok(file) if locks::lock_out(&file).unwrap_or(false) => Newcomer::Locked(file),
+        match DatabaseFile::open(at.database) {
+            // Another database of this agent, which its own source holds.
+            Ok(None) => Newcomer::None,
+            Ok(Some(file)) if locks::lock_out(&file).unwrap_or(false) => Newcomer::Locked(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Newcomer::None,
             _ => Newcomer::Open,
         }
@@ -274,7 +265,7 @@ fn has_another_log(database: &File, ours: Option<FileIdentity>) -> bool {
         let path = names::beside(&name, suffix);
         let is_empty = std::fs::metadata(&path).map_or(true, |metadata| metadata.len() == 0);
         let there = FileIdentity::of_path(&path);
-        !is_empty && there != ours && !there.is_some_and(FileIdentity::is_open_here)
+        !is_empty && there != ours && !locks::is_open_here(&path)
     })
 }
 

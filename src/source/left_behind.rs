@@ -1,12 +1,12 @@
 //! The WAL of a database that is not at its path any more. It must not be read as another file's, nor may it be lost:
 //! the name may come back, or a program may be moving both files, one after the other. So it gets a second name at once.
 
-use super::attach::{FileIdentity, open_database};
 use super::proof;
 use super::visits::Visits;
 use crate::core::evidence::{DatabaseHeader, Stamp};
 use crate::core::names;
 use crate::core::position::Generation;
+use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::locks;
 use log::{error, info, warn};
 use rustix::fs::{AtFlags, CWD, linkat};
@@ -15,7 +15,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// So many WALs of replaced files are kept in one folder; the oldest one goes first.
 const KEPT: usize = 8;
@@ -69,7 +68,7 @@ impl Seen {
 /// A database that we held, with its WAL. The files stay open, so that no other file gets their inodes.
 pub struct LeftBehind {
     /// The database file; `None` once it is removed and cannot come back: it would go on taking its room.
-    pub database: Option<Arc<File>>,
+    pub database: Option<DatabaseFile>,
     /// Its WAL.
     pub wal: File,
     /// The last generation it had.
@@ -106,7 +105,7 @@ pub enum Fate {
     /// The same, and others have written it: its WAL was moved away.
     BackChanged,
     /// It is in nobody's way. As long as the lock is held, nobody can open the new file.
-    MovedAway(Option<File>),
+    MovedAway(Option<DatabaseFile>),
     /// It lies beside a file it does not belong to, and that was said.
     Mixed,
 }
@@ -155,28 +154,25 @@ impl LeftBehind {
     /// Moves the WAL away if another file is at the database's path and nobody has that open. A program that still has
     /// the old file open goes on writing into its WAL, wherever that is; SQLite would leave it beside the new file. `new`
     /// is that file, if it is open for this.
-    pub fn settle(&mut self, at: Paths, new: Option<&File>) -> Fate {
+    pub fn settle(&mut self, at: Paths, new: Option<&DatabaseFile>) -> Fate {
         let is_at =
             |file: &File, there: FileIdentity| FileIdentity::of_file(file).is_ok_and(|id| id == there);
         if !FileIdentity::of_path(at.wal).is_some_and(|there| is_at(&self.wal, there)) {
             return self.wal_is_gone(at);
         }
-        match FileIdentity::of_path(at.database) {
+        let new = match FileIdentity::of_path(at.database) {
             // A link: whoever follows it finds no WAL of ours there, and attaching says why it does not.
             None if self.content == Content::InDatabase && at.database.is_symlink() => return Fate::Gone,
             None => return Fate::NoDatabase,
             Some(there) if self.database.as_ref().is_some_and(|file| is_at(file, there)) => {
                 return self.is_back(at);
             }
-            // Another database of this agent, which its own source holds.
-            Some(there) if !new.is_some_and(|new| is_at(new, there)) && there.is_open_here() => {
-                let is_harmless = self.content == Content::InDatabase;
-                return if is_harmless { Fate::Gone } else { self.mixed(at) };
-            }
-            Some(_) => {}
-        }
-        match open_database(at.database) {
-            Ok(new) if lock_out(&new) => self.move_away(at, Some(new)),
+            Some(there) if new.is_some_and(|new| is_at(new, there)) => Ok(new.cloned()),
+            // None if another source of this agent holds it.
+            Some(_) => DatabaseFile::open(at.database),
+        };
+        match new {
+            Ok(Some(new)) if lock_out(&new) => self.move_away(at, Some(new)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Fate::NoDatabase,
             // An empty WAL is nobody's harm.
             _ if self.content == Content::InDatabase => Fate::Gone,
@@ -254,11 +250,8 @@ impl LeftBehind {
 
     /// Removes a `-shm` whose WAL is gone, if nobody has the file open beside which it lies.
     fn remove_stale_index(&self, at: Paths) {
-        let there = FileIdentity::of_path(at.database);
-        if there.is_none_or(FileIdentity::is_open_here) || !at.wal_index().exists() {
-            return;
-        }
-        if let Ok(new) = open_database(at.database)
+        if at.wal_index().exists()
+            && let Ok(Some(new)) = DatabaseFile::open(at.database)
             && lock_out(&new)
             && !at.wal.exists()
         {
@@ -279,7 +272,7 @@ impl LeftBehind {
 
     /// It is kept: should we be wrong, its commits are nowhere else. Nobody has the file open that it lies beside, so
     /// that `-shm` belongs to the old one, too: whoever opened the new one would join whoever has the old one open.
-    fn move_away(&self, at: Paths, lock: Option<File>) -> Fate {
+    fn move_away(&self, at: Paths, lock: Option<DatabaseFile>) -> Fate {
         let moved = match &self.content {
             Content::InDatabase => remove_name(at.wal, &self.wal).map(|()| None),
             _ => self.move_to_kept(at).map(Some),

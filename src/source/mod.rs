@@ -27,7 +27,7 @@ mod turn;
 mod visits;
 mod yielding;
 
-pub use attach::{AttachOutcome, AttachRequest, Attached, FileIdentity, attach};
+pub use attach::{AttachOutcome, AttachRequest, Attached, attach};
 pub use capture::{Look, LookError};
 pub use compare::{Compared, Doubt, compare};
 pub use inspect::{Inspection, InspectionError, inspect};
@@ -47,6 +47,7 @@ use crate::core::shadow::ShadowExtent;
 use crate::core::space::SpaceLimits;
 use crate::core::status::WriteLockHolds;
 use crate::core::sync::{Break, Dirty};
+use crate::database_file::DatabaseFile;
 use crate::disk::Disk;
 use crate::shadow::ShadowWal;
 use crate::sqlite::WalExtent;
@@ -55,9 +56,8 @@ use log::{error, info, warn};
 use recheck::Recheck;
 use room::Room;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use table::TableWork;
 use yielding::Aside;
@@ -168,7 +168,7 @@ pub struct Source {
     /// The WAL of the file that was at the database's path before, while it is still there.
     left: Option<LeftBehind>,
     /// The file that was at the database's path before, while another process has it open.
-    used: Option<Arc<File>>,
+    used: Option<DatabaseFile>,
     /// The file and who was there, when that was last looked at.
     sighting: Option<Sighting>,
     /// That could not be looked at when there was reason to.
@@ -184,7 +184,6 @@ pub struct Source {
     settle_at: Option<Instant>,
     is_needed: bool,
     behind: u64,
-    descriptor: Weak<File>,
     gaps: u32,
     breaks: u32,
     last_break: Option<Break>,
@@ -240,7 +239,6 @@ impl Source {
             settle_at: None,
             is_needed: false,
             behind: 0,
-            descriptor: Weak::new(),
             gaps: 0,
             breaks: 0,
             last_break: None,
@@ -276,9 +274,9 @@ impl Source {
     }
     /// The one descriptor of the database file, for reading a snapshot. `None` until everything committed was copied
     /// once in this generation: before, the file may hold what is newer than the shadow.
-    pub fn descriptor(&self) -> Option<Arc<File>> {
+    pub fn descriptor(&self) -> Option<DatabaseFile> {
         match &self.state {
-            State::Attached(attached) if self.is_certain() => Some(Arc::clone(&attached.descriptor)),
+            State::Attached(attached) if self.is_certain() => Some(attached.descriptor.clone()),
             _ => None,
         }
     }

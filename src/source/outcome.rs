@@ -12,7 +12,6 @@ use crate::shadow::ShadowSync;
 use crate::sqlite::{SqliteError, WalExtent};
 use log::{error, info, warn};
 use std::io;
-use std::sync::Arc;
 use std::time::Instant;
 
 impl Source {
@@ -108,7 +107,6 @@ impl Source {
                 if let Some(reason) = reason {
                     self.count_break(reason);
                 }
-                self.descriptor = Arc::downgrade(&attached.descriptor);
                 self.state = State::Attached(attached);
                 // The generation that was begun in the last try: no look has succeeded in it, and nothing was sent.
                 self.to_compare =

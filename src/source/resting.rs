@@ -154,7 +154,7 @@ impl Source {
             self.let_go_at = None;
             return None;
         };
-        let is_read = Arc::strong_count(&attached.descriptor) > 1;
+        let is_read = attached.descriptor.is_shared();
         let again = Recheck::after(self.let_go_again, AGAIN_PAUSE, LONGEST_AGAIN_PAUSE, now);
         self.let_go_again = Some(again);
         if self.is_needed || is_read || !self.is_certain() {

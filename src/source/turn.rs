@@ -1,9 +1,8 @@
 //! A source's turn: when it is due, what is looked at in it, and which job follows.
 
-use super::attach::{AttachRequest, FileIdentity};
+use super::attach::AttachRequest;
 use super::job::LocalJob;
 use super::recheck::Recheck;
-use super::refusal::Refusal;
 use super::round::LOCK_PATIENCE;
 use super::{Attached, Source, State, Task};
 use crate::core::checkpoint::{Extent, Round};
@@ -107,10 +106,6 @@ impl Source {
             return None;
         }
         (self.dirty, self.settle_at) = (Dirty::default(), None);
-        if self.is_still_read() {
-            self.refuse(Refusal::StillOpen, now);
-            return None;
-        }
         let resting = match std::mem::replace(&mut self.state, State::Detached) {
             State::Resting(resting) => Some(resting),
             other => {
@@ -129,13 +124,6 @@ impl Source {
             resting,
             is_needed: self.is_needed || self.requested_break.is_some(),
         }))
-    }
-
-    /// Whether a snapshot of the file at the path is still read through a descriptor of an earlier attachment: closing
-    /// that would drop the locks of the next one.
-    fn is_still_read(&self) -> bool {
-        let identity = self.descriptor.upgrade().and_then(|file| FileIdentity::of_file(&file).ok());
-        identity.is_some() && identity == FileIdentity::of_path(&self.settings.database)
     }
 
     fn attached_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
@@ -220,7 +208,7 @@ impl Source {
             return None;
         }
         let sync = attached.capture.shadow.to_sync();
-        let identity = FileIdentity::of_file(&attached.descriptor).ok()?;
+        let identity = attached.descriptor.identity();
         let checkpointer = attached.checkpointer.take()?;
         self.urgent_next = round == Round::Urgent;
         let stamp = self.sighting.filter(|sighting| sighting.alone).map(|sighting| sighting.stamp);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use wal_agent::core::position::{Generation, Offset};
 use wal_agent::core::space::DiskSpace;
 use wal_agent::core::wal::WalHeader;
+use wal_agent::database_file::DatabaseFile;
 use wal_agent::disk::{Disk, DiskFile, OsDisk, WalMap};
 use wal_agent::page_table::{SourceTable, StagedFrames};
 use wal_agent::shadow::ShadowWal;
@@ -115,7 +116,7 @@ fn generation() -> Generation {
 }
 
 /// Carries out all work on the table that is due.
-fn work(table: &mut SourceTable, shadow: &ShadowWal, database: &Arc<File>, now: Instant) {
+fn work(table: &mut SourceTable, shadow: &ShadowWal, database: &DatabaseFile, now: Instant) {
     while let Some(job) = table.next_job(shadow.extent(), shadow.is_whole(), database, now) {
         table.on_job(job.run());
     }
@@ -130,7 +131,7 @@ fn replicate(history: &History, folder: &Path, disk: &Arc<dyn Disk>) -> io::Resu
     for (k, wal) in history.wals.iter().enumerate() {
         std::fs::write(&wal_path, wal).unwrap();
         std::fs::write(&database_path, &history.databases[k]).unwrap();
-        let database = Arc::new(File::open(&database_path).unwrap());
+        let database = DatabaseFile::open(&database_path).unwrap().unwrap();
         let map = WalMap::new(&File::open(&wal_path).unwrap(), wal.len() as u64).unwrap();
         let header = WalHeader::parse(wal.first_chunk().unwrap()).unwrap();
         shadow.begin_index(header)?.map_err(|reason| io::Error::other(reason.to_string()))?;

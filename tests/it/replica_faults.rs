@@ -15,6 +15,7 @@ use wal_agent::core::position::{Index, Offset};
 use wal_agent::core::replica::{Finding, Outcome, Replica};
 use wal_agent::core::segment::FRAME_HEADER;
 use wal_agent::core::wal::WalHeader;
+use wal_agent::database_file::DatabaseFile;
 use wal_agent::disk::{Disk, OsDisk, WalMap};
 use wal_agent::remote::{FailureKind, Remote};
 use wal_agent::shadow::ShadowWal;
@@ -121,7 +122,7 @@ impl Driver {
                 root: String::new(),
                 shadow: self.shadow.folder().to_owned(),
                 disk: Arc::clone(&self.disk),
-                database: Some(Arc::new(File::open(self.folder.path().join("app.db")).unwrap())),
+                database: DatabaseFile::open(&self.folder.path().join("app.db")).unwrap(),
                 fsync: true,
                 progress: Arc::new(Progress::default()),
             };

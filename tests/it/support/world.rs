@@ -25,9 +25,10 @@ use wal_agent::core::position::{Generation, Index, Offset, Position};
 use wal_agent::core::replica::Outcome;
 use wal_agent::core::restore::{Check, RestoreGap};
 use wal_agent::core::status::{DatabaseStatus, ReplicaState, ReplicaStatus, SourceState};
+use wal_agent::database_file::FileIdentity;
 use wal_agent::remote::{Location, Remote};
 use wal_agent::restore::{RestoreError, RestoreOptions, restore};
-use wal_agent::source::{FileIdentity, LocalJob};
+use wal_agent::source::LocalJob;
 use wal_agent::worker::{Completed, Workers, do_local};
 
 /// Turns that a machine may take without coming to rest.
