@@ -71,9 +71,9 @@ impl Attached {
         let Attached { guard, write_lock, checkpointer, capture, descriptor, lock } = self;
         let is_at_path = is_at_path(&descriptor, at.database);
         let generation = capture.shadow.extent().generation;
-        let database = Some(descriptor.clone());
         let mut left = capture.into_live().map(|wal| LeftBehind {
-            database,
+            identity: Some(descriptor.identity()),
+            database: Some(descriptor.clone()),
             wal,
             generation,
             seen: None,
@@ -244,8 +244,16 @@ fn settle_foreign_wal(request: &AttachRequest, database: &DatabaseFile) -> Resul
     }
     let old = Some(database.clone()).filter(|_| belonging != Belonging::Foreign);
     let content = Content::InWal;
-    let mut left =
-        LeftBehind { database: old, wal, generation, seen: None, is_used: true, visits: None, content };
+    let mut left = LeftBehind {
+        identity: old.as_ref().map(DatabaseFile::identity),
+        database: old,
+        wal,
+        generation,
+        seen: None,
+        is_used: true,
+        visits: None,
+        content,
+    };
     if matches!(left.settle(at, Some(database)), Fate::Mixed) {
         // From now on it is the new one's.
         Held::forget(&*request.disk, at.meta).map_err(error)?;

@@ -233,7 +233,7 @@ impl Source {
         }
         match fate {
             Fate::NoDatabase => {
-                left.release_removed();
+                left.release();
                 self.left = Some(left);
                 (self.dirty, self.settle_at) = (Dirty::default(), None);
                 self.on_attach(AttachOutcome::Absent, now);

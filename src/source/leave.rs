@@ -102,7 +102,17 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         let content = if is_complete { Content::InDatabase } else { Content::InWal };
         let seen = Seen::now(&descriptor).filter(|_| has_name && course != Course::Changed);
         let visits = visits.filter(|_| !is_used || locks::all_share_index(&descriptor, &at.wal_index()));
-        LeftBehind { database: Some(descriptor.clone()), wal, generation, seen, is_used, visits, content }
+        let identity = Some(descriptor.identity());
+        LeftBehind {
+            identity,
+            database: Some(descriptor.clone()),
+            wal,
+            generation,
+            seen,
+            is_used,
+            visits,
+            content,
+        }
     });
     let fate = left.as_mut().map(|left| {
         remember(left, &*disk, at);

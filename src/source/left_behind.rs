@@ -65,9 +65,12 @@ impl Seen {
     }
 }
 
-/// A database that we held, with its WAL. The files stay open, so that no other file gets their inodes.
+/// A database that we held, with its WAL. As long as it is open or its visits are watched, no other file gets its inode.
 pub struct LeftBehind {
-    /// The database file; `None` once it is removed and cannot come back: it would go on taking its room.
+    /// Which file it is; `None` once it is removed and cannot come back.
+    pub identity: Option<FileIdentity>,
+    /// Its descriptor, as long as that is needed: it would take the room of a removed file, and keep another source of
+    /// this agent from attaching to a renamed one.
     pub database: Option<DatabaseFile>,
     /// Its WAL.
     pub wal: File,
@@ -111,9 +114,18 @@ pub enum Fate {
 }
 
 impl LeftBehind {
-    /// Closes the database file if it has no name any more.
-    pub fn release_removed(&mut self) {
-        self.database.take_if(|file| has_no_name(file));
+    /// Closes the database file if it has no name any more, or nobody has it open and what becomes of it is told by
+    /// its visits, or does not matter.
+    pub fn release(&mut self) {
+        let Some(file) = &self.database else { return };
+        let is_removed = has_no_name(file);
+        let is_watched = self.visits.is_some() || self.content == Content::InDatabase;
+        if is_removed {
+            self.identity = None;
+        }
+        if is_removed || is_watched && !locks::is_shared(file).unwrap_or(true) {
+            self.database = None;
+        }
     }
 
     /// Gives the WAL a second name. Whatever removes the first one then, its commits stay.
@@ -155,19 +167,15 @@ impl LeftBehind {
     /// the old file open goes on writing into its WAL, wherever that is; SQLite would leave it beside the new file. `new`
     /// is that file, if it is open for this.
     pub fn settle(&mut self, at: Paths, new: Option<&DatabaseFile>) -> Fate {
-        let is_at =
-            |file: &File, there: FileIdentity| FileIdentity::of_file(file).is_ok_and(|id| id == there);
-        if !FileIdentity::of_path(at.wal).is_some_and(|there| is_at(&self.wal, there)) {
+        if FileIdentity::of_path(at.wal) != FileIdentity::of_file(&self.wal).ok() {
             return self.wal_is_gone(at);
         }
         let new = match FileIdentity::of_path(at.database) {
             // A link: whoever follows it finds no WAL of ours there, and attaching says why it does not.
             None if self.content == Content::InDatabase && at.database.is_symlink() => return Fate::Gone,
             None => return Fate::NoDatabase,
-            Some(there) if self.database.as_ref().is_some_and(|file| is_at(file, there)) => {
-                return self.is_back(at);
-            }
-            Some(there) if new.is_some_and(|new| is_at(new, there)) => Ok(new.cloned()),
+            there if there == self.identity => return self.is_back(at),
+            there if there == new.map(DatabaseFile::identity) => Ok(new.cloned()),
             // None if another source of this agent holds it.
             Some(_) => DatabaseFile::open(at.database),
         };
@@ -200,15 +208,23 @@ impl LeftBehind {
     /// The same file is at its path. Its WAL continues it if nobody has written it meanwhile but the program that had
     /// both open.
     fn is_back(&mut self, at: Paths) -> Fate {
-        let Some(database) = &self.database else { return Fate::Back };
-        let continues = self
-            .seen
-            .is_some_and(|seen| seen.is(database) || self.visits.as_mut().is_some_and(Visits::are_harmless));
-        if continues || self.content == Content::InDatabase {
+        let is_harmless = self.visits.as_mut().is_some_and(Visits::are_harmless);
+        if self.content == Content::InDatabase || self.seen.is_some() && is_harmless {
             self.take_name_back();
             return Fate::Back;
         }
-        if !lock_out(database) {
+        let database =
+            match self.database.take().map_or_else(|| DatabaseFile::open(at.database), |file| Ok(Some(file)))
+            {
+                Ok(Some(file)) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Fate::NoDatabase,
+                _ => return self.mixed(at),
+            };
+        if self.seen.is_some_and(|seen| seen.is(&database)) {
+            self.take_name_back();
+            return Fate::Back;
+        }
+        if !lock_out(&database) {
             if self.is_used {
                 self.take_name_back();
                 return Fate::Back;

@@ -10,7 +10,7 @@ use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -66,8 +66,15 @@ fn begin(database: &Path) -> Shell {
     application
 }
 
-#[test]
-fn two_databases_of_one_agent_that_change_places_keep_all_their_commits() {
+/// An agent with two databases, and their applications with ten commits each in the WAL.
+struct Two {
+    place: Place,
+    agent: Agent,
+    paths: [PathBuf; 2],
+    applications: [Shell; 2],
+}
+
+fn two_databases() -> Two {
     let place = Place::new();
     let paths = ["a.db", "b.db"].map(|name| place.path(name));
     let entries = paths.each_ref().map(|path| {
@@ -78,17 +85,27 @@ fn two_databases_of_one_agent_that_change_places_keep_all_their_commits() {
     });
     let mut applications = paths.each_ref().map(|path| begin(path));
     let agent = Agent::start(place.path("").as_path(), &format!("dbs:\n{}", entries.concat()));
-    let stream = |status: &serde_json::Value| {
-        let databases = status["databases"].as_array().expect("it has databases");
-        databases.iter().all(|database| is_streaming(&serde_json::json!({ "databases": [database] })))
-    };
-    agent.wait_for_status("both stream", stream);
+    agent.wait_for_status("both stream", |status| (0..2).all(|number| streams(status, number)));
     for (number, application) in applications.iter_mut().enumerate() {
         for _ in 0..10 {
             application.run(&format!("INSERT INTO t VALUES ('of the {number}.')"));
         }
     }
-    agent.wait_for_status("both stream", stream);
+    agent.wait_for_status("both stream", |status| (0..2).all(|number| streams(status, number)));
+    Two { place, agent, paths, applications }
+}
+
+fn streams(status: &serde_json::Value, number: usize) -> bool {
+    is_streaming(&serde_json::json!({ "databases": [status["databases"][number]] }))
+}
+
+fn rows(path: &Path) -> String {
+    Shell::open(path).value("SELECT count(*) || ' ' || max(data) FROM t")
+}
+
+#[test]
+fn two_databases_of_one_agent_that_change_places_keep_all_their_commits() {
+    let Two { place, agent, paths, applications } = two_databases();
     applications.into_iter().for_each(Shell::close);
     unseen(&agent, || {
         rename(&paths[0], &place.path("aside.db"));
@@ -96,14 +113,50 @@ fn two_databases_of_one_agent_that_change_places_keep_all_their_commits() {
         rename(&place.path("aside.db"), &paths[1]);
     });
     agent.wait_for_log("another file was put in the database's place");
-    let rows = |path: &Path| Shell::open(path).value("SELECT count(*) || ' ' || max(data) FROM t");
     let expected = ["10 of the 1.", "10 of the 0."];
     wait_until(&format!("each has all its rows in {}", place.path("").display()), DEADLINE, || {
-        agent.status().is_some_and(|status| stream(&status))
+        agent.status().is_some_and(|status| (0..2).all(|number| streams(&status, number)))
             && paths.iter().map(|path| rows(path)).eq(expected.map(str::to_owned))
     });
     for path in &paths {
         assert_eq!(Shell::open(path).value(SOUND), "ok", "{}", agent.log());
+    }
+}
+
+/// Gives the first database the name of the second, which is gone, and waits until it is followed there.
+fn is_followed_under_the_name_of_another(end: impl Fn(Shell), is_renamed_first: bool) {
+    let Two { place, agent, paths, applications } = two_databases();
+    let [first, second] = applications;
+    second.close();
+    fs::remove_file(&paths[1]).expect("it is there");
+    agent.wait_for_log(&format!("{}: {GONE}", paths[1].display()));
+    let end_and_rename = || {
+        if is_renamed_first {
+            rename(&paths[0], &paths[1]);
+            agent.wait_for_log("a program goes on writing into the file that was at this path before");
+            end(first);
+        } else {
+            end(first);
+            rename(&paths[0], &paths[1]);
+        }
+    };
+    end_and_rename();
+    agent.wait_for_status("the second is followed", |status| {
+        streams(status, 1) && status["databases"][0]["state"] == "absent"
+    });
+    let mut application = Shell::open(&paths[1]);
+    application.run("INSERT INTO t VALUES ('later')");
+    assert_eq!(application.value(SOUND), "ok", "{}", agent.log());
+    application.close();
+    drop(place);
+}
+
+#[test]
+fn a_database_that_gets_the_name_of_another_one_is_followed_there() {
+    for end in [Shell::close, Shell::kill] {
+        for is_renamed_first in [false, true] {
+            is_followed_under_the_name_of_another(end, is_renamed_first);
+        }
     }
 }
 
