@@ -411,6 +411,7 @@ impl Database {
             wal_pages: self.source.wal_extent().frames,
             scarcity: self.source.scarcity(),
             elsewhere: self.source.used_elsewhere(),
+            mixed: self.source.mixed(),
             write_lock_holds: self.source.lock_holds(),
         }
     }

@@ -37,6 +37,7 @@ fn database(database: &DatabaseStatus) -> Value {
         "wal_pages": database.wal_pages,
         "room_is_scarce": database.scarcity.map(|scarcity| scarcity.to_string()),
         "elsewhere": database.elsewhere,
+        "mixed": database.mixed,
         "breaks": { "count": database.breaks.count, "last_reason": database.breaks.last_reason },
         "write_lock_holds": write_lock_holds(&database.write_lock_holds),
         "replicas": database.replicas.iter().map(replica).collect::<Vec<_>>(),

@@ -57,6 +57,8 @@ pub struct DatabaseStatus {
     pub scarcity: Option<Scarcity>,
     /// That a program goes on writing into a file that was at the path before, if one does.
     pub elsewhere: Option<&'static str>,
+    /// That the database may be mixed with the one that was there before, and what to do.
+    pub mixed: Option<&'static str>,
     /// How long the agent held the write lock, each time.
     pub write_lock_holds: WriteLockHolds,
 }
@@ -215,8 +217,8 @@ impl AgentStatus {
 impl DatabaseStatus {
     /// The rules, the first that fits:
     ///
-    /// 1. *failing* if the database is refused, a program writes into a file that was at its path before, or any replica
-    ///    is failing;
+    /// 1. *failing* if the database is refused, a program writes into a file that was at its path before, or has mixed
+    ///    the two, or any replica is failing;
     /// 2. *healthy* if the database is absent: there is nothing to send yet;
     /// 3. *lagging* if the agent is about to attach, or any replica is connecting or gets its snapshot, or has been behind for more than
     ///    [`LAG_TOLERANCE`];
@@ -224,7 +226,7 @@ impl DatabaseStatus {
     pub fn health(&self) -> Health {
         let any = |is: fn(&ReplicaStatus) -> bool| self.replicas.iter().any(is);
         let is_refused = matches!(self.state, SourceState::Refused(_));
-        if is_refused || self.elsewhere.is_some() || any(ReplicaStatus::is_failing) {
+        if is_refused || self.elsewhere.is_some() || self.mixed.is_some() || any(ReplicaStatus::is_failing) {
             Health::Failing
         } else if self.state == SourceState::Attaching
             || (self.state != SourceState::Absent && any(ReplicaStatus::is_lagging))
@@ -279,6 +281,9 @@ impl fmt::Display for DatabaseStatus {
         }
         if let Some(elsewhere) = self.elsewhere {
             writeln!(f, "  elsewhere  {elsewhere}")?;
+        }
+        if let Some(mixed) = self.mixed {
+            writeln!(f, "  mixed      {mixed}")?;
         }
         if let Some(scarcity) = self.scarcity {
             writeln!(f, "  room       {scarcity}")?;

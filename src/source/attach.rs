@@ -209,11 +209,8 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let mut attached =
         Attached { guard, write_lock, checkpointer: Some(checkpointer), capture, descriptor, lock };
     attached.capture.open_live().map_err(|e| Refusal::NoAccess(e.to_string()))?;
-    if let Some(wal) = attached.capture.live_file() {
-        let held =
-            Held::of(&attached.descriptor, wal).and_then(|held| held.keep(&*request.disk, &request.meta));
-        held.unwrap_or_else(|e| warn!("{}: cannot write {}: {e}", path.display(), request.meta.display()));
-    }
+    let held = keep_held(&attached, request);
+    held.unwrap_or_else(|e| warn!("{}: cannot write {}: {e}", path.display(), request.meta.display()));
     let seen = attached.sight();
     // What the evidence held for.
     let seen = if is_proven { seen.map(|seen| Sighting { stamp, ..seen }) } else { seen };
@@ -225,11 +222,22 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     Ok(AttachOutcome::Attached { attached: Box::new(attached), seen, reason, to_compare, was_switched })
 }
 
+/// Keeps which WAL is this database's now.
+fn keep_held(attached: &Attached, request: &AttachRequest) -> io::Result<()> {
+    let Some(wal) = attached.capture.live_file() else { return Ok(()) };
+    let database = attached.descriptor.metadata()?;
+    let held = Held::of(&database, &wal.metadata()?);
+    let was = Held::kept(&*request.disk, &request.meta);
+    let is_mixed = was.is_some_and(|was| was.says_mixed(&database));
+    if is_mixed { held.mixed() } else { held }.keep(&*request.disk, &request.meta)
+}
+
 /// Moves a WAL away that an earlier run left here, and that belongs to another file than the one it lies beside now; or
 /// to this one, but others have written that since.
 fn settle_foreign_wal(request: &AttachRequest, database: &DatabaseFile) -> Result<(), Refusal> {
     let error = |e: io::Error| meta_error(request, e);
-    let at = Paths { database: &request.database, wal: &request.wal, meta: &request.meta };
+    let AttachRequest { database: path, wal, meta, disk, .. } = request;
+    let at = Paths { database: path, wal, meta, disk: &**disk };
     let Ok(wal) = File::open(at.wal) else { return Ok(()) };
     let Some(held) = Held::kept(&*request.disk, at.meta) else { return Ok(()) };
     let judged = held.judge(database, &wal, || left_behind::is_kept(&wal, at));
@@ -254,10 +262,7 @@ fn settle_foreign_wal(request: &AttachRequest, database: &DatabaseFile) -> Resul
         visits: None,
         content,
     };
-    if matches!(left.settle(at, Some(database)), Fate::Mixed) {
-        // From now on it is the new one's.
-        Held::forget(&*request.disk, at.meta).map_err(error)?;
-    }
+    left.settle(at, Some(database));
     locks::let_in(database).map_err(error)
 }
 

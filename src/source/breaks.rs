@@ -23,6 +23,9 @@ use std::time::Instant;
 const USED: &str = "a program goes on writing into the file that was at this path before, and that is not replicated; \
                     end it, and start it again";
 
+const MIXED: &str = "a program opened this file with the WAL of the one that was there before; check it with PRAGMA \
+                     integrity_check, and put it, or a restore, in place again as a new file";
+
 impl Source {
     pub(super) fn on_break(&mut self, reason: Break) {
         match reason {
@@ -187,6 +190,19 @@ impl Source {
         self.await_the_new(reason, now);
     }
 
+    /// Whether the database may be mixed with the one that was there before, and what to do.
+    pub fn mixed(&self) -> Option<&'static str> {
+        self.is_mixed.then_some(MIXED)
+    }
+
+    /// Asks that of what there is now.
+    pub(super) fn ask_whether_mixed(&mut self) {
+        let held = Held::kept(&*self.disk, &self.settings.meta);
+        let says_mixed =
+            |held: Held| Some(held.says_mixed(&std::fs::metadata(&self.settings.database).ok()?));
+        self.is_mixed = held.and_then(says_mixed).unwrap_or(false);
+    }
+
     /// Whether a program goes on writing into a file that was at the path before, and why that matters.
     pub fn used_elsewhere(&self) -> Option<&'static str> {
         self.used.as_ref().filter(|file| self.is_used_elsewhere(file)).map(|_| USED)
@@ -227,10 +243,6 @@ impl Source {
     pub(super) fn settle_left(&mut self, now: Instant) -> bool {
         let Some(mut left) = self.left.take() else { return true };
         let fate = left.settle(self.paths(), None);
-        if matches!(fate, Fate::Back | Fate::Mixed) {
-            // From now on it is that of what is there.
-            let _ = Held::forget(&*self.disk, &self.settings.meta);
-        }
         match fate {
             Fate::NoDatabase => {
                 left.release();

@@ -27,12 +27,17 @@ impl Birth {
     }
 }
 
-/// What is known of a database file that was not at its path any more when its WAL was left there.
+/// How a WAL goes with the database file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Away {
-    /// Size and mtime: as long as they stay, the WAL continues it.
-    As(u64, Duration),
-    /// It was removed, or written by others: the WAL continues nothing that could come back.
+enum Fit {
+    /// It continues it.
+    Whole,
+    /// Somebody has opened the file with the WAL of the one that was there before.
+    Mixed,
+    /// The file was not at its path any more when its WAL was left there. As long as size and mtime stay, the WAL
+    /// continues it.
+    Away(u64, Duration),
+    /// The same, and it was removed, or written by others: the WAL continues nothing that could come back.
     Lost,
 }
 
@@ -41,7 +46,7 @@ enum Away {
 pub struct Held {
     database: Birth,
     wal: Birth,
-    away: Option<Away>,
+    fit: Fit,
 }
 
 /// Whose a WAL is.
@@ -56,18 +61,25 @@ pub enum Belonging {
 }
 
 impl Held {
-    /// Of two open files.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn of(database: &File, wal: &File) -> io::Result<Held> {
-        let (database, wal) = (Birth::of(&database.metadata()?), Birth::of(&wal.metadata()?));
-        Ok(Held { database, wal, away: None })
+    /// Of two files.
+    pub fn of(database: &Metadata, wal: &Metadata) -> Held {
+        let (database, wal) = (Birth::of(database), Birth::of(wal));
+        Held { database, wal, fit: Fit::Whole }
     }
 
     /// The same, with the database file as it was when it went away; `None` if the WAL does not continue it.
     pub fn left(self, stamp: Option<Stamp>) -> Held {
-        Held { away: Some(stamp.map_or(Away::Lost, |stamp| Away::As(stamp.size, stamp.modified))), ..self }
+        Held { fit: stamp.map_or(Fit::Lost, |stamp| Fit::Away(stamp.size, stamp.modified)), ..self }
+    }
+
+    /// The same, where the WAL is that of another file.
+    pub fn mixed(self) -> Held {
+        Held { fit: Fit::Mixed, ..self }
+    }
+
+    /// Whether that is said of this file.
+    pub fn says_mixed(&self, database: &Metadata) -> bool {
+        self.fit == Fit::Mixed && self.database == Birth::of(database)
     }
 
     /// Whose the WAL at a path is. `is_kept` is asked where births are not known: whether the WAL has a second name,
@@ -78,15 +90,15 @@ impl Held {
         wal: &File,
         is_kept: impl FnOnce() -> bool,
     ) -> io::Result<Belonging> {
-        let now = Held::of(database, wal)?;
+        let now = Held::of(&database.metadata()?, &wal.metadata()?);
         if now.wal != self.wal || self.wal.at.is_zero() && !is_kept() {
             return Ok(Belonging::Ours);
         }
         let stamp = proof::stamp_of(database)?;
-        Ok(match self.away {
+        Ok(match self.fit {
             _ if now.database != self.database => Belonging::Foreign,
-            Some(Away::Lost) => Belonging::Doubtful,
-            Some(Away::As(size, modified)) if (size, modified) != (stamp.size, stamp.modified) => {
+            Fit::Lost => Belonging::Doubtful,
+            Fit::Away(size, modified) if (size, modified) != (stamp.size, stamp.modified) => {
                 Belonging::Doubtful
             }
             _ => Belonging::Ours,
@@ -117,12 +129,13 @@ impl Held {
 
     fn to_line(self) -> String {
         let birth = |birth: Birth| format!("{} {}", birth.inode, birth.at.as_nanos());
-        let away = match self.away {
-            None => "here".to_owned(),
-            Some(Away::Lost) => "lost".to_owned(),
-            Some(Away::As(size, modified)) => format!("away {size} {}", modified.as_nanos()),
+        let fit = match self.fit {
+            Fit::Whole => "here".to_owned(),
+            Fit::Mixed => "mixed".to_owned(),
+            Fit::Lost => "lost".to_owned(),
+            Fit::Away(size, modified) => format!("away {size} {}", modified.as_nanos()),
         };
-        format!("{} {} {away}\n", birth(self.database), birth(self.wal))
+        format!("{} {} {fit}\n", birth(self.database), birth(self.wal))
     }
 
     fn parse(line: &str) -> Option<Held> {
@@ -130,13 +143,14 @@ impl Held {
         let time = |word: &str| word.parse().ok().map(Duration::from_nanos);
         let mut birth = || Some(Birth { inode: words.next()?.parse().ok()?, at: time(words.next()?)? });
         let (database, wal) = (birth()?, birth()?);
-        let away = match words.next()? {
-            "here" => None,
-            "lost" => Some(Away::Lost),
-            "away" => Some(Away::As(words.next()?.parse().ok()?, time(words.next()?)?)),
+        let fit = match words.next()? {
+            "here" => Fit::Whole,
+            "mixed" => Fit::Mixed,
+            "lost" => Fit::Lost,
+            "away" => Fit::Away(words.next()?.parse().ok()?, time(words.next()?)?),
             _ => return None,
         };
-        words.next().is_none().then_some(Held { database, wal, away })
+        words.next().is_none().then_some(Held { database, wal, fit })
     }
 }
 
@@ -147,9 +161,9 @@ mod tests {
     #[test]
     fn a_line_comes_back_and_no_other_line_does() {
         let birth = |inode| Birth { inode, at: Duration::new(1_795_000_000, 17) };
-        let here = Held { database: birth(7), wal: birth(8), away: None };
-        let away = Some(Away::As(4096, Duration::new(1_795_000_001, 0)));
-        for held in [here, Held { away, ..here }, Held { away: Some(Away::Lost), ..here }] {
+        let here = Held { database: birth(7), wal: birth(8), fit: Fit::Whole };
+        let away = Fit::Away(4096, Duration::new(1_795_000_001, 0));
+        for held in [here, here.mixed(), Held { fit: away, ..here }, here.left(None)] {
             let line = held.to_line();
             assert_eq!(Held::parse(&line), Some(held));
             for end in 0..line.len() {

@@ -71,7 +71,7 @@ enum Course {
 /// Leaves.
 pub fn leave(request: LeaveRequest) -> LeaveOutcome {
     let LeaveRequest { mut attached, reason, database, wal, meta, disk, seen } = request;
-    let at = Paths { database: &database, wal: &wal, meta: &meta };
+    let at = Paths { database: &database, wal: &wal, meta: &meta, disk: &*disk };
     // From before it is asked who is there.
     let visits = Visits::of(&attached.descriptor).ok();
     await_visitors(&attached, at);
@@ -115,7 +115,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         }
     });
     let fate = left.as_mut().map(|left| {
-        remember(left, &*disk, at);
+        remember(left, at);
         if course == Course::Complete {
             info!("{}: everything committed is in the file that was there", database.display());
         } else {
@@ -123,10 +123,6 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         }
         left.settle(at, newcomer.file())
     });
-    if matches!(fate, Some(Fate::Back | Fate::Mixed)) {
-        // From now on it is that of what is there.
-        let _ = Held::forget(&*disk, at.meta);
-    }
     let is_back = matches!(fate, Some(Fate::Back | Fate::BackChanged));
     let waits = matches!(fate, Some(Fate::NoDatabase));
     // The new file stays locked until our connections are closed: a program that came in before would join our `-shm`.
@@ -162,12 +158,15 @@ fn await_visitors(attached: &Attached, at: Paths) {
 }
 
 /// Keeps what the next run must know of the WAL.
-fn remember(left: &LeftBehind, disk: &dyn Disk, at: Paths) {
+fn remember(left: &LeftBehind, at: Paths) {
     let Some(database) = &left.database else { return };
-    let held = Held::of(database, &left.wal).map(|held| held.left(left.seen.map(|seen| seen.stamp)));
+    let keep = || {
+        let held = Held::of(&database.metadata()?, &left.wal.metadata()?);
+        held.left(left.seen.map(|seen| seen.stamp)).keep(at.disk, at.meta)
+    };
     let result = match left.content {
-        Content::InDatabase => Held::forget(disk, at.meta),
-        _ => held.and_then(|held| held.keep(disk, at.meta)),
+        Content::InDatabase => Held::forget(at.disk, at.meta),
+        _ => keep(),
     };
     if let Err(error) = result {
         // It counts in this run all the same.

@@ -1,12 +1,14 @@
 //! The WAL of a database that is not at its path any more. It must not be read as another file's, nor may it be lost:
 //! the name may come back, or a program may be moving both files, one after the other. So it gets a second name at once.
 
+use super::held::Held;
 use super::proof;
 use super::visits::Visits;
 use crate::core::evidence::{DatabaseHeader, Stamp};
 use crate::core::names;
 use crate::core::position::Generation;
 use crate::database_file::{DatabaseFile, FileIdentity};
+use crate::disk::Disk;
 use crate::locks;
 use log::{error, info, warn};
 use rustix::fs::{AtFlags, CWD, linkat};
@@ -28,6 +30,8 @@ pub struct Paths<'a> {
     pub wal: &'a Path,
     /// Our state.
     pub meta: &'a Path,
+    /// Where that is.
+    pub disk: &'a dyn Disk,
 }
 
 impl Paths<'_> {
@@ -202,6 +206,11 @@ impl LeftBehind {
         if let Content::Named(kept) = &self.content {
             info!("{name}: the -wal of the old file is kept as {}", kept.display());
         }
+        // From now on the WAL is that of what is there.
+        let keep = || {
+            Held::of(&std::fs::metadata(at.database)?, &self.wal.metadata()?).mixed().keep(at.disk, at.meta)
+        };
+        keep().unwrap_or_else(|e| warn!("{name}: cannot write {}: {e}", at.meta.display()));
         Fate::Mixed
     }
 
@@ -210,8 +219,7 @@ impl LeftBehind {
     fn is_back(&mut self, at: Paths) -> Fate {
         let is_harmless = self.visits.as_mut().is_some_and(Visits::are_harmless);
         if self.content == Content::InDatabase || self.seen.is_some() && is_harmless {
-            self.take_name_back();
-            return Fate::Back;
+            return self.back(at);
         }
         let database =
             match self.database.take().map_or_else(|| DatabaseFile::open(at.database), |file| Ok(Some(file)))
@@ -221,13 +229,11 @@ impl LeftBehind {
                 _ => return self.mixed(at),
             };
         if self.seen.is_some_and(|seen| seen.is(&database)) {
-            self.take_name_back();
-            return Fate::Back;
+            return self.back(at);
         }
         if !lock_out(&database) {
             if self.is_used {
-                self.take_name_back();
-                return Fate::Back;
+                return self.back(at);
             }
             return self.mixed(at);
         }
@@ -239,6 +245,15 @@ impl LeftBehind {
             Fate::MovedAway(_) => Fate::BackChanged,
             fate => fate,
         }
+    }
+
+    fn back(&mut self, at: Paths) -> Fate {
+        self.take_name_back();
+        // From now on the WAL is that of what is there.
+        if let Err(e) = Held::forget(at.disk, at.meta) {
+            warn!("{}: cannot write {}: {e}", at.database.display(), at.meta.display());
+        }
+        Fate::Back
     }
 
     fn take_name_back(&mut self) {
@@ -305,7 +320,7 @@ impl LeftBehind {
             }
             Err(e) => {
                 warn!("cannot remove {}, which belongs to the old file: {e}", at.wal.display());
-                Fate::Mixed
+                self.mixed(at)
             }
         }
     }

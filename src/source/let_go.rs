@@ -85,7 +85,7 @@ pub fn let_go(request: LetGoRequest) -> LetGoOutcome {
     let stamp = match finish(&mut attached, &database, &seen) {
         Ok(Some(stamp)) => stamp,
         Ok(None) => {
-            let at = Paths { database: &database, wal: &wal, meta: &meta };
+            let at = Paths { database: &database, wal: &wal, meta: &meta, disk: &*disk };
             return LetGoOutcome::Overwritten(attached.let_go_of_overwritten(at));
         }
         Err(Unfinished { stay, written }) => {

@@ -169,6 +169,8 @@ pub struct Source {
     left: Option<LeftBehind>,
     /// The file that was at the database's path before, while another process has it open.
     used: Option<DatabaseFile>,
+    /// Somebody has opened the database with the WAL of the file that was there before.
+    is_mixed: bool,
     /// The file and who was there, when that was last looked at.
     sighting: Option<Sighting>,
     /// That could not be looked at when there was reason to.
@@ -230,6 +232,7 @@ impl Source {
             leaving: None,
             left: None,
             used: None,
+            is_mixed: false,
             sighting: None,
             look_around_at: None,
             let_go_at: None,
@@ -254,7 +257,8 @@ impl Source {
         &self.settings.database
     }
     fn paths(&self) -> Paths<'_> {
-        Paths { database: &self.settings.database, wal: &self.wal, meta: &self.settings.meta }
+        let SourceSettings { database, meta, .. } = &self.settings;
+        Paths { database, wal: &self.wal, meta, disk: &*self.disk }
     }
     /// Where it stands.
     pub fn state(&self) -> &State {

@@ -449,3 +449,27 @@ fn a_file_that_others_wrote_under_another_name_beside_its_program_never_gets_its
     assert_is_kept(&place, &agent);
     assert_replicated(&place, agent);
 }
+
+#[test]
+fn a_file_that_was_opened_with_the_wal_of_the_one_before_is_called_mixed_until_another_is_there() {
+    let (place, agent, application) = place_with_a_wal();
+    application.close();
+    hold(&agent);
+    put_another_in_place(&place, "another");
+    let mut intruder = Shell::open(&place.database());
+    intruder.value("SELECT 1 FROM sqlite_schema");
+    go_on(&agent);
+    let is_said = |status: &serde_json::Value| {
+        status["health"] == "failing" && first(status)["mixed"].to_string().contains("integrity_check")
+    };
+    agent.wait_for_status("says so", is_said);
+    intruder.close();
+    let agent = restart(agent, Restart::Stopped, || {});
+    agent.wait_for_status("still says so", is_said);
+    put_another_in_place(&place, "anew");
+    agent.wait_for_status("is healthy again", |status| {
+        status["health"] == "healthy" && is_streaming(status) && first(status)["mixed"].is_null()
+    });
+    assert_eq!(Shell::open(&place.database()).value("SELECT data FROM t"), "anew", "{}", agent.log());
+    assert_replicated(&place, agent);
+}

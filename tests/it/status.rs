@@ -33,6 +33,7 @@ fn database(state: SourceState, replicas: Vec<ReplicaStatus>) -> DatabaseStatus 
         wal_pages: 12,
         scarcity: None,
         elsewhere: None,
+        mixed: None,
         write_lock_holds: WriteLockHolds::default(),
     }
 }
