@@ -51,9 +51,15 @@ enum Workload {
     Checkpoints,
     /// A thousand transactions a second, without a busy timeout.
     Impatient,
+    /// A thousand transactions a second beside a reader that has begun before them and goes on reading.
+    LongReader,
 }
 
 impl Workload {
+    fn is_paced(self) -> bool {
+        matches!(self, Workload::Impatient | Workload::LongReader)
+    }
+
     fn writers(self) -> usize {
         if self == Workload::Checkpoints { 3 } else { 1 }
     }
@@ -112,6 +118,8 @@ fn measure(workload: Workload, companion: Companion, length: Duration) -> anyhow
             thread::sleep(Duration::from_secs(2)); // it says nowhere that it is ready
         }
     }
+    let reader = (workload == Workload::LongReader).then(|| begin_to_read(&database)).transpose()?;
+    let cpu_before = agent.as_ref().map(|agent| cpu_time(agent.pid())).transpose()?;
     let writers: Vec<Child> =
         (0..workload.writers()).map(|_| start(&database, workload, length)).collect::<Result<_, _>>()?;
     let largest = largest_wal(&database.with_extension("db-wal"), length);
@@ -119,6 +127,7 @@ fn measure(workload: Workload, companion: Companion, length: Duration) -> anyhow
     for writer in writers {
         answers.take(&String::from_utf8(writer.wait_with_output()?.stdout)?)?;
     }
+    drop(reader);
     answers.waits.sort_unstable();
     let at = |part: f64| answers.waits[((answers.waits.len() - 1) as f64 * part) as usize] as f64 / 1e6;
     println!(
@@ -135,11 +144,32 @@ fn measure(workload: Workload, companion: Companion, length: Duration) -> anyhow
     if let Some(agent) = agent {
         let status = agent.status().unwrap_or_default();
         let holds = &status["databases"][0]["write_lock_holds"];
-        println!("{:>23} write lock held {} times, at most {} us", "", holds["count"], holds["max_micros"]);
+        let cpu = cpu_time(agent.pid())? - cpu_before.unwrap_or_default();
+        println!(
+            "{:>23} write lock held {} times, at most {} us; CPU {:.1} %",
+            "",
+            holds["count"],
+            holds["max_micros"],
+            100.0 * cpu.as_secs_f64() / length.as_secs_f64()
+        );
         agent.kill();
     }
     drop::<Option<Killed>>(litestream);
     Ok(())
+}
+
+fn begin_to_read(database: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(database)?;
+    connection.execute_batch("BEGIN; SELECT count(*) FROM rows")?;
+    Ok(connection)
+}
+
+/// What a process has used so far, of all cores (proc_pid_stat(5): utime and stime, in hundredths of a second).
+fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks = after_name.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+    Ok(Duration::from_millis(10 * ticks.sum::<Result<u64, _>>()?))
 }
 
 fn prepare(database: &Path) -> rusqlite::Result<()> {
@@ -197,7 +227,7 @@ fn play(database: &Path, workload: Workload, length: Duration) -> anyhow::Result
     let mut answers = Answers::default();
     let begin = Instant::now();
     for turn in 0_u32.. {
-        if workload == Workload::Impatient {
+        if workload.is_paced() {
             thread::sleep(
                 (begin + turn * Duration::from_millis(1)).saturating_duration_since(Instant::now()),
             );
