@@ -1,9 +1,9 @@
 //! Who else has a database open, and keeping all others out for a moment: SQLite's locks on the database file, by the
-//! one descriptor of it. And who holds which lock on its wal-index, by `/proc/locks`: `-shm` itself is never opened,
-//! since closing it would drop SQLite's locks.
+//! one descriptor of it. And who holds which lock on its wal-index, by the one descriptor of that. `/proc/locks` is read
+//! only where milliseconds do not matter: the kernel waits for all who lock anything while it makes the list.
 
 use nix::fcntl::{FcntlArg, fcntl};
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,18 @@ const SHARED_FIRST: libc::off_t = 0x4000_0002;
 /// How many bytes (os.h, `SHARED_SIZE`).
 const SHARED_SIZE: libc::off_t = 510;
 
-fn shared_bytes(kind: libc::c_int) -> libc::flock {
+fn flock(kind: libc::c_int, first: libc::off_t, length: libc::off_t) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: SHARED_FIRST,
-        l_len: SHARED_SIZE,
+        l_start: first,
+        l_len: length,
         l_pid: 0,
     }
+}
+
+fn shared_bytes(kind: libc::c_int) -> libc::flock {
+    flock(kind, SHARED_FIRST, SHARED_SIZE)
 }
 
 /// Whether a connection of another process has the database open. Our own are never seen; nor are those of a process
@@ -84,61 +88,63 @@ pub fn is_open_here(file: &Path) -> bool {
 }
 
 /// The byte of SQLite's write lock in `-shm` (wal.c, `WAL_WRITE_LOCK`).
-const WRITE_LOCK: u64 = 120;
+const WRITE_LOCK: libc::off_t = 120;
 /// The byte of the checkpoint lock, next to it.
-const CHECKPOINT_LOCK: u64 = 121;
+const CHECKPOINT_LOCK: libc::off_t = 121;
 /// The byte of read lock 0, which a checkpoint holds while it writes (wal.c, `WAL_READ_LOCK(0)`).
-const READ_LOCK_ZERO: u64 = 123;
+const READ_LOCK_ZERO: libc::off_t = 123;
 
 /// Whether another process is in a checkpoint that waits for readers: it holds the checkpoint lock, and the write
 /// lock, too, and does not write into the database file. `false` where that cannot be seen, as across PID namespaces.
-pub fn has_waiting_checkpoint(wal_index: &Path) -> bool {
-    let Ok(metadata) = std::fs::metadata(wal_index) else { return false };
-    let Ok(locks) = std::fs::read_to_string("/proc/locks") else { return false };
-    is_waiting(&locks, metadata.ino(), u64::from(std::process::id()))
+pub fn has_waiting_checkpoint(wal_index: &File) -> bool {
+    let holders = || {
+        let checkpoint = holder(wal_index, CHECKPOINT_LOCK)?;
+        // Only of the few who checkpoint more is asked.
+        let Some(checkpoint) = checkpoint else { return Ok(None) };
+        let (write, read_zero) = (holder(wal_index, WRITE_LOCK)?, holder(wal_index, READ_LOCK_ZERO)?);
+        let is_waiting = is_waiting(checkpoint, write, read_zero);
+        // It may have ended meanwhile, and begun to write.
+        Ok::<_, io::Error>(holder(wal_index, CHECKPOINT_LOCK)?.filter(|&now| is_waiting && now == checkpoint))
+    };
+    holders().is_ok_and(|waiting| waiting.is_some())
+}
+
+/// The process that has a write lock on this byte; the kernel shows none of other PID namespaces (0).
+fn holder(wal_index: &File, byte: libc::off_t) -> io::Result<Option<libc::pid_t>> {
+    // What a read lock would have to wait for.
+    let mut lock = flock(libc::F_RDLCK, byte, 1);
+    fcntl(wal_index, FcntlArg::F_GETLK(&mut lock))?;
+    Ok((lock.l_type != libc::F_UNLCK as libc::c_short).then_some(lock.l_pid))
+}
+
+fn is_waiting(checkpoint: libc::pid_t, write: Option<libc::pid_t>, read_zero: Option<libc::pid_t>) -> bool {
+    checkpoint > 0 && write == Some(checkpoint) && read_zero != Some(checkpoint)
 }
 
 /// Whether every other process that has a lock on a database has one on this wal-index, too, and so works with the WAL
-/// that is beside it. `false` where that cannot be seen.
-pub fn all_share_index(database: &File, wal_index: &Path) -> bool {
-    let inode = |metadata: io::Result<Metadata>| metadata.ok().map(|metadata| metadata.ino());
-    let (database, wal_index) = (inode(database.metadata()), inode(std::fs::metadata(wal_index)));
-    let (Some(database), Some(wal_index)) = (database, wal_index) else { return false };
+/// that is beside it. `false` where that cannot be seen. Takes milliseconds: the kernel waits for all who lock anything.
+pub fn all_share_index(database: &File, wal_index: &File) -> bool {
+    let inode = |file: &File| file.metadata().ok().map(|metadata| metadata.ino());
+    let (Some(database), Some(wal_index)) = (inode(database), inode(wal_index)) else { return false };
     let Ok(locks) = std::fs::read_to_string("/proc/locks") else { return false };
     share_index(&locks, database, wal_index, u64::from(std::process::id()))
 }
 
 /// A POSIX lock.
 struct Lock {
-    is_write: bool,
     process: u64,
     inode: u64,
-    first: u64,
-    last: Option<u64>,
 }
 
-/// Lines are `1: POSIX  ADVISORY  WRITE 4711 fe:00:10357871 120 121`: kind, pid, device and inode, first and last byte,
-/// which may be `EOF`.
+/// Lines are `1: POSIX  ADVISORY  WRITE 4711 fe:00:10357871 120 121`: kind, pid, device and inode, first and last byte.
 fn parse_locks(locks: &str) -> impl Iterator<Item = Lock> {
     locks.lines().filter_map(|line| {
         let mut words = line.split_whitespace().skip(1);
-        let is_posix = words.next()? == "POSIX" && words.next().is_some();
-        let is_write = words.next()? == "WRITE";
-        let process = words.next()?.parse().ok()?;
+        let is_posix = words.next()? == "POSIX";
+        let process = words.nth(2)?.parse().ok()?;
         let inode = words.next()?.rsplit(':').next()?.parse().ok()?;
-        let (first, last) = (words.next()?.parse().ok()?, words.next()?.parse().ok());
-        is_posix.then_some(Lock { is_write, process, inode, first, last })
+        is_posix.then_some(Lock { process, inode })
     })
-}
-
-fn is_waiting(locks: &str, inode: u64, ourselves: u64) -> bool {
-    let others = || parse_locks(locks).filter(|lock| lock.inode == inode && lock.process != ourselves);
-    let holders = |byte: u64| {
-        let has = move |lock: &Lock| lock.first <= byte && lock.last.is_none_or(|last| byte <= last);
-        others().filter(|lock| lock.is_write).filter(has).map(|lock| lock.process)
-    };
-    let holds = |process, byte| holders(byte).any(|other| other == process);
-    holders(CHECKPOINT_LOCK).any(|process| holds(process, WRITE_LOCK) && !holds(process, READ_LOCK_ZERO))
 }
 
 fn share_index(locks: &str, database: u64, wal_index: u64, ourselves: u64) -> bool {
@@ -153,25 +159,29 @@ fn share_index(locks: &str, database: u64, wal_index: u64, ourselves: u64) -> bo
 
 #[cfg(test)]
 mod tests {
-    use super::{is_waiting, share_index};
+    use super::*;
 
     #[test]
     fn a_checkpoint_waits_if_one_other_process_has_both_locks_and_does_not_write() {
-        let line =
-            |pid, kind, inode, bytes| format!("1: POSIX  ADVISORY  {kind} {pid} fe:00:{inode} {bytes}\n");
-        let both = line(7, "WRITE", 5, "120 121");
-        let apart = line(7, "WRITE", 5, "120 120") + &line(7, "WRITE", 5, "121 121");
-        for waiting in [&both, &apart] {
-            assert!(is_waiting(waiting, 5, 1), "{waiting}");
-            assert!(!is_waiting(waiting, 6, 1), "of another file: {waiting}");
-            assert!(!is_waiting(waiting, 5, 7), "our own: {waiting}");
-        }
-        assert!(!is_waiting(&line(7, "WRITE", 5, "121 121"), 5, 1), "a passive checkpoint waits for nobody");
-        let writes = line(7, "WRITE", 5, "120 121") + &line(7, "WRITE", 5, "123 123");
-        assert!(!is_waiting(&writes, 5, 1), "it waits for nobody any more");
-        let two = line(7, "WRITE", 5, "121 121") + &line(8, "WRITE", 5, "120 120");
-        assert!(!is_waiting(&two, 5, 1), "a writer beside a passive checkpoint");
-        assert!(!is_waiting("1: -> POSIX\ngarbage\n", 5, 1));
+        assert!(is_waiting(7, Some(7), None));
+        assert!(is_waiting(7, Some(7), Some(8)), "somebody else has just had it");
+        assert!(!is_waiting(7, None, None), "a passive checkpoint waits for nobody");
+        assert!(!is_waiting(7, Some(7), Some(7)), "it waits for nobody any more");
+        assert!(!is_waiting(7, Some(8), None), "a writer beside a passive checkpoint");
+        assert!(!is_waiting(0, Some(0), None), "two that cannot be told apart");
+    }
+
+    #[test]
+    fn who_has_a_write_lock_is_seen_and_who_has_a_read_lock_is_not() {
+        let file = tempfile::tempfile().expect("there is room");
+        let lock = |kind, byte| {
+            // One of an open file is another's than that of a process.
+            fcntl(&file, FcntlArg::F_OFD_SETLK(&flock(kind, byte, 1))).expect("nobody else has it");
+        };
+        lock(libc::F_WRLCK, WRITE_LOCK);
+        lock(libc::F_RDLCK, READ_LOCK_ZERO);
+        let seen = |byte| holder(&file, byte).expect("it can be asked").is_some();
+        assert!(seen(WRITE_LOCK) && !seen(READ_LOCK_ZERO) && !seen(CHECKPOINT_LOCK));
     }
 
     #[test]

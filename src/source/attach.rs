@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Everything the agent holds of a database. Drop order is significant: every connection closes before the one
-/// descriptor of the database file, because closing that drops SQLite's locks on it.
+/// descriptor of the database file and that of `-shm`, because closing one drops SQLite's locks on it.
 pub struct Attached {
     /// Holds the WAL.
     pub guard: Guard,
@@ -33,6 +33,8 @@ pub struct Attached {
     pub checkpointer: Option<Handle>,
     /// Copies the WAL.
     pub capture: Capture,
+    /// `-shm`: who holds which of its locks.
+    pub wal_index: File,
     /// The one descriptor of the database file. Snapshots are read through it.
     pub descriptor: DatabaseFile,
     /// Keeps other agents out.
@@ -58,17 +60,17 @@ impl Attached {
     /// Closes everything as the last one who has the database open, so that SQLite removes `-wal` and `-shm`. Others
     /// must be locked out, and everything must be in the database file.
     pub fn close(self) -> (ShadowWal, File, Result<(), SqliteError>) {
-        let Attached { guard, write_lock, checkpointer, capture, descriptor, lock } = self;
+        let Attached { guard, write_lock, checkpointer, capture, wal_index, descriptor, lock } = self;
         drop((guard, write_lock));
         let closed = checkpointer.map_or(Ok(()), Handle::close_last);
-        drop(descriptor);
+        drop((wal_index, descriptor));
         (capture.shadow, lock, closed)
     }
 
     /// Closes everything, without a checkpoint, when another content was put into the database file: beside it, the
     /// frames of its `-wal` would be read as the new one's. Returns the WAL as long as it has to stay.
     pub fn let_go_of_overwritten(self, at: Paths) -> Option<LeftBehind> {
-        let Attached { guard, write_lock, checkpointer, capture, descriptor, lock } = self;
+        let Attached { guard, write_lock, checkpointer, capture, wal_index, descriptor, lock } = self;
         let is_at_path = is_at_path(&descriptor, at.database);
         let generation = capture.shadow.extent().generation;
         let mut left = capture.into_live().map(|wal| LeftBehind {
@@ -88,7 +90,7 @@ impl Attached {
             false => left.settle(at, None),
         });
         drop((guard, write_lock, checkpointer));
-        drop((descriptor, lock));
+        drop((wal_index, descriptor, lock));
         left.filter(|_| matches!(fate, Some(Fate::NoDatabase)))
     }
 
@@ -191,23 +193,33 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     if !request.is_needed && !request.wal.exists() && past.holds(stamp) {
         return Ok(AttachOutcome::Resting(Box::new(past.into_resting()?)));
     }
+    // Declared before the connections: whatever fails here, they close first.
+    let wal_index;
     // The reader first: a program that only writes one row may be gone again in a millisecond, and with it the WAL.
     let query = Handle::open(path)?;
     let was_switched = ensure_wal_mode(&query)?;
     let reader = open_ready(path)?;
     let mark = Guard::take_mark(&reader, &query)?;
     let (spare, write_lock, checkpointer) = (open_ready(path)?, open_ready(path)?, open_ready(path)?);
+    wal_index = File::open(&request.wal_index).map_err(no_access)?;
     // Only what is looked at after our reader began can be trusted: from here on, no WAL ends without us.
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
     // A new generation begins only if nothing can fail any more: else each try would begin one.
     let (shadow, lock, beginning) = past.go_on(request, stamp)?;
     let handles = [reader, spare, query];
-    let guard = Guard::new(handles, request.wal_index.clone(), mark, shadow.extent().index);
+    let guard = Guard::new(handles, mark, shadow.extent().index);
     let is_proven = beginning == Beginning::Proven;
     let mut capture = Capture::new(request.wal.clone(), shadow);
     capture.continues = is_proven;
-    let mut attached =
-        Attached { guard, write_lock, checkpointer: Some(checkpointer), capture, descriptor, lock };
+    let mut attached = Attached {
+        guard,
+        write_lock,
+        checkpointer: Some(checkpointer),
+        capture,
+        wal_index,
+        descriptor,
+        lock,
+    };
     attached.capture.open_live().map_err(|e| Refusal::NoAccess(e.to_string()))?;
     let held = keep_held(&attached, request);
     held.unwrap_or_else(|e| warn!("{}: cannot write {}: {e}", path.display(), request.meta.display()));

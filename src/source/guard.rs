@@ -9,7 +9,7 @@ use crate::core::checkpoint::{Extent, Mark, is_in_place};
 use crate::core::position::Index;
 use crate::locks;
 use crate::sqlite::{Handle, SqliteError, WalExtent};
-use std::path::PathBuf;
+use std::fs::File;
 
 /// How far a move of the reader came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +39,6 @@ pub struct Guard {
     /// Asks NOOP; never inside a transaction.
     pub query: Handle,
     mark: Mark,
-    /// The path of `-shm`, for its locks.
-    wal_index: PathBuf,
 }
 
 impl Guard {
@@ -54,15 +52,10 @@ impl Guard {
         Ok(extent)
     }
 
-    /// The guard of a `reader` that has begun at `extent`, see [`Guard::take_mark`]. `wal_index` is the path of `-shm`.
-    pub fn new(
-        [reader, spare, query]: [Handle; 3],
-        wal_index: PathBuf,
-        extent: WalExtent,
-        index: Index,
-    ) -> Self {
+    /// The guard of a `reader` that has begun at `extent`, see [`Guard::take_mark`].
+    pub fn new([reader, spare, query]: [Handle; 3], extent: WalExtent, index: Index) -> Self {
         let mark = Mark { index, frames: extent.frames, on_lock_zero: extent.is_backfilled() };
-        Guard { reader, spare, query, mark, wal_index }
+        Guard { reader, spare, query, mark }
     }
 
     /// Whether the reader lets the application's checkpoints finish.
@@ -144,7 +137,7 @@ impl Guard {
         Ok(())
     }
 
-    /// Moves the reader to the newest mark.
+    /// Moves the reader to the newest mark. `wal_index` is `-shm`, for its locks.
     ///
     /// A checkpoint that waits for readers reads the mark of a slot, and then waits for the slot until it is free: raised
     /// in between, the mark is of no use to it. One that waited before the mark was raised waits for the first reader.
@@ -154,8 +147,8 @@ impl Guard {
     ///
     /// # Errors
     /// What could not be read or written; the first reader still holds.
-    pub fn move_on(&mut self, capture: &mut Capture) -> Result<Move, LookError> {
-        let has_waited = locks::has_waiting_checkpoint(&self.wal_index);
+    pub fn move_on(&mut self, capture: &mut Capture, wal_index: &File) -> Result<Move, LookError> {
+        let has_waited = locks::has_waiting_checkpoint(wal_index);
         let extent = match self.begin_spare() {
             Err(SqliteError::Busy) => return Ok(Move::NotYet),
             other => other?,
@@ -163,7 +156,7 @@ impl Guard {
         let copied = self.follow(extent, capture);
         let may_cross = !has_waited && !extent.is_backfilled();
         let moved = match copied {
-            Ok(Ok(_)) if may_cross && locks::has_waiting_checkpoint(&self.wal_index) => Move::Crossed,
+            Ok(Ok(_)) if may_cross && locks::has_waiting_checkpoint(wal_index) => Move::Crossed,
             Ok(Ok(mark)) => {
                 self.swap();
                 self.mark = mark;

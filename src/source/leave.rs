@@ -87,7 +87,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         true => bring_in(&mut attached, at, seen.as_ref()),
         false => Course::Continued,
     };
-    let Attached { guard, write_lock, checkpointer, capture, descriptor, lock } = *attached;
+    let Attached { guard, write_lock, checkpointer, capture, wal_index, descriptor, lock } = *attached;
     let generation = capture.shadow.extent().generation;
     let mut readers = Some((guard, write_lock));
     if course == Course::Complete {
@@ -101,7 +101,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         let is_complete = course == Course::Complete;
         let content = if is_complete { Content::InDatabase } else { Content::InWal };
         let seen = Seen::now(&descriptor).filter(|_| has_name && course != Course::Changed);
-        let visits = visits.filter(|_| !is_used || locks::all_share_index(&descriptor, &at.wal_index()));
+        let visits = visits.filter(|_| !is_used || locks::all_share_index(&descriptor, &wal_index));
         let identity = Some(descriptor.identity());
         LeftBehind {
             identity,
@@ -127,6 +127,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
     let waits = matches!(fate, Some(Fate::NoDatabase));
     // The new file stays locked until our connections are closed: a program that came in before would join our `-shm`.
     drop((readers, checkpointer));
+    drop(wal_index);
     drop((newcomer, fate));
     if let Some(left) = &left {
         left.save_removed(at);

@@ -36,7 +36,7 @@ pub struct Paths<'a> {
 
 impl Paths<'_> {
     /// The database's `-shm`.
-    pub fn wal_index(&self) -> PathBuf {
+    fn wal_index(&self) -> PathBuf {
         names::beside(self.database, "-shm")
     }
 

@@ -171,7 +171,7 @@ impl Source {
         let State::Attached(attached) = &mut self.state else { return };
         let again = Recheck::after(self.move_at, MOVE_PAUSE, LONGEST_MOVE_PAUSE, now);
         self.move_at = None;
-        match attached.guard.move_on(&mut attached.capture) {
+        match attached.guard.move_on(&mut attached.capture, &attached.wal_index) {
             Ok(Move::Done) => {
                 self.solved(Task::MoveReader);
                 // Moving takes its time; the next turn, which comes at once, knows how late it is.

@@ -189,7 +189,7 @@ pub(super) fn move_reader(attached: &mut Attached, until: Option<Instant>) -> Re
         if until.is_some_and(|until| Instant::now() >= until) {
             return Err(Stop::Later);
         }
-        let moved = attached.guard.move_on(&mut attached.capture);
+        let moved = attached.guard.move_on(&mut attached.capture, &attached.wal_index);
         match moved.map_err(|error| Stop::Failed(error.to_string()))? {
             Move::Done => return Ok(()),
             Move::Broken(reason) => return Err(Stop::Broken(reason)),

@@ -60,7 +60,7 @@ impl Source {
     pub(super) fn yield_to_checkpoint(&mut self, now: Instant) {
         let State::Attached(attached) = &mut self.state else { return };
         let next = Recheck::after(self.yield_at, FIRST_PAUSE, PATIENCE, now);
-        if !locks::has_waiting_checkpoint(&self.wal_index) {
+        if !locks::has_waiting_checkpoint(&attached.wal_index) {
             self.yield_at = Some(next).filter(|next| next.pause < PATIENCE);
             self.yielded_at = Some(self.extent);
             return;
