@@ -2,6 +2,7 @@
 //!
 //! Every handle keeps the WAL when it closes, never checkpoints by itself, and never waits for a lock.
 
+mod heap;
 mod owner;
 
 use crate::core::restore::Check;
@@ -83,6 +84,7 @@ impl Handle {
     /// # Errors
     /// Why SQLite could not.
     pub fn open(path: &Path) -> Result<Self, SqliteError> {
+        heap::take_no_memory_in_advance();
         owner::give_files_to_owner();
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
