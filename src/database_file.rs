@@ -6,20 +6,23 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
-/// Which file a path names, or a descriptor is open on.
+/// Which file a path names, or a descriptor is open on: also after its number was given to another one, where the file
+/// system tells when files were made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileIdentity {
     device: u64,
     inode: u64,
+    born: Option<SystemTime>,
 }
 
 impl FileIdentity {
     fn of(metadata: &Metadata) -> Self {
-        FileIdentity { device: metadata.dev(), inode: metadata.ino() }
+        FileIdentity { device: metadata.dev(), inode: metadata.ino(), born: metadata.created().ok() }
     }
 
     /// Of the file at a path, if there is one. A symbolic link is none: SQLite keeps the WAL beside what it leads to.
@@ -39,11 +42,6 @@ impl FileIdentity {
     /// The file's number on its file system.
     pub fn inode(self) -> u64 {
         self.inode
-    }
-
-    /// Whether it is open as a [`DatabaseFile`], for whatever database.
-    pub fn is_open_database(self) -> bool {
-        open_files().contains(&self)
     }
 }
 
@@ -68,6 +66,12 @@ struct Opened {
 #[derive(Debug)]
 struct Entry(FileIdentity);
 
+impl Entry {
+    fn of(identity: FileIdentity) -> Option<Entry> {
+        open_files().insert(identity).then(|| Entry(identity))
+    }
+}
+
 impl Drop for Entry {
     fn drop(&mut self) {
         open_files().remove(&self.0);
@@ -78,25 +82,22 @@ impl DatabaseFile {
     /// Opens a file, and never what a symbolic link leads to. `None` if this process has it open already.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's; or it is a folder, for example, or somebody holds a lease of it, who is told.
     pub fn open(path: &Path) -> io::Result<Option<Self>> {
         // Closing a descriptor that can neither read nor write drops no locks.
         let found = openat(CWD, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         let found = File::from(found);
         let metadata = found.metadata()?;
-        if metadata.is_symlink() {
-            return Err(rustix::io::Errno::LOOP.into());
+        if !metadata.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
         }
         let identity = FileIdentity::of(&metadata);
-        let mut open = open_files();
-        if open.contains(&identity) {
-            return Ok(None);
-        }
-        // That file, whatever has come to the path by now.
+        let Some(entry) = Entry::of(identity) else { return Ok(None) };
+        // That file, whatever has come to the path by now; and nobody waits for whoever has a lease of it.
         let found_name = format!("/proc/self/fd/{}", found.as_raw_fd());
-        let file = File::options().read(true).write(true).open(found_name)?;
-        open.insert(identity);
-        Ok(Some(DatabaseFile(Arc::new(Opened { file, entry: Entry(identity) }))))
+        let mut options = File::options();
+        let file = options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open(found_name)?;
+        Ok(Some(DatabaseFile(Arc::new(Opened { file, entry }))))
     }
 
     /// Whether somebody else in this process reads it, too.
@@ -132,13 +133,17 @@ mod tests {
         let first = open(&path).expect("nobody has it open");
         std::fs::hard_link(&path, &other).expect("the folder is ours");
         assert!(open(&path).is_none() && open(&other).is_none());
-        assert!(FileIdentity::of_path(&other).is_some_and(FileIdentity::is_open_database));
         let second = first.clone();
         drop(first);
         assert!(open(&path).is_none(), "it is still read");
         drop(second);
         assert!(open(&other).is_some());
         std::os::unix::fs::symlink(&path, &link).expect("the folder is ours");
-        assert_eq!(DatabaseFile::open(&link).expect_err("a link").raw_os_error(), Some(libc::ELOOP));
+        for no_file in [&link, folder.path()] {
+            assert_eq!(
+                DatabaseFile::open(no_file).expect_err("no file").to_string(),
+                "it is not a regular file"
+            );
+        }
     }
 }

@@ -130,6 +130,14 @@ pub fn all_share_index(database: &File, wal_index: &File) -> bool {
     share_index(&locks, database, wal_index, u64::from(std::process::id()))
 }
 
+/// Whether another process has a lock on this wal-index, if that can be seen. Takes as long.
+pub fn is_index_shared(wal_index: &Path) -> bool {
+    let Ok(metadata) = std::fs::metadata(wal_index) else { return false };
+    let Ok(locks) = std::fs::read_to_string("/proc/locks") else { return false };
+    let ourselves = u64::from(std::process::id());
+    parse_locks(&locks).any(|lock| lock.inode == metadata.ino() && lock.process != ourselves)
+}
+
 /// A POSIX lock.
 struct Lock {
     process: u64,

@@ -72,6 +72,10 @@ impl Attached {
     pub fn let_go_of_overwritten(self, at: Paths) -> Option<LeftBehind> {
         let Attached { guard, write_lock, checkpointer, capture, wal_index, descriptor, lock } = self;
         let is_at_path = is_at_path(&descriptor, at.database);
+        // Whatever was mixed is gone.
+        let forgotten = Held::forget(at.disk, at.meta);
+        forgotten
+            .unwrap_or_else(|e| warn!("{}: cannot write {}: {e}", at.database.display(), at.meta.display()));
         let generation = capture.shadow.extent().generation;
         let mut left = capture.into_live().map(|wal| LeftBehind {
             identity: Some(descriptor.identity()),
@@ -91,7 +95,7 @@ impl Attached {
         });
         drop((guard, write_lock, checkpointer));
         drop((wal_index, descriptor, lock));
-        left.filter(|_| matches!(fate, Some(Fate::NoDatabase)))
+        left.filter(|_| matches!(fate, Some(Fate::NoDatabase | Fate::Later(_))))
     }
 
     /// What is seen of the file and of others just now; `None` if it cannot be told.
@@ -133,6 +137,12 @@ pub struct AttachRequest {
     pub resting: Option<Box<Resting>>,
     /// Whether it must be held even if nobody else has it open and nothing has changed.
     pub is_needed: bool,
+}
+
+impl AttachRequest {
+    fn paths(&self) -> Paths<'_> {
+        Paths { database: &self.database, wal: &self.wal, meta: &self.meta, disk: &*self.disk }
+    }
 }
 
 /// What came of attaching.
@@ -237,10 +247,8 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
 /// Keeps which WAL is this database's now.
 fn keep_held(attached: &Attached, request: &AttachRequest) -> io::Result<()> {
     let Some(wal) = attached.capture.live_file() else { return Ok(()) };
-    let database = attached.descriptor.metadata()?;
-    let held = Held::of(&database, &wal.metadata()?);
-    let was = Held::kept(&*request.disk, &request.meta);
-    let is_mixed = was.is_some_and(|was| was.says_mixed(&database));
+    let held = Held::of(&attached.descriptor.metadata()?, &wal.metadata()?);
+    let is_mixed = Held::is_mixed(request.paths());
     if is_mixed { held.mixed() } else { held }.keep(&*request.disk, &request.meta)
 }
 
@@ -248,8 +256,7 @@ fn keep_held(attached: &Attached, request: &AttachRequest) -> io::Result<()> {
 /// to this one, but others have written that since.
 fn settle_foreign_wal(request: &AttachRequest, database: &DatabaseFile) -> Result<(), Refusal> {
     let error = |e: io::Error| meta_error(request, e);
-    let AttachRequest { database: path, wal, meta, disk, .. } = request;
-    let at = Paths { database: path, wal, meta, disk: &**disk };
+    let at = request.paths();
     let Ok(wal) = File::open(at.wal) else { return Ok(()) };
     let Some(held) = Held::kept(&*request.disk, at.meta) else { return Ok(()) };
     let judged = held.judge(database, &wal, || left_behind::is_kept(&wal, at));
@@ -275,7 +282,9 @@ fn settle_foreign_wal(request: &AttachRequest, database: &DatabaseFile) -> Resul
         content,
     };
     left.settle(at, Some(database));
-    locks::let_in(database).map_err(error)
+    // Whoever locks it exclusively now keeps our connections out, too.
+    let _ = locks::let_in(database);
+    Ok(())
 }
 
 /// A handle asks for the mode so that it has read page 1, and with it the page size, before it is asked more.

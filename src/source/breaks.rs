@@ -192,15 +192,7 @@ impl Source {
 
     /// Whether the database may be mixed with the one that was there before, and what to do.
     pub fn mixed(&self) -> Option<&'static str> {
-        self.is_mixed.then_some(MIXED)
-    }
-
-    /// Asks that of what there is now.
-    pub(super) fn ask_whether_mixed(&mut self) {
-        let held = Held::kept(&*self.disk, &self.settings.meta);
-        let says_mixed =
-            |held: Held| Some(held.says_mixed(&std::fs::metadata(&self.settings.database).ok()?));
-        self.is_mixed = held.and_then(says_mixed).unwrap_or(false);
+        Held::is_mixed(self.paths()).then_some(MIXED)
     }
 
     /// Whether a program goes on writing into a file that was at the path before, and why that matters.
@@ -249,6 +241,13 @@ impl Source {
                 self.left = Some(left);
                 (self.dirty, self.settle_at) = (Dirty::default(), None);
                 self.on_attach(AttachOutcome::Absent, now);
+                return false;
+            }
+            Fate::Later(refusal) => {
+                left.release();
+                self.left = Some(left);
+                self.dirty = Dirty::default();
+                self.refuse(refusal, now);
                 return false;
             }
             Fate::Back | Fate::BackChanged => self.forced_break = Some(Break::DatabaseMoved),

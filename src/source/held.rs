@@ -1,6 +1,7 @@
 //! Which WAL belongs to which database file, kept in the meta folder: after a restart of the agent, an old WAL may lie
 //! beside another file. Files are told by number and time of birth: numbers are given again.
 
+use super::left_behind::Paths;
 use super::proof;
 use crate::core::evidence::Stamp;
 use crate::disk::Disk;
@@ -77,9 +78,12 @@ impl Held {
         Held { fit: Fit::Mixed, ..self }
     }
 
-    /// Whether that is said of this file.
-    pub fn says_mixed(&self, database: &Metadata) -> bool {
-        self.fit == Fit::Mixed && self.database == Birth::of(database)
+    /// Whether that is said of the file that is at the database's path.
+    pub fn is_mixed(at: Paths) -> bool {
+        let held = Held::kept(at.disk, at.meta).filter(|held| held.fit == Fit::Mixed);
+        held.is_some_and(|held| {
+            std::fs::metadata(at.database).is_ok_and(|now| held.database == Birth::of(&now))
+        })
     }
 
     /// Whose the WAL at a path is. `is_kept` is asked where births are not known: whether the WAL has a second name,

@@ -98,37 +98,38 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         }
     }
     let mut left = capture.into_live().map(|wal| {
-        let is_complete = course == Course::Complete;
+        // A program that is still there may go on writing into an empty one.
+        let is_empty = !is_used && wal.metadata().is_ok_and(|metadata| metadata.len() == 0);
+        let is_complete = course == Course::Complete || is_empty;
         let content = if is_complete { Content::InDatabase } else { Content::InWal };
         let seen = Seen::now(&descriptor).filter(|_| has_name && course != Course::Changed);
-        let visits = visits.filter(|_| !is_used || locks::all_share_index(&descriptor, &wal_index));
-        let identity = Some(descriptor.identity());
         LeftBehind {
-            identity,
+            identity: Some(descriptor.identity()),
             database: Some(descriptor.clone()),
             wal,
             generation,
             seen,
             is_used,
-            visits,
+            visits: None,
             content,
         }
     });
+    if let Some(left) = left.as_mut().filter(|left| left.content == Content::InWal) {
+        left.name(at);
+    }
+    // The new file stays locked until our connections are closed: a program that came in before would join our `-shm`.
+    drop((readers, checkpointer));
     let fate = left.as_mut().map(|left| {
+        left.visits = visits.filter(|_| is_used && locks::all_share_index(&descriptor, &wal_index));
         remember(left, at);
         if course == Course::Complete {
             info!("{}: everything committed is in the file that was there", database.display());
-        } else {
-            left.name(at);
         }
         left.settle(at, newcomer.file())
     });
     let is_back = matches!(fate, Some(Fate::Back | Fate::BackChanged));
-    let waits = matches!(fate, Some(Fate::NoDatabase));
-    // The new file stays locked until our connections are closed: a program that came in before would join our `-shm`.
-    drop((readers, checkpointer));
-    drop(wal_index);
-    drop((newcomer, fate));
+    let waits = matches!(fate, Some(Fate::NoDatabase | Fate::Later(_)));
+    drop((newcomer, fate, wal_index));
     if let Some(left) = &left {
         left.save_removed(at);
     }
@@ -160,7 +161,7 @@ fn await_visitors(attached: &Attached, at: Paths) {
 
 /// Keeps what the next run must know of the WAL.
 fn remember(left: &LeftBehind, at: Paths) {
-    let Some(database) = &left.database else { return };
+    let Some(database) = left.database.as_ref().filter(|_| !Held::is_mixed(at)) else { return };
     let keep = || {
         let held = Held::of(&database.metadata()?, &left.wal.metadata()?);
         held.left(left.seen.map(|seen| seen.stamp)).keep(at.disk, at.meta)

@@ -3,6 +3,7 @@
 
 use super::held::Held;
 use super::proof;
+use super::refusal::Refusal;
 use super::visits::Visits;
 use crate::core::evidence::{DatabaseHeader, Stamp};
 use crate::core::names;
@@ -69,22 +70,22 @@ impl Seen {
     }
 }
 
-/// A database that we held, with its WAL. As long as it is open or its visits are watched, no other file gets its inode.
+/// A database that we held, with its WAL.
 pub struct LeftBehind {
     /// Which file it is; `None` once it is removed and cannot come back.
     pub identity: Option<FileIdentity>,
-    /// Its descriptor, as long as that is needed: it would take the room of a removed file, and keep another source of
-    /// this agent from attaching to a renamed one.
+    /// Its descriptor, as long as a program has it open. It would take the room of a removed file, and keep another source
+    /// of this agent from attaching to a renamed one.
     pub database: Option<DatabaseFile>,
     /// Its WAL.
     pub wal: File,
     /// The last generation it had.
     pub generation: Generation,
-    /// The database file when it was left; `None` if the WAL does not continue it any more.
+    /// The database file when it was left, or its program has ended; `None` if the WAL does not continue it any more.
     pub seen: Option<Seen>,
     /// Another process had it open.
     pub is_used: bool,
-    /// Who has come to it since; `None` if there may be others who were there, and have another WAL.
+    /// Who has come to it since, while its program has it open; `None` if others may have been there who have another WAL.
     pub visits: Option<Visits>,
     /// What has become of the WAL's content.
     pub content: Content,
@@ -115,20 +116,33 @@ pub enum Fate {
     MovedAway(Option<DatabaseFile>),
     /// It lies beside a file it does not belong to, and that was said.
     Mixed,
+    /// What is there cannot be opened now; nobody else has, as far as anybody knows.
+    Later(Refusal),
 }
 
 impl LeftBehind {
-    /// Closes the database file if it has no name any more, or nobody has it open and what becomes of it is told by
-    /// its visits, or does not matter.
+    /// Closes the database file if it has no name any more, or nobody has it open.
     pub fn release(&mut self) {
         let Some(file) = &self.database else { return };
         let is_removed = has_no_name(file);
-        let is_watched = self.visits.is_some() || self.content == Content::InDatabase;
         if is_removed {
             self.identity = None;
         }
-        if is_removed || is_watched && !locks::is_shared(file).unwrap_or(true) {
-            self.database = None;
+        if is_removed || !locks::is_shared(file).unwrap_or(true) {
+            self.see();
+            (self.database, self.visits) = (None, None);
+        }
+    }
+
+    /// Looks at the file once more, if only its program has written it until now.
+    fn see(&mut self) {
+        let (Some(file), Some(visits), Some(_)) = (&self.database, &mut self.visits, self.seen) else {
+            return;
+        };
+        let now = Seen::now(file);
+        // Asked afterwards: all that is seen is by its program then.
+        if visits.are_harmless() {
+            self.seen = now;
         }
     }
 
@@ -180,7 +194,6 @@ impl LeftBehind {
             None => return Fate::NoDatabase,
             there if there == self.identity => return self.is_back(at),
             there if there == new.map(DatabaseFile::identity) => Ok(new.cloned()),
-            // None if another source of this agent holds it.
             Some(_) => DatabaseFile::open(at.database),
         };
         match new {
@@ -193,10 +206,14 @@ impl LeftBehind {
             _ if FileIdentity::of_path(at.wal) != FileIdentity::of_file(&self.wal).ok() => {
                 self.wal_is_gone(at)
             }
-            _ => self.mixed(at),
+            Ok(Some(_)) => self.mixed(at),
+            // Another source of this agent holds it, which will leave it, too.
+            Ok(None) => Fate::Later(Refusal::StillOpen),
+            Err(e) => Fate::Later(Refusal::NoAccess(e.to_string())),
         }
     }
 
+    /// Says that others have opened the file with a WAL that is not its own.
     fn mixed(&self, at: Paths) -> Fate {
         let name = at.database.display();
         error!(
@@ -217,30 +234,26 @@ impl LeftBehind {
     /// The same file is at its path. Its WAL continues it if nobody has written it meanwhile but the program that had
     /// both open.
     fn is_back(&mut self, at: Paths) -> Fate {
-        let is_harmless = self.visits.as_mut().is_some_and(Visits::are_harmless);
-        if self.content == Content::InDatabase || self.seen.is_some() && is_harmless {
-            return self.back(at);
-        }
-        let database =
-            match self.database.take().map_or_else(|| DatabaseFile::open(at.database), |file| Ok(Some(file)))
-            {
+        self.see();
+        let file = match self.database.take() {
+            _ if self.content == Content::InDatabase => return self.back(at),
+            Some(file) => file,
+            None => match DatabaseFile::open(at.database) {
                 Ok(Some(file)) => file,
+                Ok(None) => return Fate::Later(Refusal::StillOpen),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Fate::NoDatabase,
-                _ => return self.mixed(at),
-            };
-        if self.seen.is_some_and(|seen| seen.is(&database)) {
+                Err(error) => return Fate::Later(Refusal::NoAccess(error.to_string())),
+            },
+        };
+        if self.seen.is_some_and(|seen| seen.is(&file)) {
             return self.back(at);
         }
-        if !lock_out(&database) {
-            if self.is_used {
-                return self.back(at);
-            }
-            return self.mixed(at);
+        if !lock_out(&file) && locks::is_index_shared(&at.wal_index()) {
+            // Its program, which works with both; or one that has opened both just now.
+            return if self.is_used { self.back(at) } else { self.mixed(at) };
         }
-        warn!(
-            "{}: the file was written under another name, and does not continue in its -wal any more",
-            at.database.display()
-        );
+        let name = at.database.display();
+        warn!("{name}: the file was written under another name, and does not continue in its -wal any more");
         match self.move_away(at, None) {
             Fate::MovedAway(_) => Fate::BackChanged,
             fate => fate,
@@ -250,7 +263,9 @@ impl LeftBehind {
     fn back(&mut self, at: Paths) -> Fate {
         self.take_name_back();
         // From now on the WAL is that of what is there.
-        if let Err(e) = Held::forget(at.disk, at.meta) {
+        if !Held::is_mixed(at)
+            && let Err(e) = Held::forget(at.disk, at.meta)
+        {
             warn!("{}: cannot write {}: {e}", at.database.display(), at.meta.display());
         }
         Fate::Back

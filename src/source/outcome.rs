@@ -42,17 +42,14 @@ impl Source {
             }
             LocalOutcome::Round(attached, report) => {
                 self.state = State::Attached(attached);
-                self.ask_whether_mixed();
                 self.on_round(report, now);
             }
             LocalOutcome::Compared(attached, result) => {
                 self.state = State::Attached(attached);
-                self.ask_whether_mixed();
                 self.on_compared(&result, now);
             }
             LocalOutcome::Inspected(attached, inspection) => {
                 self.state = State::Attached(attached);
-                self.ask_whether_mixed();
                 self.on_inspected(inspection, now);
             }
             LocalOutcome::LetGo(outcome) => self.on_let_go(outcome, now),
@@ -98,7 +95,6 @@ impl Source {
                 let generation = resting.shadow.extent().generation;
                 info!("{name}: nobody has it open, and nothing has changed in generation {generation}");
                 self.state = State::Resting(resting);
-                self.ask_whether_mixed();
                 self.hold_nothing();
                 self.dirty = Dirty::ALL;
             }
@@ -112,7 +108,6 @@ impl Source {
                     self.count_break(reason);
                 }
                 self.state = State::Attached(attached);
-                self.ask_whether_mixed();
                 // The generation that was begun in the last try: no look has succeeded in it, and nothing was sent.
                 self.to_compare =
                     to_compare.filter(|doubt| *doubt != Break::ShadowMissing || self.break_at.is_none());

@@ -88,7 +88,8 @@ impl Source {
         {
             return Some(LocalJob::Remove { paths: vec![folder], disk: Arc::clone(&self.disk) });
         }
-        if self.dirty.any() && !self.is_busy() && !self.settle_left(now) {
+        let is_retried = self.retry.is_some_and(|retry| now >= retry.at);
+        if (self.dirty.any() || is_retried) && !self.is_busy() && !self.settle_left(now) {
             return None;
         }
         let is_due = match self.state {

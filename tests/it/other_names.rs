@@ -59,10 +59,11 @@ fn a_file_that_has_another_name_by_a_hard_link_gets_nothing_written_into_it() {
     assert_eq!(other.value("SELECT data FROM t ORDER BY rowid DESC LIMIT 1"), "beside another WAL");
 }
 
-/// An application whose commits stay in the WAL.
+/// An application whose later commits stay in the WAL.
 fn begin(database: &Path) -> Shell {
     let mut application = Shell::open(database);
-    application.run("PRAGMA journal_mode=wal; PRAGMA wal_autocheckpoint=0; CREATE TABLE t (data)");
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data); PRAGMA wal_checkpoint(TRUNCATE)");
+    application.run("PRAGMA wal_autocheckpoint=0");
     application
 }
 
