@@ -248,7 +248,7 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
 fn keep_held(attached: &Attached, request: &AttachRequest) -> io::Result<()> {
     let Some(wal) = attached.capture.live_file() else { return Ok(()) };
     let held = Held::of(&attached.descriptor.metadata()?, &wal.metadata()?);
-    let is_mixed = Held::is_mixed(request.paths());
+    let is_mixed = Held::is_mixed(request.paths(), attached.descriptor.metadata());
     if is_mixed { held.mixed() } else { held }.keep(&*request.disk, &request.meta)
 }
 

@@ -192,7 +192,8 @@ impl Source {
 
     /// Whether the database may be mixed with the one that was there before, and what to do.
     pub fn mixed(&self) -> Option<&'static str> {
-        Held::is_mixed(self.paths()).then_some(MIXED)
+        let database = std::fs::metadata(&self.settings.database);
+        Held::is_mixed(self.paths(), database).then_some(MIXED)
     }
 
     /// Whether a program goes on writing into a file that was at the path before, and why that matters.

@@ -78,12 +78,10 @@ impl Held {
         Held { fit: Fit::Mixed, ..self }
     }
 
-    /// Whether that is said of the file that is at the database's path.
-    pub fn is_mixed(at: Paths) -> bool {
+    /// Whether that was kept of a file, by this run or an earlier one.
+    pub fn is_mixed(at: Paths, database: io::Result<Metadata>) -> bool {
         let held = Held::kept(at.disk, at.meta).filter(|held| held.fit == Fit::Mixed);
-        held.is_some_and(|held| {
-            std::fs::metadata(at.database).is_ok_and(|now| held.database == Birth::of(&now))
-        })
+        held.is_some_and(|held| database.is_ok_and(|database| held.database == Birth::of(&database)))
     }
 
     /// Whose the WAL at a path is. `is_kept` is asked where births are not known: whether the WAL has a second name,

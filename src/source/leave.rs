@@ -161,7 +161,10 @@ fn await_visitors(attached: &Attached, at: Paths) {
 
 /// Keeps what the next run must know of the WAL.
 fn remember(left: &LeftBehind, at: Paths) {
-    let Some(database) = left.database.as_ref().filter(|_| !Held::is_mixed(at)) else { return };
+    let Some(database) = &left.database else { return };
+    if Held::is_mixed(at, database.metadata()) {
+        return;
+    }
     let keep = || {
         let held = Held::of(&database.metadata()?, &left.wal.metadata()?);
         held.left(left.seen.map(|seen| seen.stamp)).keep(at.disk, at.meta)

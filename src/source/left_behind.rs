@@ -263,7 +263,7 @@ impl LeftBehind {
     fn back(&mut self, at: Paths) -> Fate {
         self.take_name_back();
         // From now on the WAL is that of what is there.
-        if !Held::is_mixed(at)
+        if !Held::is_mixed(at, std::fs::metadata(at.database))
             && let Err(e) = Held::forget(at.disk, at.meta)
         {
             warn!("{}: cannot write {}: {e}", at.database.display(), at.meta.display());

@@ -473,3 +473,42 @@ fn a_file_that_was_opened_with_the_wal_of_the_one_before_is_called_mixed_until_a
     assert_eq!(Shell::open(&place.database()).value("SELECT data FROM t"), "anew", "{}", agent.log());
     assert_replicated(&place, agent);
 }
+
+#[test]
+fn a_file_comes_back_to_its_wal_though_a_folder_was_in_its_place_meanwhile() {
+    let (place, agent, mut application) = place_with_a_wal();
+    rename(&place.database(), &place.path("aside.db"));
+    agent.wait_for_log(GONE);
+    application.run("INSERT INTO t VALUES ('last')");
+    application.kill();
+    fs::create_dir(place.database()).expect("the folder is ours");
+    agent.wait_for_log("it is not a regular file");
+    fs::remove_dir(place.database()).expect("it is empty");
+    rename(&place.path("aside.db"), &place.database());
+    agent.wait_for_log(BACK);
+    assert_eq!(Shell::open(&place.database()).value(COUNT), "12", "{}", agent.log());
+    assert_eq!(kept_wals(&place), Vec::<PathBuf>::new());
+    assert_replicated(&place, agent);
+}
+
+#[test]
+fn a_database_that_its_application_makes_anew_while_its_wal_is_empty_is_not_called_mixed() {
+    let (place, agent, mut application) = place_with_a_wal();
+    application.run("PRAGMA wal_checkpoint(TRUNCATE)");
+    application.close();
+    assert_eq!(fs::metadata(place.wal()).expect("the agent holds it").len(), 0);
+    hold(&agent);
+    fs::remove_file(place.database()).expect("it is there");
+    let mut anew = Shell::open(&place.database());
+    anew.run("CREATE TABLE t (data); BEGIN");
+    anew.value(COUNT);
+    go_on(&agent);
+    agent.wait_for_log("another file was put in the database's place");
+    anew.run("COMMIT; PRAGMA journal_mode=wal");
+    let status = agent.wait_for_status("follows the new one", is_streaming);
+    assert!(first(&status)["mixed"].is_null(), "{status}: {}", agent.log());
+    anew.run("INSERT INTO t VALUES ('another')");
+    anew.close();
+    assert_is_another(&place, &agent);
+    assert_replicated(&place, agent);
+}

@@ -162,6 +162,29 @@ fn a_database_that_gets_the_name_of_another_one_is_followed_there() {
 }
 
 #[test]
+fn a_database_that_was_another_one_for_a_while_has_what_was_made_of_it_when_it_is_back() {
+    let Two { place, agent, paths, applications } = two_databases();
+    let [first, second] = applications;
+    second.close();
+    fs::remove_file(&paths[1]).expect("it is there");
+    agent.wait_for_log(&format!("{}: {GONE}", paths[1].display()));
+    rename(&paths[0], &paths[1]);
+    agent.wait_for_log("a program goes on writing into the file that was at this path before");
+    first.kill();
+    agent.wait_for_status("the second is followed", |status| streams(status, 1));
+    let mut application = Shell::open(&paths[1]);
+    application.run("DELETE FROM t; INSERT INTO t VALUES ('as the second'); PRAGMA wal_checkpoint(TRUNCATE)");
+    application.run("INSERT INTO t VALUES ('as the second')");
+    application.close();
+    rename(&paths[1], &paths[0]);
+    agent.wait_for_status("the first is followed again", |status| streams(status, 0));
+    assert_eq!(rows(&paths[0]), "2 as the second", "{}", agent.log());
+    let status = agent.wait_for_status("is healthy", |status| status["health"] == "healthy");
+    assert!(status["databases"][0]["mixed"].is_null(), "{status}");
+    drop(place);
+}
+
+#[test]
 fn a_renamed_file_that_is_read_at_once_gets_everything_when_its_reader_has_gone() {
     let (place, agent, application) = place_with_a_wal();
     application.close();
