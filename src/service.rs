@@ -1,6 +1,7 @@
 //! The service manager that started the agent: what systemd is told. Without one, nothing is said.
 
 use log::warn;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
@@ -10,6 +11,18 @@ pub fn is_journal() -> bool {
     let stderr =
         std::fs::metadata("/proc/self/fd/2").map(|stderr| format!("{}:{}", stderr.dev(), stderr.ino()));
     stderr.is_ok_and(|stderr| std::env::var("JOURNAL_STREAM") == Ok(stderr))
+}
+
+/// Lets the agent open as many files as whoever started it allows: a database takes seventeen, and the limit that most
+/// programs get is 1,024, because some cannot cope with more.
+pub fn open_as_many_files_as_allowed() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    // What is missing then is said of each database.
+    raised.unwrap_or_else(|error| warn!("cannot open more than {:?} files: {error}", limit.current));
 }
 
 /// The way to the service manager.

@@ -3,6 +3,7 @@
 use super::{FAILED, Failure, OK};
 use crate::config::Config;
 use crate::event_loop::{self, CheckConfig, Ended};
+use crate::service;
 use anyhow::anyhow;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -41,6 +42,7 @@ pub fn run(arguments: Arguments) -> Result<u8, Failure> {
     };
     // Without a configuration, a terminal that is closed ends the agent, as it would any program.
     let check: Option<CheckConfig<'_>> = if arguments.database.is_none() { Some(&check) } else { None };
+    service::open_as_many_files_as_allowed();
     match event_loop::run(&config, check)? {
         Ended::Stopped { all_acknowledged } => Ok(if all_acknowledged { OK } else { FAILED }),
         Ended::Reload => Err(begin_anew()),

@@ -2,12 +2,13 @@
 
 use crate::support::agent::Agent;
 use crate::support::place::{Place, is_streaming};
-use crate::support::sqlite::Writer;
+use crate::support::sqlite::{Shell, Writer};
 use crate::support::wait::wait_until;
 use std::cell::RefCell;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -53,6 +54,35 @@ impl Manager {
 fn configuration(place: &Place) -> String {
     let (database, replica) = (place.database(), place.replica());
     format!("dbs:\n  - path: {}\n    replicas: [{{path: {}}}]\n", database.display(), replica.display())
+}
+
+#[test]
+fn many_databases_are_followed_though_few_files_are_allowed_at_first() {
+    let place = Place::new();
+    let databases: Vec<_> = (0..12).map(|number| place.path(&format!("{number}.db"))).collect();
+    let entry = |path: &PathBuf| {
+        let replica = path.with_extension("replica");
+        format!(
+            "  - path: {}\n    replicas: [{{type: file, path: '{}'}}]\n",
+            path.display(),
+            replica.display()
+        )
+    };
+    let configuration = format!("dbs:\n{}", databases.iter().map(entry).collect::<String>());
+    let applications: Vec<_> = databases
+        .iter()
+        .map(|path| {
+            let mut application = Shell::open(path);
+            application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data)");
+            application
+        })
+        .collect();
+    let agent = Agent::start_with_files(&place.path(""), &configuration, "100:4096");
+    agent.wait_for_status("all are followed", |status| {
+        let each = status["databases"].as_array().expect("it has databases");
+        each.iter().all(|database| is_streaming(&serde_json::json!({ "databases": [database] })))
+    });
+    applications.into_iter().for_each(Shell::close);
 }
 
 #[test]

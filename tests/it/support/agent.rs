@@ -32,6 +32,15 @@ impl Agent {
         Agent::spawn(&write_configuration(folder, configuration), None, environment)
     }
 
+    /// Starts the agent with so many open files allowed, as `SOFT:HARD`.
+    pub fn start_with_files(folder: &Path, configuration: &str, limit: &str) -> Agent {
+        let configuration = write_configuration(folder, configuration);
+        let agent = agent("replicate", &configuration, None);
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={limit}")).arg(agent.get_program()).args(agent.get_args());
+        Agent::spawn_command(&configuration, None, command)
+    }
+
     /// Starts the agent of a user with this home, where `.ssh/known_hosts` is looked for.
     pub fn start_at_home(folder: &Path, configuration: &str, home: &Path) -> Agent {
         Agent::spawn(&write_configuration(folder, configuration), Some(home), &[])
@@ -43,11 +52,15 @@ impl Agent {
     }
 
     fn spawn(configuration: &Path, home: Option<&Path>, environment: &[(&str, &str)]) -> Agent {
+        let mut command = agent("replicate", configuration, home);
+        command.envs(environment.iter().copied());
+        Agent::spawn_command(configuration, home, command)
+    }
+
+    fn spawn_command(configuration: &Path, home: Option<&Path>, mut command: Command) -> Agent {
         let log = configuration.with_file_name("agent.log");
         let file = File::options().create(true).append(true).open(&log).expect("the folder is ours");
-        let mut command = agent("replicate", configuration, home);
         command
-            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("there are descriptors left"))
             .stderr(file);
