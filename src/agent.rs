@@ -107,6 +107,10 @@ impl Agent {
                 next = next.min(due);
             }
         }
+        let wanted: Vec<_> = self.databases.iter().filter_map(|d| d.source.wanted_file()).collect();
+        if !wanted.is_empty() {
+            self.databases.iter_mut().for_each(|database| database.source.leave_to_others(&wanted));
+        }
         if let Some(stopping) = &self.stopping {
             next = next.min(stopping.next_report).min(stopping.until);
         }

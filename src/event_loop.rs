@@ -17,6 +17,7 @@ use rustix::time::{
 use signal_hook_mio::v1_0::Signals;
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -98,6 +99,7 @@ pub fn run(config: &Config, check: Option<CheckConfig<'_>>) -> anyhow::Result<En
     service.ready(&agent.status(now()).summary());
     let (follow_at, check_at) = (Some(Instant::now()), Instant::now() + CHECK_PAUSE);
     let (reload, _mounts) = (Reload { check, is_begun: false }, mounts.ok());
+    let agent = ManuallyDrop::new(agent);
     let mut event_loop = EventLoop {
         poll,
         signals,
@@ -140,7 +142,9 @@ struct EventLoop<'a> {
     signals: Signals,
     timer: Timer,
     watch: Watch,
-    agent: Agent,
+    /// What it has open closes with the process: a thread may still be in a checkpoint, and closing a file of that
+    /// database would drop the locks that it works under.
+    agent: ManuallyDrop<Agent>,
     control: Option<Server>,
     service: Service,
     paths: Vec<PathBuf>,

@@ -89,6 +89,9 @@ pub fn is_open_here(file: &Path) -> bool {
 
 /// The byte of SQLite's write lock in `-shm` (wal.c, `WAL_WRITE_LOCK`).
 const WRITE_LOCK: libc::off_t = 120;
+/// So many bytes are locks in `-shm`, from that one on; whoever works with it has the last one (os_unix.c,
+/// `UNIX_SHM_DMS`).
+const INDEX_LOCKS: libc::off_t = 9;
 /// The byte of the checkpoint lock, next to it.
 const CHECKPOINT_LOCK: libc::off_t = 121;
 /// The byte of read lock 0, which a checkpoint holds while it writes (wal.c, `WAL_READ_LOCK(0)`).
@@ -130,12 +133,15 @@ pub fn all_share_index(database: &File, wal_index: &File) -> bool {
     share_index(&locks, database, wal_index, u64::from(std::process::id()))
 }
 
-/// Whether another process has a lock on this wal-index, if that can be seen. Takes as long.
-pub fn is_index_shared(wal_index: &Path) -> bool {
-    let Ok(metadata) = std::fs::metadata(wal_index) else { return false };
-    let Ok(locks) = std::fs::read_to_string("/proc/locks") else { return false };
-    let ourselves = u64::from(std::process::id());
-    parse_locks(&locks).any(|lock| lock.inode == metadata.ino() && lock.process != ourselves)
+/// Whether a connection of another process works with this wal-index. We must not: `-shm` is opened and closed here.
+///
+/// # Errors
+/// The kernel's.
+pub fn is_index_shared(wal_index: &Path) -> io::Result<bool> {
+    let file = File::open(wal_index)?;
+    let mut lock = flock(libc::F_WRLCK, WRITE_LOCK, INDEX_LOCKS);
+    fcntl(&file, FcntlArg::F_GETLK(&mut lock))?;
+    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
 }
 
 /// A POSIX lock.

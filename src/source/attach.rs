@@ -78,7 +78,8 @@ impl Attached {
             .unwrap_or_else(|e| warn!("{}: cannot write {}: {e}", at.database.display(), at.meta.display()));
         let generation = capture.shadow.extent().generation;
         let mut left = capture.into_live().map(|wal| LeftBehind {
-            identity: Some(descriptor.identity()),
+            // Should it come back, its content is another's all the same.
+            identity: None,
             database: Some(descriptor.clone()),
             wal,
             generation,

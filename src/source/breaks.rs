@@ -5,11 +5,11 @@ use super::compare::{Compared, Doubt, can_settle, report};
 use super::held::Held;
 use super::job::LocalJob;
 use super::leave::{LeaveOutcome, LeaveRequest};
-use super::left_behind::Fate;
+use super::left_behind::{Fate, Paths};
 use super::recheck::Recheck;
 use super::refusal::Refusal;
 use super::resting::SETTLE_PAUSE;
-use super::{BREAK_PAUSE, LONGEST_BREAK_PAUSE, Source, State, Task};
+use super::{BREAK_PAUSE, LONGEST_BREAK_PAUSE, Source, SourceSettings, State, Task};
 use crate::core::position::Generation;
 use crate::core::sync::{Break, Dirty};
 use crate::database_file::{DatabaseFile, FileIdentity};
@@ -207,9 +207,34 @@ impl Source {
         has_name && !is_back && locks::is_shared(file).unwrap_or(false)
     }
 
+    /// Whether a file is only kept open because a program has it open, of which no event tells when it ends.
+    pub(super) fn awaits_program(&self) -> bool {
+        self.used.is_some() || self.left.as_ref().is_some_and(|left| left.database.is_some())
+    }
+
+    /// The file at the path, if the agent has it open for another database.
+    pub fn wanted_file(&self) -> Option<FileIdentity> {
+        let is_open = matches!(self.state, State::Refused(Refusal::StillOpen));
+        is_open.then(|| FileIdentity::of_path(&self.settings.database)).flatten()
+    }
+
+    /// Closes a file that other sources want, unless a program goes on with the WAL that it had here.
+    pub fn leave_to_others(&mut self, wanted: &[FileIdentity]) {
+        let has_wal = self.left.as_ref().is_some_and(|left| left.database.is_some());
+        let is_held = matches!(self.state, State::Attached(_) | State::Lent) || self.is_busy();
+        if !has_wal && !is_held {
+            self.used.take_if(|file| wanted.contains(&file.identity()));
+        }
+    }
+
     /// Closes such a file once nobody uses it, or it is back. Not while we are attached to it again: that would drop
     /// SQLite's locks.
     pub(super) fn forget_unused(&mut self) {
+        let SourceSettings { database, meta, .. } = &self.settings;
+        let at = Paths { database, wal: &self.wal, meta, disk: &*self.disk };
+        if let Some(left) = &mut self.left {
+            left.release(at);
+        }
         let Some(file) = &self.used else { return };
         let is_open = match &self.state {
             State::Attached(attached) => attached.descriptor.identity() == file.identity(),
@@ -238,14 +263,14 @@ impl Source {
         let fate = left.settle(self.paths(), None);
         match fate {
             Fate::NoDatabase => {
-                left.release();
+                left.release(self.paths());
                 self.left = Some(left);
                 (self.dirty, self.settle_at) = (Dirty::default(), None);
                 self.on_attach(AttachOutcome::Absent, now);
                 return false;
             }
             Fate::Later(refusal) => {
-                left.release();
+                left.release(self.paths());
                 self.left = Some(left);
                 self.dirty = Dirty::default();
                 self.refuse(refusal, now);

@@ -121,14 +121,19 @@ pub enum Fate {
 }
 
 impl LeftBehind {
-    /// Closes the database file if it has no name any more, or nobody has it open.
-    pub fn release(&mut self) {
+    /// Closes the database file if it has no name any more, or its program has ended.
+    pub fn release(&mut self, at: Paths) {
         let Some(file) = &self.database else { return };
         let is_removed = has_no_name(file);
         if is_removed {
             self.identity = None;
         }
-        if is_removed || !locks::is_shared(file).unwrap_or(true) {
+        // Its program is told from others by its `-shm`, where that still is.
+        let is_used = match locks::is_index_shared(&at.wal_index()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => locks::is_shared(file),
+            other => other,
+        };
+        if is_removed || !is_used.unwrap_or(true) {
             self.see();
             (self.database, self.visits) = (None, None);
         }
@@ -248,7 +253,7 @@ impl LeftBehind {
         if self.seen.is_some_and(|seen| seen.is(&file)) {
             return self.back(at);
         }
-        if !lock_out(&file) && locks::is_index_shared(&at.wal_index()) {
+        if !lock_out(&file) && locks::is_index_shared(&at.wal_index()).unwrap_or(false) {
             // Its program, which works with both; or one that has opened both just now.
             return if self.is_used { self.back(at) } else { self.mixed(at) };
         }

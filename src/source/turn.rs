@@ -11,9 +11,17 @@ use crate::core::sync::{Break, Dirty};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// How often it is asked whether a program has ended that has a renamed file open.
+const PROGRAM_PAUSE: Duration = Duration::from_secs(1);
+
 impl Source {
     /// When the next turn is due though nothing happens.
     pub fn next_timeout(&self, now: Instant) -> Option<Instant> {
+        let asks = self.awaits_program().then(|| now + PROGRAM_PAUSE);
+        [self.timeout_of_state(now), asks].into_iter().flatten().min()
+    }
+
+    fn timeout_of_state(&self, now: Instant) -> Option<Instant> {
         match &self.state {
             State::Lent => None,
             State::Absent | State::Detached | State::Resting(_) | State::Refused(_) if self.is_busy() => None,
