@@ -12,6 +12,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use wal_agent::core::names;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const SOUND: &str = "PRAGMA integrity_check";
@@ -159,6 +160,26 @@ fn a_database_that_gets_the_name_of_another_one_is_followed_there() {
             is_followed_under_the_name_of_another(end, is_renamed_first);
         }
     }
+}
+
+#[test]
+fn a_database_that_gets_the_name_of_another_one_with_its_wal_is_followed_there_while_its_program_runs() {
+    let Two { place, agent, paths, applications } = two_databases();
+    let [mut first, second] = applications;
+    second.close();
+    unseen(&agent, || {
+        for suffix in ["", "-wal", "-shm"] {
+            rename(&names::beside(&paths[0], suffix), &names::beside(&paths[1], suffix));
+        }
+    });
+    agent.wait_for_status("the second is followed", |status| {
+        streams(status, 1) && status["databases"][0]["state"] == "absent" && status["health"] == "healthy"
+    });
+    first.run("INSERT INTO t VALUES ('of the first, renamed')");
+    assert_eq!(rows(&paths[1]), "11 of the first, renamed", "{}", agent.log());
+    first.close();
+    assert_eq!(Shell::open(&paths[1]).value(SOUND), "ok", "{}", agent.log());
+    drop(place);
 }
 
 #[test]
