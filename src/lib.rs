@@ -53,7 +53,8 @@
 //! 6. After any doubt about an object on a server (a write that was not answered, a restart of ours) it is never
 //!    appended to again: it is written anew, as another file.
 //! 7. The live WAL is mapped, and never dereferenced. The database file and `-shm` are opened once each while we are
-//!    attached, and closed after SQLite has closed them: closing any descriptor of either drops SQLite's locks.
+//!    attached, and closed after SQLite has closed them: closing any descriptor of either drops SQLite's locks. At the
+//!    end nothing is closed but by the kernel, when no thread runs any more.
 //! 8. No checkpoint goes into a file that is not at the database's path, but for the last one, which makes it whole with
 //!    all others locked out. The write lock is taken only in an urgent round, and every hold is measured.
 //! 9. Crash-only: starting is recovering. Every reason for a new generation has a name, is logged once, and is counted.
@@ -117,9 +118,11 @@
 //!   everything that is in its WAL, wherever it is, and the WAL is emptied by its inode: empty, it harms no file beside
 //!   which it lies, and needs no memory. If others have worked on the file under its other name by then, its WAL does not
 //!   continue it, and is only kept.
-//! - Whether a WAL still continues a file that was renamed and is back is told by who has been there: inotify says who has
-//!   opened it since. If nobody has, or it was not written after that, only those have written it who have its WAL, too.
-//!   Left over: who opens the file between its rename and our leaving it, and locks it later, is taken for its program.
+//! - A program that goes on in a renamed file may checkpoint, and be killed. Whether its WAL still continues the file when
+//!   that is back is told by who has been there: as long as the program has its `-shm` open, inotify says who else opens the
+//!   file; once it has ended, size, times and header must stay. Left over: who opens the file between its rename and our
+//!   leaving it, and locks it later, is taken for its program; and who only reads it, before the program writes it again, is
+//!   taken for a writer, so that the last commits are in the kept WAL only.
 //! - Where that cannot be (the file was removed, or a program has it open), the WAL stays where it is: the name may come
 //!   back, or somebody is moving both files. It gets a second name in the meta folder at once, that of its generation (or
 //!   beside the database, if that is on another file system), because SQLite removes a WAL beside an empty database; one that
@@ -130,7 +133,8 @@
 //! - Which WAL lies beside which file is kept in the meta folder (`held`), by inode and time of birth, because inodes are
 //!   given again: a second name alone would not tell after a restart whether the database is the old file, and there is none
 //!   if the agent was not there. If the old file came back, its size and times must be what they were; its pages cannot
-//!   tell, since what differs may all be in the WAL. Left over: who works on a file and moves it back while no agent runs,
+//!   tell, since what differs may all be in the WAL. A file that was opened with the WAL of another one is marked there,
+//!   too, until another file is in place. Left over: who works on a file and moves it back while no agent runs,
 //!   and leaves the WAL there, has what SQLite makes of the two.
 //! - Who holds a lock on a database keeps another one's last close from its checkpoint, under whatever name. While the agent
 //!   has not seen a rename, what others do stays in a WAL of the other name; then nothing is brought into the file.
