@@ -2,14 +2,13 @@
 
 use super::attach::AttachOutcome;
 use super::compare::{Compared, Doubt, can_settle, report};
-use super::held::Held;
 use super::job::LocalJob;
 use super::leave::{LeaveOutcome, LeaveRequest};
-use super::left_behind::{Fate, Paths};
+use super::left_behind::Fate;
 use super::recheck::Recheck;
 use super::refusal::Refusal;
 use super::resting::SETTLE_PAUSE;
-use super::{BREAK_PAUSE, LONGEST_BREAK_PAUSE, Source, SourceSettings, State, Task};
+use super::{BREAK_PAUSE, LONGEST_BREAK_PAUSE, Source, State, Task};
 use crate::core::position::Generation;
 use crate::core::sync::{Break, Dirty};
 use crate::database_file::{DatabaseFile, FileIdentity};
@@ -192,8 +191,7 @@ impl Source {
 
     /// Whether the database may be mixed with the one that was there before, and what to do.
     pub fn mixed(&self) -> Option<&'static str> {
-        let database = std::fs::metadata(&self.settings.database);
-        Held::is_mixed(self.paths(), database).then_some(MIXED)
+        self.is_mixed.then_some(MIXED)
     }
 
     /// Whether a program goes on writing into a file that was at the path before, and why that matters.
@@ -230,10 +228,9 @@ impl Source {
     /// Closes such a file once nobody uses it, or it is back. Not while we are attached to it again: that would drop
     /// SQLite's locks.
     pub(super) fn forget_unused(&mut self) {
-        let SourceSettings { database, meta, .. } = &self.settings;
-        let at = Paths { database, wal: &self.wal, meta, disk: &*self.disk };
-        if let Some(left) = &mut self.left {
-            left.release(at);
+        if let Some(mut left) = self.left.take() {
+            left.release(self.paths());
+            self.left = Some(left);
         }
         let Some(file) = &self.used else { return };
         let is_open = match &self.state {

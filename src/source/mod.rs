@@ -169,6 +169,8 @@ pub struct Source {
     left: Option<LeftBehind>,
     /// The file that was at the database's path before, while another process has it open.
     used: Option<DatabaseFile>,
+    /// Somebody has opened the database with the WAL of the file that was there before.
+    is_mixed: bool,
     /// The file and who was there, when that was last looked at.
     sighting: Option<Sighting>,
     /// That could not be looked at when there was reason to.
@@ -230,6 +232,7 @@ impl Source {
             leaving: None,
             left: None,
             used: None,
+            is_mixed: false,
             sighting: None,
             look_around_at: None,
             let_go_at: None,

@@ -1,6 +1,7 @@
 //! How a source takes in what a worker brings back.
 
 use super::attach::AttachOutcome;
+use super::held::Held;
 use super::job::{CheckpointFailure, LocalOutcome};
 use super::recheck::Recheck;
 use super::refusal::Refusal;
@@ -81,6 +82,8 @@ impl Source {
     }
 
     pub(super) fn on_attach(&mut self, outcome: AttachOutcome, now: Instant) {
+        // Not whenever the status is asked for: that reads no disk.
+        self.is_mixed = Held::is_mixed(self.paths(), std::fs::metadata(&self.settings.database));
         let name = self.settings.database.display();
         match outcome {
             AttachOutcome::Absent => {
