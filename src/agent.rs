@@ -42,10 +42,19 @@ struct Database {
     replicas: Vec<ReplicaRoom>,
     /// What the shadow held at the last turn; the source may have lent it since.
     shadow: Option<(ShadowExtent, PathBuf)>,
-    /// Snapshots that were sent while the source did not hold the database for certain: how new they are is not known
-    /// before it does.
-    held_back: Vec<(usize, Generation, Outcome)>,
+    /// Snapshots that were sent: how new they are is not known before the source has looked once more, and holds the
+    /// database for certain.
+    held_back: Vec<HeldBack>,
     stop: Option<Stop>,
+}
+
+/// A snapshot that was sent.
+struct HeldBack {
+    replica: usize,
+    generation: Generation,
+    outcome: Outcome,
+    /// [`Source::looks`] when it was sent.
+    looks: u32,
 }
 
 /// What a database must have sent before the agent may stop.
@@ -137,8 +146,8 @@ impl Agent {
         if let Some(job) = database.source.table_job(now.mono) {
             self.workers.send_local(at, job);
         }
-        for (replica, generation, outcome) in std::mem::take(&mut database.held_back) {
-            database.on_carried(replica, generation, outcome, now, 0.0);
+        for held_back in std::mem::take(&mut database.held_back) {
+            database.on_snapshot_sent(held_back, now, 0.0);
         }
         let next = [database.source.next_timeout(now.mono), database.source.table_timeout(now.mono)];
         let mut next = next.into_iter().flatten().min();
@@ -298,26 +307,45 @@ impl Database {
         }
     }
 
-    /// Takes in what was done on a replica. Whether a snapshot that was sent is what it should be, only the source can
-    /// say, and perhaps only in a moment.
-    fn on_carried(&mut self, number: usize, generation: Generation, outcome: Outcome, now: Now, chance: f64) {
-        let read_after = self.replicas.get(number).map(|room| room.snapshot_read_after);
-        let doubt = match (&outcome, self.source.state()) {
-            (Outcome::SnapshotSent(_), _) if read_after != Some(self.source.gaps()) => {
+    /// Takes in what was done on a replica.
+    fn on_carried(
+        &mut self,
+        replica: usize,
+        generation: Generation,
+        outcome: Outcome,
+        now: Now,
+        chance: f64,
+    ) {
+        if !matches!(outcome, Outcome::SnapshotSent(_)) {
+            return self.on_replica(replica, generation, outcome, now, chance);
+        }
+        // Whoever looks next copies all that a checkpoint may have written into the file while it was read.
+        self.source.mark(Dirty { wal: true, ..Dirty::default() });
+        let looks = self.source.looks();
+        self.on_snapshot_sent(HeldBack { replica, generation, outcome, looks }, now, chance);
+    }
+
+    /// Whether a snapshot that was sent is what it should be, only the source can say, and perhaps only in a moment.
+    fn on_snapshot_sent(&mut self, sent: HeldBack, now: Now, chance: f64) {
+        let read_after = self.replicas.get(sent.replica).map(|room| room.snapshot_read_after);
+        let doubt = match self.source.state() {
+            _ if read_after != Some(self.source.gaps()) => {
                 Some("the WAL was restarted unseen while a snapshot was sent")
             }
-            (Outcome::SnapshotSent(_), State::Absent | State::Detached | State::Refused(_)) => {
+            State::Absent | State::Detached | State::Refused(_) => {
                 Some("the database was let go of while a snapshot was sent")
             }
-            (Outcome::SnapshotSent(_), _) if !self.source.is_certain() => {
-                return self.held_back.push((number, generation, outcome));
+            State::Resting(_) => None,
+            _ if !self.source.is_certain() || self.source.looks() == sent.looks => {
+                return self.held_back.push(sent);
             }
             _ => None,
         };
         let failed = |message: &str| {
             Outcome::Failed(Failure { message: message.to_owned(), cause: FailureCause::Other })
         };
-        self.on_replica(number, generation, doubt.map_or(outcome, failed), now, chance);
+        let outcome = doubt.map_or(sent.outcome, failed);
+        self.on_replica(sent.replica, sent.generation, outcome, now, chance);
     }
 
     fn on_replica(&mut self, number: usize, generation: Generation, outcome: Outcome, now: Now, chance: f64) {

@@ -19,7 +19,7 @@
 //! ```
 //!
 //! Imports go down; siblings only along an arrow. One thread decides ([`event_loop`], [`agent`], [`source`]); worker
-//! threads only carry ([`worker`], [`carry`]) and are lent what they need: a checkpoint borrows a connection, a round
+//! threads only carry ([`worker`], [`carry`]) and are lent what they need: a checkpoint borrows two connections, a round
 //! beside writers that never pause borrows everything that is held of a database.
 //!
 //! # How a commit travels
@@ -43,11 +43,12 @@
 //! 2. Bytes below the shadow's end never change, so workers read them without a lock.
 //! 3. Only frames that the wal-index calls committed are shadowed; each passed salt and checksum, and again before it
 //!    is sent. A valid commit frame in the file proves nothing: its writer may have died before it counted.
-//! 4. While attached, a reader of ours holds the WAL. It moves by overlap: the next reader begins, everything
-//!    committed by then is copied; only then the old one ends. So another header under a guarded WAL is the next index,
-//!    and in every other case a new generation begins ([`core::sync`]), unless every page is compared with the page
-//!    table: what has changed is an index then, too. Nothing of the next index is copied before all of this one is
-//!    durable.
+//! 4. While attached, we hold one of two locks of the wal-index ([`locks::WalIndex`]). A reader's slot: nobody restarts the
+//!    WAL, and everybody backfills as far as they like. Or read lock 0, taken once everything is backfilled and copied: the
+//!    next writer restarts the WAL, and nobody backfills the new one, so that it is not restarted in its turn. The next
+//!    lock is taken before the last one is given back. So another header under a guarded WAL is the next index, and in
+//!    every other case a new generation begins ([`core::sync`]), unless every page is compared with the page table: what
+//!    has changed is an index then, too. Nothing of the next index is copied before all of this one is durable.
 //! 5. A segment decodes to whole frames that the application had committed at every instant, also between two
 //!    packets. A snapshot has its name only when everything that it may contain is acked.
 //! 6. After any doubt about an object on a server (a write that was not answered, a restart of ours) it is never
@@ -80,26 +81,20 @@
 //! - A generation's first snapshot is sent before its WAL, and gets its name after the WAL it needs is acked. While it
 //!   is on its way there is nothing of the new generation that a restore could stumble over.
 //! - Timers are a timerfd: mio rounds a poll timeout up to a millisecond, and a commit in flight is asked for sooner.
-//! - A checkpoint of the application that read the mark in our reader's slot just before we raised it waits for that
-//!   slot, holding the write lock, for its whole busy timeout. Then our reader steps aside until that checkpoint has
-//!   moved on. Nobody can commit meanwhile; and if another header follows all the same, every page is compared.
-//! - The copy of a WAL need not be durable when our reader lets it be restarted, or checkpoints of the application would
-//!   wait for our fsync: a checkpoint has just made its pages durable in the database file, and on read lock 0 our reader
-//!   keeps the next WAL from being restarted in its turn. After a power cut in between, the copy ends earlier, the boot
-//!   is another one, and the pages are compared with the page table, or a new generation begins.
-//! - A checkpoint that begins in the moment in which our reader raises a slot's mark may wait for that slot though the
-//!   mark is new. So the locks on `-shm` are asked for before and after, and a move that was crossed is taken back for a
-//!   moment. They are asked of a descriptor of its own: `/proc/locks` would tell the same, but the kernel makes that list
-//!   only when nobody locks anything (4 to 20 ms, for all processes of the machine).
-//! - The reader does not move after each commit. While writers go on, nobody waits for it; and in a long WAL each move
-//!   makes the application's own checkpoint, which it tries after every commit, copy the few frames that have come since
-//!   (two fsyncs). So it moves when they pause; beside writers that never do, in rounds of their own, in which our
-//!   checkpoint follows the move at once, before theirs. Two moves are a millisecond apart: SQLite would give the second
-//!   the slot that the first has left, for which a checkpoint waits.
-//! - A reader that begins while a checkpoint is about to give read lock 0 back does not get that lock though everything
-//!   is backfilled, and no call says so. It is moved there once more a moment later.
-//! - Whether a checkpoint waits for readers or works is told by read lock 0, which it holds while it writes: stepping
-//!   aside for one that works would let the WAL be restarted unseen.
+//! - No reader of ours is begun by SQLite. A reader's mark keeps the application's checkpoints from what is newer; where
+//!   it is old, they wait for it with the write lock, and where they find it being moved, too. A lock on a slot whose mark
+//!   is unused forbids to restart the WAL, and nothing else. So the database file can hold what is not copied yet: what is
+//!   read of it (a snapshot, a new page table) counts only after the next look, which copies that; and whoever compares
+//!   its pages takes read lock 0 for as long. The price: two bytes of `-shm` are locked by our own descriptor, and the mark
+//!   of a slot that nobody has is cleared by us, as SQLite's checkpoint does it.
+//! - The copy of a WAL need not be durable when it may be restarted, or checkpoints of the application would wait for our
+//!   fsync: a checkpoint has just made its pages durable in the database file, and read lock 0 keeps the next WAL from
+//!   being restarted in its turn. After a power cut in between, the copy ends earlier, the boot is another one, and the
+//!   pages are compared with the page table, or a new generation begins.
+//! - Beside a writer that never pauses, everything is backfilled for some microseconds only, between the end of its own
+//!   checkpoint and its next commit. A worker waits for that moment once the WAL is long; if it is missed, the next commit
+//!   checkpoints again, with two fsyncs. The write lock, which would make the moment, is taken only where the WAL has grown
+//!   beyond its bound: the application has no checkpoints of its own, then.
 //! - A writer that never pauses is looked at every half a millisecond, not at each event ([`core::pace`]), and the watch
 //!   sleeps meanwhile, so that the kernel makes one event of many writes: the writer pays for each that wakes us.
 //! - The inode of the database is kept beside the generation's name: after a file was replaced while the agent was

@@ -1,6 +1,10 @@
 //! Who else has a database open, and keeping all others out for a moment: SQLite's locks on the database file, by the
-//! one descriptor of it. And who holds which lock on its wal-index, by the one descriptor of that. `/proc/locks` is read
-//! only where milliseconds do not matter: the kernel waits for all who lock anything while it makes the list.
+//! one descriptor of it. And locks of our own. `/proc/locks` is read only where milliseconds do not matter: the kernel
+//! waits for all who lock anything while it makes the list.
+
+mod wal_index;
+
+pub use wal_index::{Slot, WalIndex};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use std::fs::File;
@@ -92,38 +96,6 @@ const WRITE_LOCK: libc::off_t = 120;
 /// So many bytes are locks in `-shm`, from that one on; whoever works with it has the last one (os_unix.c,
 /// `UNIX_SHM_DMS`).
 const INDEX_LOCKS: libc::off_t = 9;
-/// The byte of the checkpoint lock, next to it.
-const CHECKPOINT_LOCK: libc::off_t = 121;
-/// The byte of read lock 0, which a checkpoint holds while it writes (wal.c, `WAL_READ_LOCK(0)`).
-const READ_LOCK_ZERO: libc::off_t = 123;
-
-/// Whether another process is in a checkpoint that waits for readers: it holds the checkpoint lock, and the write
-/// lock, too, and does not write into the database file. `false` where that cannot be seen, as across PID namespaces.
-pub fn has_waiting_checkpoint(wal_index: &File) -> bool {
-    let holders = || {
-        let checkpoint = holder(wal_index, CHECKPOINT_LOCK)?;
-        // Only of the few who checkpoint more is asked.
-        let Some(checkpoint) = checkpoint else { return Ok(None) };
-        let (write, read_zero) = (holder(wal_index, WRITE_LOCK)?, holder(wal_index, READ_LOCK_ZERO)?);
-        let is_waiting = is_waiting(checkpoint, write, read_zero);
-        // It may have ended meanwhile, and begun to write.
-        Ok::<_, io::Error>(holder(wal_index, CHECKPOINT_LOCK)?.filter(|&now| is_waiting && now == checkpoint))
-    };
-    holders().is_ok_and(|waiting| waiting.is_some())
-}
-
-/// The process that has a write lock on this byte; the kernel shows none of other PID namespaces (0).
-fn holder(wal_index: &File, byte: libc::off_t) -> io::Result<Option<libc::pid_t>> {
-    // What a read lock would have to wait for.
-    let mut lock = flock(libc::F_RDLCK, byte, 1);
-    fcntl(wal_index, FcntlArg::F_GETLK(&mut lock))?;
-    Ok((lock.l_type != libc::F_UNLCK as libc::c_short).then_some(lock.l_pid))
-}
-
-fn is_waiting(checkpoint: libc::pid_t, write: Option<libc::pid_t>, read_zero: Option<libc::pid_t>) -> bool {
-    checkpoint > 0 && write == Some(checkpoint) && read_zero != Some(checkpoint)
-}
-
 /// Whether every other process that has a lock on a database has one on this wal-index, too, and so works with the WAL
 /// that is beside it. `false` where that cannot be seen. Takes milliseconds: the kernel waits for all who lock anything.
 pub fn all_share_index(database: &File, wal_index: &File) -> bool {
@@ -171,32 +143,38 @@ fn share_index(locks: &str, database: u64, wal_index: u64, ourselves: u64) -> bo
         && with_database.all(|process| holders(wal_index).any(|other| other == process))
 }
 
+/// A lock that belongs to an open file instead of the process: SQLite's connections in this process meet it as those of
+/// others do, and cannot drop it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OwnLock {
+    /// Given back.
+    None,
+    /// Beside others that are shared.
+    Shared,
+    /// Beside no other.
+    Exclusive,
+}
+
+/// Changes the lock of an open file on a byte in one step; `false` if others are in the way, and then it is as before.
+///
+/// # Errors
+/// The kernel's.
+fn lock_for_open_file(file: &File, lock: OwnLock, byte: u64) -> io::Result<bool> {
+    let kind = match lock {
+        OwnLock::None => libc::F_UNLCK,
+        OwnLock::Shared => libc::F_RDLCK,
+        OwnLock::Exclusive => libc::F_WRLCK,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&flock(kind, byte as libc::off_t, 1))) {
+        Ok(_) => Ok(true),
+        Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_checkpoint_waits_if_one_other_process_has_both_locks_and_does_not_write() {
-        assert!(is_waiting(7, Some(7), None));
-        assert!(is_waiting(7, Some(7), Some(8)), "somebody else has just had it");
-        assert!(!is_waiting(7, None, None), "a passive checkpoint waits for nobody");
-        assert!(!is_waiting(7, Some(7), Some(7)), "it waits for nobody any more");
-        assert!(!is_waiting(7, Some(8), None), "a writer beside a passive checkpoint");
-        assert!(!is_waiting(0, Some(0), None), "two that cannot be told apart");
-    }
-
-    #[test]
-    fn who_has_a_write_lock_is_seen_and_who_has_a_read_lock_is_not() {
-        let file = tempfile::tempfile().expect("there is room");
-        let lock = |kind, byte| {
-            // One of an open file is another's than that of a process.
-            fcntl(&file, FcntlArg::F_OFD_SETLK(&flock(kind, byte, 1))).expect("nobody else has it");
-        };
-        lock(libc::F_WRLCK, WRITE_LOCK);
-        lock(libc::F_RDLCK, READ_LOCK_ZERO);
-        let seen = |byte| holder(&file, byte).expect("it can be asked").is_some();
-        assert!(seen(WRITE_LOCK) && !seen(READ_LOCK_ZERO) && !seen(CHECKPOINT_LOCK));
-    }
 
     #[test]
     fn who_works_with_another_wal_index_or_none_does_not_share_it() {

@@ -11,10 +11,10 @@ use crate::database_file::FileIdentity;
 use crate::page_table::TableJob;
 use crate::remote::{self, Location, Remote, RemoteError};
 use crate::source::{
-    CheckpointFailure, LocalJob, LocalOutcome, attach, checkpoint_patiently, compare, inspect, leave, let_go,
-    round, stamp_at,
+    CheckpointFailure, Checkpointer, LocalJob, LocalOutcome, attach, compare, inspect, leave, let_go, round,
+    stamp_at,
 };
-use crate::sqlite::{Handle, SqliteError, WalExtent};
+use crate::sqlite::{SqliteError, WalExtent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -295,26 +295,31 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
 /// begun.
 fn may_have_written(result: Option<&Result<WalExtent, CheckpointFailure>>) -> bool {
     match result {
-        None | Some(Err(CheckpointFailure::Replaced | CheckpointFailure::Overwritten)) => false,
         Some(Err(CheckpointFailure::Sqlite(error))) => *error != SqliteError::Busy,
+        None | Some(Err(_)) => false,
         Some(Ok(_)) => true,
     }
 }
 
-/// The order is what makes it safe: our copy is durable, then the path is compared, then SQLite writes. Our reader
-/// took its mark before, and limits the checkpoint to frames older than the comparison.
+/// The order is what makes it safe: our copy is durable, then the checkpoint is limited, then the path is compared, then
+/// SQLite writes.
 fn checkpoint(
-    checkpointer: &Handle,
+    checkpointer: &Checkpointer,
     database: &Path,
     identity: FileIdentity,
     stamp: Option<Stamp>,
     patience: Duration,
 ) -> Result<WalExtent, CheckpointFailure> {
+    let is_overwritten = || stamp.is_some() && stamp_at(database) != stamp;
+    if is_overwritten() {
+        return Err(CheckpointFailure::Overwritten);
+    }
+    let limited = checkpointer.begin().map_err(CheckpointFailure::NotBegun)?;
     if FileIdentity::of_path(database) != Some(identity) {
         return Err(CheckpointFailure::Replaced);
     }
-    if stamp.is_some() && stamp_at(database) != stamp {
+    if is_overwritten() {
         return Err(CheckpointFailure::Overwritten);
     }
-    checkpoint_patiently(patience, || checkpointer.checkpoint()).map_err(CheckpointFailure::Sqlite)
+    limited.checkpoint(patience, None).map_err(CheckpointFailure::Sqlite)
 }

@@ -1,4 +1,4 @@
-//! When our readers move and when a checkpoint is due.
+//! When a checkpoint is due.
 
 use super::position::Index;
 use std::time::{Duration, Instant};
@@ -14,18 +14,7 @@ pub struct CheckpointPolicy {
     pub interval: Option<Duration>,
 }
 
-/// What NOOP said before our present reader began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark {
-    /// The index that was being copied.
-    pub index: Index,
-    /// Committed frames: the reader's mark is there, or later.
-    pub frames: u32,
-    /// Everything was backfilled: the reader is on read lock 0, where it lets the WAL restart.
-    pub on_lock_zero: bool,
-}
-
-/// The wal-index now, in the words of [`Mark`].
+/// The wal-index at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// The index being copied.
@@ -36,25 +25,12 @@ pub struct Extent {
     pub backfilled: u32,
 }
 
-/// Whether our reader stands where it lets the application's checkpoints finish.
-///
-/// On an old mark it keeps them from copying what is newer; on read lock 0 it keeps them from copying anything
-/// new; on the newest mark it only keeps a fully copied WAL from restarting.
-pub fn is_in_place(mark: Mark, now: Extent) -> bool {
-    if now.frames == 0 {
-        return true;
-    }
-    let newest = mark.index == now.index && mark.frames == now.frames;
-    newest && (mark.on_lock_zero || now.backfilled < now.frames)
-}
-
 /// A checkpoint round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Round {
     /// A passive checkpoint beside the writers; it never takes the write lock.
     Cooperative,
-    /// Our reader moves up, and a passive checkpoint follows at once: beside writers that never pause. Their own would
-    /// keep them waiting.
+    /// Beside writers that never pause: between two of their commits, the WAL may be ready to be restarted.
     Following,
     /// The same, and then, under the write lock, the rest.
     Urgent,
@@ -104,14 +80,16 @@ impl CheckpointState {
         }
         let is_urgent = policy.max_pages.is_some_and(|max| extent.frames >= max);
         let overdue = policy.interval.is_some_and(|interval| now >= since + interval);
-        if !is_urgent && extent.frames < policy.min_pages && !overdue {
+        // The moment must be waited for before it comes.
+        let is_followed = is_endless && extent.frames >= policy.min_pages - policy.min_pages / 8;
+        if !is_urgent && !is_followed && extent.frames < policy.min_pages && !overdue {
             return None;
         }
         if extent.backfilled != self.backfilled {
             // No reader stands in the way: the writers were faster, and longer pauses would give them a longer WAL.
             (self.backfilled, self.unfinished) = (extent.backfilled, 0);
         }
-        Some(match (is_urgent, is_endless && extent.frames >= policy.min_pages) {
+        Some(match (is_urgent, is_followed) {
             (true, _) => Round::Urgent,
             (false, true) => Round::Following,
             (false, false) => Round::Cooperative,
@@ -128,12 +106,12 @@ impl CheckpointState {
 
     /// Takes in how a round ended: `finished` if it copied all frames that there were when it began.
     pub fn on_round(&mut self, round: Round, finished: bool, now: Instant) {
+        let first = if round == Round::Following { FOLLOWING_PAUSE } else { FIRST_PAUSE };
         if finished {
             // Writers that never pause are given a moment, or rounds would follow each other without end.
-            *self = CheckpointState { not_before: Some(now + FIRST_PAUSE), ..CheckpointState::new() };
+            *self = CheckpointState { not_before: Some(now + first), ..CheckpointState::new() };
             return;
         }
-        let first = if round == Round::Following { FOLLOWING_PAUSE } else { FIRST_PAUSE };
         let pause = first.saturating_mul(1 << self.unfinished.min(10)).min(LONGEST_PAUSE);
         self.unfinished = self.unfinished.saturating_add(1);
         self.not_before = Some(now + pause);

@@ -8,12 +8,16 @@ const AT_ONCE: Duration = Duration::from_micros(300);
 /// The first pause after which events are heard again; doubled while the writers go on.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
 const LONGEST_PAUSE: Duration = Duration::from_micros(500);
+/// Writers that checkpoint pause for two fsyncs.
+const LONGEST_CHECKPOINT: Duration = Duration::from_millis(20);
 
 /// When events matter again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pace {
     pause: Duration,
     until: Option<Instant>,
+    /// When the pause was the longest the last time.
+    endless_at: Option<Instant>,
 }
 
 impl Pace {
@@ -24,11 +28,14 @@ impl Pace {
         self.pause =
             if is_busy { (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) } else { Duration::ZERO };
         self.until = Some(now + self.pause);
+        if self.pause == LONGEST_PAUSE {
+            self.endless_at = Some(now);
+        }
     }
 
-    /// Whether writers have not paused for long.
+    /// Whether writers have not paused for long, but for a checkpoint of their own.
     pub fn is_endless(&self, now: Instant) -> bool {
-        self.pause == LONGEST_PAUSE && self.until.is_some_and(|until| now < until + AT_ONCE)
+        self.endless_at.is_some_and(|at| now < at + LONGEST_CHECKPOINT)
     }
 
     /// Whether events matter now.

@@ -119,7 +119,7 @@ pub struct WalFacts {
     pub live: Option<WalHeader>,
     /// Committed frames by the wal-index (mxFrame).
     pub frames: u32,
-    /// Whether a reader of ours was in place without a gap since the shadow's end was copied. Only then does
+    /// Whether the WAL was held without a gap since the shadow's end was copied. Only then does
     /// another header mean the next index.
     pub guarded: bool,
     /// Whether the live header of the last copied frame is the shadow's. Asked when not guarded.
@@ -149,8 +149,8 @@ pub enum SyncDecision {
 
 /// Judges a look at the live WAL.
 ///
-/// Why a guarded restart is the next index: on a mark our reader forbids any restart, and on read lock 0 (held only
-/// when everything was backfilled, and so copied) it forbids all backfill, so at most one restart can follow.
+/// Why a guarded restart is the next index: while a slot is held, nobody restarts the WAL; and read lock 0 (taken only when
+/// everything was backfilled, and copied) forbids all backfill, so that at most one restart can follow.
 pub fn decide(facts: &WalFacts) -> SyncDecision {
     let Some(shadow) = facts.shadow else {
         return match (facts.frames, facts.live) {

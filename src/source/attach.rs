@@ -1,6 +1,7 @@
 //! Attaching to a database, and letting go of it.
 
 use super::capture::Capture;
+use super::checkpointer::Checkpointer;
 use super::guard::Guard;
 use super::held::{Belonging, Held};
 use super::left_behind::{self, Content, Fate, LeftBehind, Paths};
@@ -12,7 +13,7 @@ use crate::core::position::Generation;
 use crate::core::sync::Break;
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::disk::Disk;
-use crate::locks;
+use crate::locks::{self, WalIndex};
 use crate::shadow::ShadowWal;
 use crate::sqlite::{Handle, SqliteError};
 use log::warn;
@@ -25,16 +26,16 @@ use std::sync::Arc;
 /// Everything the agent holds of a database. Drop order is significant: every connection closes before the one
 /// descriptor of the database file and that of `-shm`, because closing one drops SQLite's locks on it.
 pub struct Attached {
-    /// Holds the WAL.
-    pub guard: Guard,
+    /// Asks the wal-index; never inside a transaction.
+    pub query: Handle,
     /// Takes the write lock in an urgent round.
     pub write_lock: Handle,
     /// Checkpoints; with a worker while it does.
-    pub checkpointer: Option<Handle>,
+    pub checkpointer: Option<Box<Checkpointer>>,
     /// Copies the WAL.
     pub capture: Capture,
-    /// `-shm`: who holds which of its locks.
-    pub wal_index: File,
+    /// Holds the WAL, by the one descriptor of `-shm`.
+    pub guard: Guard,
     /// The one descriptor of the database file. Snapshots are read through it.
     pub descriptor: DatabaseFile,
     /// Keeps other agents out.
@@ -60,17 +61,17 @@ impl Attached {
     /// Closes everything as the last one who has the database open, so that SQLite removes `-wal` and `-shm`. Others
     /// must be locked out, and everything must be in the database file.
     pub fn close(self) -> (ShadowWal, File, Result<(), SqliteError>) {
-        let Attached { guard, write_lock, checkpointer, capture, wal_index, descriptor, lock } = self;
-        drop((guard, write_lock));
-        let closed = checkpointer.map_or(Ok(()), Handle::close_last);
-        drop((wal_index, descriptor));
+        let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock } = self;
+        drop((query, write_lock));
+        let closed = checkpointer.map_or(Ok(()), |checkpointer| checkpointer.close_last());
+        drop((guard, descriptor));
         (capture.shadow, lock, closed)
     }
 
     /// Closes everything, without a checkpoint, when another content was put into the database file: beside it, the
     /// frames of its `-wal` would be read as the new one's. Returns the WAL as long as it has to stay.
     pub fn let_go_of_overwritten(self, at: Paths) -> Option<LeftBehind> {
-        let Attached { guard, write_lock, checkpointer, capture, wal_index, descriptor, lock } = self;
+        let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock } = self;
         let is_at_path = is_at_path(&descriptor, at.database);
         // Whatever was mixed is gone.
         let forgotten = Held::forget(at.disk, at.meta);
@@ -94,8 +95,8 @@ impl Attached {
             true => left.settle_overwritten(at),
             false => left.settle(at, None),
         });
-        drop((guard, write_lock, checkpointer));
-        drop((wal_index, descriptor, lock));
+        drop((query, write_lock, checkpointer));
+        drop((guard, descriptor, lock));
         left.filter(|_| matches!(fate, Some(Fate::NoDatabase | Fate::Later(_))))
     }
 
@@ -103,7 +104,7 @@ impl Attached {
     pub fn sight(&self) -> Option<Sighting> {
         let alone = !locks::is_shared(&self.descriptor).ok()?;
         let index = self.capture.shadow.extent().index;
-        let backfilled = (index, self.guard.query.wal_extent().ok()?.backfilled);
+        let backfilled = (index, self.query.wal_extent().ok()?.backfilled);
         let header = proof::header_of(&self.descriptor);
         Some(Sighting { stamp: proof::stamp_of(&self.descriptor).ok()?, backfilled, alone, header })
     }
@@ -156,7 +157,7 @@ pub enum AttachOutcome {
     Attached {
         /// What is held.
         attached: Box<Attached>,
-        /// The file, with our reader begun: what is written into it from then on is asked about.
+        /// The file, with its WAL held: what is written into it from then on is asked about.
         seen: Option<Sighting>,
         /// Why the last generation does not go on; `None` if it may.
         reason: Option<Break>,
@@ -205,32 +206,27 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
         return Ok(AttachOutcome::Resting(Box::new(past.into_resting()?)));
     }
     // Declared before the connections: whatever fails here, they close first.
-    let wal_index;
-    // The reader first: a program that only writes one row may be gone again in a millisecond, and with it the WAL.
+    let guard;
+    // First of all: a program that only writes one row may be gone again in a millisecond, and with it the WAL.
     let query = Handle::open(path)?;
     let was_switched = ensure_wal_mode(&query)?;
-    let reader = open_ready(path)?;
-    let mark = Guard::take_mark(&reader, &query)?;
-    let (spare, write_lock, checkpointer) = (open_ready(path)?, open_ready(path)?, open_ready(path)?);
-    wal_index = File::open(&request.wal_index).map_err(no_access)?;
-    // Only what is looked at after our reader began can be trusted: from here on, no WAL ends without us.
+    // The wal-index is made anew where nobody else has it open.
+    query.wal_extent()?;
+    guard = WalIndex::open(&request.wal_index).and_then(Guard::begin).map_err(no_access)?;
+    let (write_lock, checkpointer) =
+        (open_ready(path)?, Checkpointer::new(open_ready(path)?, open_ready(path)?));
+    if !guard.holds() {
+        return Err(SqliteError::Busy.into());
+    }
+    // Only what is looked at after we began to hold can be trusted: from here on, no WAL ends without us.
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
     // A new generation begins only if nothing can fail any more: else each try would begin one.
     let (shadow, lock, beginning) = past.go_on(request, stamp)?;
-    let handles = [reader, spare, query];
-    let guard = Guard::new(handles, mark, shadow.extent().index);
     let is_proven = beginning == Beginning::Proven;
     let mut capture = Capture::new(request.wal.clone(), shadow);
     capture.continues = is_proven;
-    let mut attached = Attached {
-        guard,
-        write_lock,
-        checkpointer: Some(checkpointer),
-        capture,
-        wal_index,
-        descriptor,
-        lock,
-    };
+    let checkpointer = Some(Box::new(checkpointer));
+    let mut attached = Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock };
     attached.capture.open_live().map_err(|e| Refusal::NoAccess(e.to_string()))?;
     let held = keep_held(&attached, request);
     held.unwrap_or_else(|e| warn!("{}: cannot write {}: {e}", path.display(), request.meta.display()));
@@ -350,7 +346,7 @@ impl Past {
         }
     }
 
-    /// With a reader of ours begun, and `stamp` taken after that.
+    /// With the WAL held, and `stamp` taken after that.
     fn go_on(self, request: &AttachRequest, stamp: Stamp) -> Result<(ShadowWal, File, Beginning), Refusal> {
         let holds = self.holds(stamp);
         let rested_at = self.evidence.as_ref().map(|evidence| evidence.position);

@@ -1,7 +1,7 @@
 //! One look at the live WAL: what is committed, by the wal-index, is copied into the shadow.
 
 use crate::core::position::{Offset, WAL_HEADER_LENGTH};
-use crate::core::sync::{Break, SyncDecision, WalFacts, decide};
+use crate::core::sync::{Break, ShadowFacts, SyncDecision, WalFacts, decide};
 use crate::core::wal::{FrameHeader, WalHeader, WalHeaderBytes};
 use crate::disk::WalMap;
 use crate::page_table::{SourceTable, StagedFrames};
@@ -37,7 +37,7 @@ pub enum Look {
         left: u64,
     },
     /// The next WAL is there, and the copy of the one before is not durable yet: a power cut would leave a gap between
-    /// the two. Look again once it is; until then our reader keeps the next one from being restarted.
+    /// the two. Look again once it is; until then the next one cannot be restarted.
     Unsynced {
         /// As in [`Look::More`].
         left: u64,
@@ -77,9 +77,9 @@ pub struct Capture {
     /// Of the pages in it.
     pub table: SourceTable,
     staged: StagedFrames,
-    /// Whether our readers held the WAL without a gap since the shadow's end was copied.
+    /// Whether we held the WAL without a gap since the shadow's end was copied.
     pub guarded: bool,
-    /// Whether it is proven that nothing was committed between the shadow's end and our readers' beginning.
+    /// Whether it is proven that nothing was committed between the shadow's end and our beginning to hold.
     pub continues: bool,
     /// The WAL whose content is in the shadow already, though not as an index: its header and frames. Nothing of it is
     /// copied.
@@ -110,7 +110,7 @@ impl Capture {
     }
 
     /// Looks at the WAL, and copies what is newly committed, up to a bounded number of bytes.
-    /// A reader of ours must hold the WAL already.
+    /// The WAL must be held already.
     ///
     /// The header is read, the wal-index asked, the header read again: while it is the same, the answer belongs to
     /// it. After the copy it is read once more: while it is the same, no copied byte was overwritten.
@@ -180,6 +180,16 @@ impl Capture {
             };
         }
         Ok(Look::Again)
+    }
+
+    /// Whether everything is in the shadow that the wal-index says is committed.
+    pub fn holds(&self, extent: WalExtent) -> bool {
+        let live = self.live_header().ok().flatten().and_then(|bytes| WalHeader::parse(&bytes).ok());
+        let is_copied = |shadow: &ShadowFacts| {
+            Some(shadow.header) == live
+                && shadow.end == Offset::after_frames(shadow.header.page_size(), extent.frames)
+        };
+        extent.frames == 0 || self.shadow.facts().as_ref().is_some_and(is_copied)
     }
 
     /// The file that is open as the WAL, if one is.

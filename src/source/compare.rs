@@ -1,8 +1,8 @@
 //! Going on after nobody of us held a database: its pages are compared with the page table, and what has changed becomes
 //! one index of our own making.
 //!
-//! Why that is complete: first everything committed is brought into the database file, and our reader begins on read
-//! lock 0, where it forbids all backfill. From then on SQLite does not change the file, and whoever does so all the same
+//! Why that is complete: first everything committed is brought into the database file, and we take read lock 0, which
+//! forbids all backfill. From then on SQLite does not change the file, and whoever does so all the same
 //! is noticed by its times: it is the whole database at that moment. Each of its pages is compared with the entry that the table has at the end of the shadow, which is the end of
 //! the generation's history; a page that is not equal goes into the new index, and the size does. Replayed on the history,
 //! it gives the file, whatever happened in between: nothing is concluded from inodes, times, counters or salts. Writers go
@@ -10,6 +10,7 @@
 //! reader kept them from that) has frames that no index can begin with; then a new generation begins.
 
 use super::attach::Attached;
+use super::guard::GuardError;
 use super::proof;
 use crate::core::evidence::Sighting;
 use crate::core::position::Generation;
@@ -53,15 +54,15 @@ pub enum Doubt {
     /// What was compared is not the database.
     #[error("another file is at the database's path")]
     Replaced,
-    /// While our reader forbade all backfill.
+    /// While we forbade all backfill.
     #[error("something other than SQLite has written the file meanwhile")]
     Overwritten,
     /// The table, or the database, could not be read.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// SQLite's answer.
+    /// The WAL could not be held.
     #[error(transparent)]
-    Sqlite(#[from] SqliteError),
+    Guard(#[from] GuardError),
     /// The shadow's.
     #[error("cannot write the shadow WAL: {0}")]
     Shadow(#[from] AbsorbError),
@@ -112,7 +113,7 @@ pub(super) fn can_settle(reason: &Break) -> bool {
 /// otherwise.
 ///
 /// # Errors
-/// Why a new generation must begin; our reader holds the WAL all the same.
+/// Why a new generation must begin; the WAL is held all the same.
 pub fn compare(
     attached: &mut Attached,
     database: &Path,
@@ -134,7 +135,6 @@ pub fn compare(
         copy(attached, &difference, salt_of(next_generation), &seen)?;
     }
     let index = attached.capture.shadow.extent().index;
-    attached.guard.stand_at(index);
     attached.capture.guarded = true;
     Ok(Compared { pages, seen: Sighting { backfilled: (index, seen.backfilled.1), ..seen } })
 }
@@ -145,20 +145,23 @@ fn must_be(attached: &Attached, seen: &Sighting) -> Result<(), Doubt> {
     is_same.then_some(()).ok_or(Doubt::Overwritten)
 }
 
-/// Brings everything into the file, with our reader on read lock 0.
+/// Brings everything into the file, and keeps it as it is by read lock 0.
 fn settle(attached: &mut Attached, database: &Path, wal: &Path) -> Result<(), Doubt> {
     for _ in 0..TRIES {
-        // Our reader has its mark: a checkpoint copies nothing that is newer than this comparison.
+        let Some(checkpointer) = &attached.checkpointer else { return Err(Doubt::Busy) };
+        let Ok(checkpoint) = checkpointer.begin() else {
+            thread::sleep(PAUSE);
+            continue;
+        };
         if !attached.is_at_path(database) {
             return Err(Doubt::Replaced);
         }
-        let Some(checkpointer) = &attached.checkpointer else { return Err(Doubt::Busy) };
         let header = proof::wal_header(wal);
-        if header.is_none() && attached.guard.query.wal_extent().is_ok_and(|extent| extent.left() > 0) {
+        if header.is_none() && attached.query.wal_extent().is_ok_and(|extent| extent.left() > 0) {
             return Err(Doubt::WalDamaged);
         }
-        let settled = match attached.guard.settle(checkpointer) {
-            Err(SqliteError::Busy) => None,
+        let settled = match attached.guard.settle(&attached.query, checkpoint) {
+            Err(GuardError::Sqlite(SqliteError::Busy)) => None,
             other => other?,
         };
         if let Some(extent) = settled

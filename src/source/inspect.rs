@@ -5,7 +5,7 @@
 //! ours; and a backup may have the header that the database has. Its pages can. A checkpoint writes the newest frame of
 //! a page, or leaves the page alone; once it says that a frame is backfilled, SQLite reads that page from the file. So
 //! of a page whose newest frame is behind that point, nobody reads what stands in the file; every other page must be
-//! what the page table says. That holds beside users, too: our reader lets them backfill nothing that is not copied.
+//! what the page table says. Beside users, too: while the file is read, they are kept from backfilling.
 //!
 //! To take a killed checkpoint for another file would lose the commits in its WAL.
 
@@ -15,7 +15,7 @@ use super::round::sync_shadow;
 use crate::core::page::PageNumber;
 use crate::core::sync::Break;
 use crate::page_table::TableError;
-use crate::sqlite::{SqliteError, WalExtent};
+use crate::sqlite::WalExtent;
 use std::io;
 use std::thread;
 use std::time::Duration;
@@ -51,6 +51,9 @@ pub enum InspectionError {
     /// The table or the file could not be read.
     #[error("page table: {0}")]
     Table(#[from] TableError),
+    /// It could not be kept as it is.
+    #[error("cannot lock its wal-index: {0}")]
+    Lock(io::Error),
     /// Not everything could be copied.
     #[error(transparent)]
     Look(#[from] LookError),
@@ -61,29 +64,33 @@ pub enum InspectionError {
 
 /// Compares a file with the page table and the WAL.
 pub fn inspect(attached: &mut Attached) -> Inspection {
-    try_inspect(attached).unwrap_or_else(Inspection::Unknown)
+    let inspection = freeze(attached).and_then(|is_frozen| match is_frozen {
+        true => try_inspect(attached),
+        false => Ok(Inspection::Unsettled),
+    });
+    let thawed = attached.guard.thaw();
+    let inspection = thawed.map_err(InspectionError::Lock).and(inspection);
+    inspection.unwrap_or_else(Inspection::Unknown)
+}
+
+/// Keeps everybody from writing into the file, once nobody is just at it.
+fn freeze(attached: &mut Attached) -> Result<bool, InspectionError> {
+    for _ in 0..TRIES {
+        if attached.guard.freeze().map_err(InspectionError::Lock)? {
+            return Ok(true);
+        }
+        thread::sleep(PAUSE);
+    }
+    Ok(false)
 }
 
 fn try_inspect(attached: &mut Attached) -> Result<Inspection, InspectionError> {
     for _ in 0..TRIES {
-        let capture = &mut attached.capture;
-        let index = capture.shadow.extent().index;
-        let before = match attached.guard.query.wal_extent() {
-            Err(SqliteError::Busy) => None,
-            other => Some(other.map_err(LookError::from)?),
-        };
-        let look = capture.look(&attached.guard.query)?;
-        let is_same_index = capture.shadow.extent().index == index;
-        let extent = match look {
-            Look::UpToDate { extent, .. } => extent,
+        let extent = match attached.capture.look(&attached.query)? {
+            // What was committed since cannot be in the file.
+            Look::UpToDate { extent, .. } | Look::Copied { extent } => extent,
             Look::Broken(reason) => return Ok(Inspection::Broken(reason)),
             Look::More { .. } => continue,
-            Look::Copied { .. } => match before {
-                // Writers do not pause. What was copied since is behind what was backfilled before, in the same WAL. Of
-                // one that was backfilled whole nobody can say that: then what was copied last would not be seen.
-                Some(before) if is_same_index && !before.is_backfilled() => before,
-                _ => continue,
-            },
             Look::Unsynced { .. } => match sync_shadow(attached) {
                 Ok(()) => continue,
                 Err(_) => return Ok(Inspection::Broken(Break::ShadowSyncFailed)),

@@ -1,6 +1,7 @@
 //! What a worker is asked to do for a database, and what it brings back.
 
 use super::attach::{AttachOutcome, AttachRequest, Attached};
+use super::checkpointer::Checkpointer;
 use super::compare::{Compared, Doubt};
 use super::inspect::Inspection;
 use super::leave::{LeaveOutcome, LeaveRequest};
@@ -12,7 +13,7 @@ use crate::database_file::FileIdentity;
 use crate::disk::Disk;
 use crate::page_table::{TableJob, TableOutcome};
 use crate::shadow::ShadowSync;
-use crate::sqlite::{Handle, SqliteError, WalExtent};
+use crate::sqlite::{SqliteError, WalExtent};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ pub enum LocalJob {
     /// Make the shadow durable and checkpoint, beside the writers.
     Checkpoint {
         /// Lent.
-        checkpointer: Handle,
+        checkpointer: Box<Checkpointer>,
         /// What must be durable before the checkpoint.
         sync: Option<ShadowSync>,
         /// Checked before the checkpoint: never into a file that was put in the database's place.
@@ -85,7 +86,7 @@ pub enum LocalOutcome {
     /// Of `Checkpoint`.
     Checkpointed {
         /// Brought back.
-        checkpointer: Handle,
+        checkpointer: Box<Checkpointer>,
         /// What was to be made durable first, and whether it is.
         synced: Option<(ShadowSync, io::Result<()>)>,
         /// What the wal-index said then; `None` if it did not come to that.
@@ -116,6 +117,8 @@ pub enum CheckpointFailure {
     Replaced,
     /// The file was written by something other than SQLite.
     Overwritten,
+    /// SQLite's answer when it was to begin.
+    NotBegun(SqliteError),
     /// SQLite's answer.
     Sqlite(SqliteError),
 }

@@ -2,10 +2,12 @@
 //! in the file, wherever that is by now.
 
 use super::attach::Attached;
+use super::checkpointer::Checkpointer;
+use super::guard::GuardError;
 use super::held::Held;
 use super::inspect::{Inspection, inspect};
 use super::left_behind::{Content, Fate, LeftBehind, Paths, Seen};
-use super::round::{Stop, move_reader, sync_shadow};
+use super::round::{Stop, copy_all, sync_shadow};
 use super::visits::Visits;
 use crate::core::evidence::Sighting;
 use crate::core::names;
@@ -13,7 +15,7 @@ use crate::core::sync::Break;
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::disk::Disk;
 use crate::locks;
-use crate::sqlite::{Handle, SqliteError};
+use crate::sqlite::{SqliteError, WalExtent};
 use log::{info, warn};
 use std::fs::File;
 use std::io;
@@ -87,12 +89,12 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         true => bring_in(&mut attached, at, seen.as_ref()),
         false => Course::Continued,
     };
-    let Attached { guard, write_lock, checkpointer, capture, wal_index, descriptor, lock } = *attached;
+    let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock } = *attached;
     let generation = capture.shadow.extent().generation;
-    let mut readers = Some((guard, write_lock));
+    let mut others = Some((query, write_lock));
     if course == Course::Complete {
-        readers = None;
-        if let Err(error) = empty(checkpointer.as_ref(), capture.live_file()) {
+        others = None;
+        if let Err(error) = empty(checkpointer.as_deref(), capture.live_file()) {
             warn!("{}: cannot empty the -wal of the file that was there: {error}", database.display());
             course = Course::Continued;
         }
@@ -118,9 +120,9 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         left.name(at);
     }
     // The new file stays locked until our connections are closed: a program that came in before would join our `-shm`.
-    drop((readers, checkpointer));
+    drop((others, checkpointer));
     let fate = left.as_mut().map(|left| {
-        left.visits = visits.filter(|_| is_used && locks::all_share_index(&descriptor, &wal_index));
+        left.visits = visits.filter(|_| is_used && locks::all_share_index(&descriptor, guard.index().file()));
         remember(left, at);
         if course == Course::Complete {
             info!("{}: everything committed is in the file that was there", database.display());
@@ -129,7 +131,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
     });
     let is_back = matches!(fate, Some(Fate::Back | Fate::BackChanged));
     let waits = matches!(fate, Some(Fate::NoDatabase | Fate::Later(_)));
-    drop((newcomer, fate, wal_index));
+    drop((newcomer, fate, guard));
     if let Some(left) = &left {
         left.save_removed(at);
     }
@@ -240,22 +242,31 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
     if has_another_log(&attached.descriptor, live) {
         return Ok(Course::Changed);
     }
-    match move_reader(attached, None) {
+    match copy_all(attached, None) {
         // A WAL without a name is not copied any more, but it is as good as before.
-        Ok(()) | Err(Stop::Broken(Break::WalReplaced)) => {}
+        Ok(_) | Err(Stop::Broken(Break::WalReplaced)) => {}
         Err(stop) => return Err(stop),
     }
     sync_shadow(attached)?;
-    let extent = attached.guard.query.wal_extent().map_err(of_sqlite)?;
+    let extent = attached.query.wal_extent().map_err(of_sqlite)?;
     if extent.left() > 0 && !is_unchanged(attached, seen) {
         return Ok(Course::Changed);
     }
-    let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
-    if extent.left() > 0 && attached.guard.settle(checkpointer).map_err(of_sqlite)?.is_none() {
+    if extent.left() > 0 && settle(attached)?.is_none() {
         return Err(Stop::Later);
     }
     attached.descriptor.sync_data().map_err(failed)?;
     Ok(Course::Complete)
+}
+
+fn settle(attached: &mut Attached) -> Result<Option<WalExtent>, Stop> {
+    let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
+    let checkpoint = checkpointer.begin().map_err(of_sqlite)?;
+    let settled = attached.guard.settle(&attached.query, checkpoint);
+    settled.map_err(|error| match error {
+        GuardError::Sqlite(error) => of_sqlite(error),
+        GuardError::Lock(error) => failed(error),
+    })
 }
 
 /// The name that a file has now, as far as the kernel knows.
@@ -299,7 +310,7 @@ fn is_unchanged(attached: &mut Attached, seen: Option<&Sighting>) -> bool {
 }
 
 /// Empties the WAL: whatever it lies beside from now on, nothing in it is read as that file's.
-fn empty(last: Option<&Handle>, wal: Option<&File>) -> Result<(), String> {
+fn empty(last: Option<&Checkpointer>, wal: Option<&File>) -> Result<(), String> {
     let (Some(last), Some(wal)) = (last, wal) else { return Ok(()) };
     last.empty_wal().map_err(|error| error.to_string())?;
     match wal.metadata().map_err(|error| error.to_string())?.len() {

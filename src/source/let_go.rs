@@ -5,7 +5,7 @@ use super::attach::Attached;
 use super::capture::Look;
 use super::left_behind::{LeftBehind, Paths};
 use super::proof;
-use super::round::{Stop, move_reader, sync_shadow};
+use super::round::{Stop, copy_all, sync_shadow};
 use crate::core::evidence::{Evidence, Sighting, Stamp};
 use crate::core::sync::Break;
 use crate::disk::Disk;
@@ -129,7 +129,7 @@ fn settle(attached: &mut Attached, wal: &Path) -> Result<String, Stay> {
     if let Some(process) = locks::process_with(wal) {
         return Err(Stay::OpenIn(process));
     }
-    move_reader(attached, None)?;
+    copy_all(attached, None)?;
     sync_shadow(attached)?;
     // The checkpoint under the lock writes the database and waits for nothing.
     File::open(wal).and_then(|file| file.sync_data()).map_err(failed)?;
@@ -145,7 +145,7 @@ fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<O
     if !locks::lock_out(&attached.descriptor).map_err(failed)? {
         return Err(Stay::Used.into());
     }
-    let frames = match attached.capture.look(&attached.guard.query).map_err(failed)? {
+    let frames = match attached.capture.look(&attached.query).map_err(failed)? {
         Look::UpToDate { extent, .. } => extent.left(),
         Look::Broken(reason) => return Err(Stay::Broken(reason).into()),
         Look::Copied { .. } | Look::More { .. } | Look::Unsynced { .. } | Look::Again => {
@@ -158,7 +158,10 @@ fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<O
         return Err(Stay::Later.into());
     }
     let checkpointed = match &attached.checkpointer {
-        Some(checkpointer) if frames > 0 => checkpointer.checkpoint_without_sync().map(|e| e.is_backfilled()),
+        Some(checkpointer) if frames > 0 => {
+            attached.guard.forbid_restart().map_err(failed)?;
+            checkpointer.checkpoint_alone().map(|e| e.is_backfilled())
+        }
         Some(_) => Ok(true),
         None => Ok(false),
     };

@@ -6,6 +6,7 @@
 mod attach;
 mod breaks;
 mod capture;
+mod checkpointer;
 mod compare;
 mod guard;
 mod held;
@@ -25,10 +26,10 @@ mod round;
 mod table;
 mod turn;
 mod visits;
-mod yielding;
 
 pub use attach::{AttachOutcome, AttachRequest, Attached, attach};
 pub use capture::{Look, LookError};
+pub use checkpointer::{Checkpointer, checkpoint_patiently};
 pub use compare::{Compared, Doubt, compare};
 pub use inspect::{Inspection, InspectionError, inspect};
 pub use job::{CheckpointFailure, LocalJob, LocalOutcome};
@@ -36,7 +37,7 @@ pub use leave::{LeaveOutcome, LeaveRequest, leave};
 pub use let_go::{LetGoOutcome, LetGoRequest, Resting, Stay, let_go};
 pub use proof::stamp_at;
 pub use refusal::Refusal;
-pub use round::{RoundReport, checkpoint_patiently, round};
+pub use round::{RoundReport, round};
 
 use crate::core::checkpoint::{CheckpointPolicy, CheckpointState};
 use crate::core::evidence::Sighting;
@@ -60,7 +61,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use table::TableWork;
-use yielding::Aside;
 
 /// A commit frame can be in the WAL before it is in the wal-index, and no event follows: the first pause before
 /// asking again, doubled each time.
@@ -117,7 +117,7 @@ pub enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Task {
     Look,
-    MoveReader,
+    Hold,
     Checkpoint,
     LetGo,
     BeginGeneration,
@@ -135,22 +135,16 @@ pub struct Source {
     hot: bool,
     recheck: Option<Recheck>,
     pace: Pace,
-    move_at: Option<Recheck>,
-    moved_at: Option<Instant>,
-    /// The wal-index when the reader was last moved to read lock 0, and how often it was then.
-    confirmed: (WalExtent, usize),
+    /// When the guard is brought in place again, if it is not.
+    place_at: Option<Recheck>,
     retry: Option<Recheck>,
-    /// When it is asked whether a checkpoint waits for our reader.
-    yield_at: Option<Recheck>,
-    aside: Option<Aside>,
-    /// The wal-index when it was last asked whether a checkpoint waits.
-    yielded_at: Option<WalExtent>,
     wal_index: PathBuf,
     extent: WalExtent,
     /// Committed bytes that the last turn left uncopied, and since when there are any.
     uncopied: Option<(u64, Instant)>,
     /// The last turn that found everything committed in the shadow.
     up_to_date_at: Option<Instant>,
+    looks: u32,
     checkpoint: CheckpointState,
     urgent_next: bool,
     needs_sync: bool,
@@ -210,17 +204,13 @@ impl Source {
             hot: false,
             recheck: None,
             pace: Pace::default(),
-            move_at: None,
-            moved_at: None,
-            confirmed: (WalExtent { frames: 0, backfilled: 0 }, 0),
+            place_at: None,
             retry: None,
-            yield_at: None,
-            aside: None,
-            yielded_at: None,
             wal_index,
             extent: WalExtent { frames: 0, backfilled: 0 },
             uncopied: None,
             up_to_date_at: None,
+            looks: 0,
             checkpoint: CheckpointState::new(),
             urgent_next: false,
             needs_sync: false,
@@ -277,14 +267,15 @@ impl Source {
         self.shadow().map(ShadowWal::extent)
     }
     /// The one descriptor of the database file, for reading a snapshot. `None` until everything committed was copied
-    /// once in this generation: before, the file may hold what is newer than the shadow.
+    /// once in this generation.
     pub fn descriptor(&self) -> Option<DatabaseFile> {
         match &self.state {
             State::Attached(attached) if self.is_certain() => Some(attached.descriptor.clone()),
             _ => None,
         }
     }
-    /// Whether SQLite can have written nothing into the database file that is newer than the shadow, and nobody else has.
+    /// Whether SQLite can have written nothing into the database file that will not be in the shadow after the next look,
+    /// and nobody else has.
     pub fn is_certain(&self) -> bool {
         match &self.state {
             State::Attached(attached) => attached.capture.guarded && !self.is_broken(),
@@ -307,6 +298,10 @@ impl Source {
     /// Whether its pages are being compared with the page table, or will be.
     pub fn is_comparing(&self) -> bool {
         self.to_compare.is_some() || self.to_inspect
+    }
+    /// How many looks have found everything committed in the shadow. What was in the file before the last one is in it.
+    pub fn looks(&self) -> u32 {
+        self.looks
     }
     /// How often the database may have been checkpointed beyond what was copied, and the generation may go on all the
     /// same: what was read of the file before, and what is read after it, are of no one time.

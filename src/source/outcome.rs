@@ -140,11 +140,14 @@ impl Source {
                 extent.is_backfilled()
             }
             // Somebody else checkpoints: so much the better.
-            Err(CheckpointFailure::Sqlite(SqliteError::Busy | SqliteError::Interrupted)) => {
+            Err(
+                CheckpointFailure::NotBegun(SqliteError::Busy)
+                | CheckpointFailure::Sqlite(SqliteError::Busy | SqliteError::Interrupted),
+            ) => {
                 self.urgent_next = false;
                 false
             }
-            Err(CheckpointFailure::Sqlite(error)) => {
+            Err(CheckpointFailure::NotBegun(error) | CheckpointFailure::Sqlite(error)) => {
                 self.urgent_next = false;
                 self.failed(Task::Checkpoint, &format!("cannot checkpoint: {error}"));
                 false

@@ -49,7 +49,11 @@ impl Source {
         }
         let State::Attached(attached) = &self.state else { return };
         let shadow = &attached.capture.shadow;
-        let is_in_wal = |header: &DatabaseHeader| Some(shadow.headers().ok()?.contains(header));
+        // What is not copied yet may be in the file all the same.
+        let is_in_wal = |header: &DatabaseHeader| {
+            let is_copied = attached.capture.holds(attached.query.wal_extent().ok()?);
+            is_copied.then_some(shadow.headers().ok()?.contains(header))
+        };
         let seen = attached.sight().and_then(|seen| {
             let writer = self.sighting.map_or(Some(Writer::Sqlite), |before| before.writer(&seen, is_in_wal));
             Some((seen, writer?))
@@ -242,8 +246,7 @@ impl Source {
 
     /// Forgets what only matters while a database is held.
     pub(super) fn hold_nothing(&mut self) {
-        (self.recheck, self.move_at, self.hot, self.pace) = (None, None, false, Pace::default());
-        (self.yield_at, self.aside, self.yielded_at) = (None, None, None);
+        (self.recheck, self.place_at, self.hot, self.pace) = (None, None, false, Pace::default());
         (self.urgent_next, self.needs_sync) = (false, false);
         (self.sighting, self.let_go_at, self.settle_at) = (None, None, None);
         self.is_told_to_let_go = false;
@@ -251,7 +254,7 @@ impl Source {
         self.checkpoint = CheckpointState::new();
         (self.extent, self.uncopied) = (WalExtent { frames: 0, backfilled: 0 }, None);
         self.problems.remove(&Task::Look);
-        self.problems.remove(&Task::MoveReader);
+        self.problems.remove(&Task::Hold);
         self.problems.remove(&Task::Checkpoint);
         self.problems.remove(&Task::LetGo);
     }

@@ -2,12 +2,11 @@
 //! checkpointed under the write lock.
 
 use super::attach::Attached;
-use super::guard::Move;
+use super::capture::Look;
 use crate::core::checkpoint::Round;
 use crate::core::sync::Break;
-use crate::sqlite::{Handle, SqliteError, WalExtent};
+use crate::sqlite::{SqliteError, WalExtent};
 use std::path::Path;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// How long a round tries to get the write lock. Writers that never pause leave gaps of microseconds between two
@@ -16,6 +15,8 @@ pub(super) const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 /// Before the lock is taken, the checkpoint follows the writers until so few frames are left: writing them takes a
 /// small part of the budget.
 const FEW_FRAMES: u32 = 200;
+/// How long a round without the lock waits for a moment in which nothing is left.
+const WATCH: Duration = Duration::from_millis(4);
 /// So few come from writers that pause, while a checkpoint follows them. Between two of their commits nothing is left, and
 /// then no fsync is needed under the lock: that moment is tried for.
 const SPARSE_FRAMES: u32 = 20;
@@ -24,7 +25,7 @@ const MOST_CHASES: u32 = 6;
 /// Between two of them, where somebody else's reader was in the way.
 const CHASE_PAUSE: Duration = Duration::from_millis(1);
 /// A copy takes a few turns at the most: the bulk of it was done before.
-const MOST_MOVES: u32 = 64;
+const MOST_LOOKS: u32 = 64;
 
 /// How a round ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,10 +55,7 @@ pub(super) enum Stop {
 pub fn round(attached: &mut Attached, database: &Path, budget: Option<Duration>) -> RoundReport {
     let mut held = None;
     let result = match budget {
-        None => follow(attached, database, Duration::ZERO).and_then(|extent| match extent.left() {
-            0 => Ok(()),
-            _ => Err(Stop::Later),
-        }),
+        None => follow(attached, database).and_then(|has_come| has_come.then_some(()).ok_or(Stop::Later)),
         Some(budget) => chase(attached, database).and_then(|()| {
             take_write_lock(attached)?;
             let locked = Instant::now();
@@ -77,11 +75,31 @@ pub fn round(attached: &mut Attached, database: &Path, budget: Option<Duration>)
     }
 }
 
-/// Moves the reader up, and checkpoints up to there at once, before a writer does: that would keep this writer waiting.
-fn follow(attached: &mut Attached, database: &Path, patience: Duration) -> Result<WalExtent, Stop> {
-    sync_shadow(attached)?;
-    move_reader(attached, None)?;
-    checkpoint(attached, database, None, patience)
+/// Waits for the moment between two commits in which the application has checkpointed everything: then it restarts the
+/// WAL with the next one. Where it leaves much, we checkpoint. Whether it came.
+fn follow(attached: &mut Attached, database: &Path) -> Result<bool, Stop> {
+    let until = Instant::now() + WATCH;
+    if copy_all(attached, None)?.left() > FEW_FRAMES {
+        sync_shadow(attached)?;
+        checkpoint(attached, database, None, Duration::ZERO)?;
+    }
+    loop {
+        let copied = copy_all(attached, None)?;
+        while let Ok(extent) = attached.query.wal_extent() {
+            if extent.frames != copied.frames {
+                break;
+            }
+            if extent.is_backfilled() && bring_in_place(attached, extent)? {
+                return Ok(true);
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+        }
+        if Instant::now() >= until {
+            return Ok(false);
+        }
+    }
 }
 
 /// Follows the writers until little is left for the time under the lock. While somebody else's reader is in the way, the
@@ -92,10 +110,12 @@ fn chase(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
         if is_hindered {
             std::thread::sleep(CHASE_PAUSE);
         }
-        let extent = follow(attached, database, LOCK_PATIENCE)?;
-        is_hindered = attached.guard.is_beyond(extent);
+        sync_shadow(attached)?;
+        let before = attached.query.wal_extent().map_err(of_sqlite)?;
+        let extent = checkpoint(attached, database, None, LOCK_PATIENCE)?;
+        is_hindered = extent.backfilled < before.frames;
         if !is_hindered && extent.left() <= FEW_FRAMES {
-            let come_since = attached.guard.query.wal_extent().map_or(0, WalExtent::left);
+            let come_since = attached.query.wal_extent().map_or(0, WalExtent::left);
             if come_since == 0 || come_since > SPARSE_FRAMES {
                 return Ok(());
             }
@@ -116,15 +136,16 @@ fn take_write_lock(attached: &Attached) -> Result<(), Stop> {
     }
 }
 
-/// `Ok` if everything is backfilled and our reader on read lock 0.
+/// `Ok` if everything is backfilled and the next writer may restart the WAL.
 fn locked_part(attached: &mut Attached, database: &Path, budget: Duration) -> Result<(), Stop> {
     let until = Instant::now() + budget;
-    move_reader(attached, Some(until))?;
-    let patience = until.saturating_duration_since(Instant::now());
-    if checkpoint(attached, database, Some(until), patience)?.left() > 0 {
-        return Err(Stop::Later);
+    let mut extent = copy_all(attached, Some(until))?;
+    if extent.left() > 0 {
+        let patience = until.saturating_duration_since(Instant::now());
+        extent = checkpoint(attached, database, Some(until), patience)?;
     }
-    move_reader(attached, Some(until))
+    let is_in_place = extent.is_backfilled() && bring_in_place(attached, extent)?;
+    is_in_place.then_some(()).ok_or(Stop::Later)
 }
 
 /// A passive checkpoint, interrupted at `until`, and tried for `patience` while somebody else does one. Returns what the
@@ -135,67 +156,39 @@ fn checkpoint(
     until: Option<Instant>,
     patience: Duration,
 ) -> Result<WalExtent, Stop> {
+    let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
+    let limited = checkpointer.begin().map_err(of_sqlite)?;
     if !attached.is_at_path(database) {
         return Err(Stop::Broken(Break::DatabaseReplaced));
     }
-    let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
-    let result = checkpoint_patiently(patience, || checkpoint_until(checkpointer, until));
-    result.map_err(|error| match error {
-        SqliteError::Busy | SqliteError::Interrupted => Stop::Later,
-        error => Stop::Failed(error.to_string()),
-    })
+    limited.checkpoint(patience, until).map_err(of_sqlite)
 }
 
-/// Tries again while somebody else checkpoints: writers that never pause try to, with each commit, and so are in the way
-/// more often than not.
-///
-/// # Errors
-/// SQLite's; busy only after `patience`.
-pub fn checkpoint_patiently(
-    patience: Duration,
-    mut checkpoint: impl FnMut() -> Result<WalExtent, SqliteError>,
-) -> Result<WalExtent, SqliteError> {
-    let begun = Instant::now();
-    loop {
-        match checkpoint() {
-            Err(SqliteError::Busy) if begun.elapsed() < patience => std::thread::yield_now(),
-            result => return result,
-        }
+fn of_sqlite(error: SqliteError) -> Stop {
+    match error {
+        SqliteError::Busy | SqliteError::Interrupted => Stop::Later,
+        error => Stop::Failed(error.to_string()),
     }
 }
 
-fn checkpoint_until(checkpointer: &Handle, until: Option<Instant>) -> Result<WalExtent, SqliteError> {
-    let stop = checkpointer.interrupt_handle();
-    let (done, is_done) = mpsc::channel::<()>();
-    std::thread::scope(|scope| {
-        if let Some(until) = until {
-            scope.spawn(move || {
-                // Disconnected means done: only a timeout is over the budget.
-                let left = until.saturating_duration_since(Instant::now());
-                if is_done.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    stop.interrupt();
-                }
-            });
-        }
-        let result = checkpointer.checkpoint();
-        drop(done);
-        result
-    })
+fn bring_in_place(attached: &mut Attached, extent: WalExtent) -> Result<bool, Stop> {
+    let placed = attached.guard.bring_in_place(&attached.query, extent);
+    placed.map_err(|error| Stop::Failed(error.to_string()))
 }
 
-/// Copies what is committed, and moves the reader behind it.
-pub(super) fn move_reader(attached: &mut Attached, until: Option<Instant>) -> Result<(), Stop> {
-    for _ in 0..MOST_MOVES {
+/// Copies what is committed, and returns what the wal-index said of that.
+pub(super) fn copy_all(attached: &mut Attached, until: Option<Instant>) -> Result<WalExtent, Stop> {
+    for _ in 0..MOST_LOOKS {
         if until.is_some_and(|until| Instant::now() >= until) {
             return Err(Stop::Later);
         }
-        let moved = attached.guard.move_on(&mut attached.capture, &attached.wal_index);
-        match moved.map_err(|error| Stop::Failed(error.to_string()))? {
-            Move::Done => return Ok(()),
-            Move::Broken(reason) => return Err(Stop::Broken(reason)),
-            Move::NeedsSync => sync_shadow(attached)?,
-            Move::NotYet => {}
-            Move::Crossed => std::thread::sleep(CHASE_PAUSE),
+        let look = attached.capture.look(&attached.query);
+        match look.map_err(|error| Stop::Failed(error.to_string()))? {
+            Look::UpToDate { extent, .. } | Look::Copied { extent } => return Ok(extent),
+            Look::More { .. } => {}
+            Look::Unsynced { .. } => sync_shadow(attached)?,
+            Look::Again => std::thread::sleep(CHASE_PAUSE),
+            Look::Broken(reason) => return Err(Stop::Broken(reason)),
         }
     }
     Err(Stop::Later)

@@ -14,6 +14,9 @@ pub struct TableWork {
     in_flight: bool,
     /// How a job ended while the database was lent.
     held_back: Option<TableOutcome>,
+    /// [`Source::looks`] when the database had been read: whoever looks next copies all that a checkpoint may have
+    /// written into it meanwhile, and only then it is known where the table stands.
+    read_after: Option<u32>,
     /// Said when the table was lost, until there is one again.
     problem: Option<String>,
 }
@@ -34,7 +37,7 @@ impl Source {
         if self.table.held_back.is_some() {
             return Some(now);
         }
-        if self.table.in_flight || !may_begin {
+        if self.table.in_flight || !may_begin || self.table.read_after == Some(self.looks) {
             return None;
         }
         capture.table.next_timeout(capture.shadow.extent(), self.may_build(), now)
@@ -59,7 +62,7 @@ impl Source {
         let extent = capture.shadow.extent();
         let job = capture.table.next_job(extent, may_build, &attached.descriptor, now).map(LocalJob::Table);
         capture.keep_state();
-        self.table.in_flight = job.is_some();
+        (self.table.in_flight, self.table.read_after) = (job.is_some(), None);
         problem.into_iter().for_each(|problem| self.on_lost_table(&problem));
         job
     }
@@ -73,6 +76,10 @@ impl Source {
 
     pub(super) fn on_table(&mut self, outcome: TableOutcome) {
         self.table.in_flight = false;
+        if matches!(outcome, TableOutcome::Built(_)) {
+            self.table.read_after = Some(self.looks);
+            self.dirty.wal = true;
+        }
         match &mut self.state {
             State::Attached(attached) => {
                 attached.capture.table.on_job(outcome);

@@ -47,22 +47,17 @@ impl Source {
         if self.is_comparing() {
             return (!self.awaits_table()).then_some(now);
         }
-        if let Some(aside) = self.aside {
-            return Some(if self.dirty.any() { aside.after_event(now) } else { aside.next });
-        }
         if self.hot || self.dirty.any() {
             return Some(now);
         }
         let at = |recheck: Option<Recheck>| recheck.map(|r| r.at);
         let extent = self.checkpoint_extent();
         let checkpoint = self.checkpoint.next_timeout(&self.settings.checkpoint, extent);
-        // A checkpoint waits for the reader to move up.
-        let checkpoint = checkpoint.map(|due| at(self.move_at).map_or(due, |moves| due.max(moves)));
         let checkpoint = checkpoint.filter(|_| self.may_checkpoint());
         let let_go = self.let_go_at.filter(|_| !self.job_in_flight);
         let listens = self.pace.next_timeout(now);
-        let (moves, yields, around) = (at(self.move_at), at(self.yield_at), self.look_around_timeout());
-        let times = [at(self.recheck), moves, yields, checkpoint, let_go, listens, around];
+        let (place, around) = (at(self.place_at), self.look_around_timeout());
+        let times = [at(self.recheck), place, checkpoint, let_go, listens, around];
         times.into_iter().flatten().min()
     }
 
@@ -155,22 +150,13 @@ impl Source {
         if self.to_compare.is_some() {
             return self.compare_job(generation);
         }
-        if self.aside.is_some() && !self.come_back(now) {
-            return None;
+        let is_due = |recheck: Option<Recheck>| recheck.is_some_and(|r| now >= r.at);
+        if self.dirty.any() || self.hot || is_due(self.recheck) {
+            self.look(now);
+        } else if is_due(self.place_at) {
+            self.bring_in_place(now);
         }
-        let recheck_is_due = self.recheck.is_some_and(|r| now >= r.at);
-        let moves = self.move_at.is_some_and(|m| now >= m.at);
-        let may_look = self.dirty.any() || self.hot || recheck_is_due || moves;
-        // The reader moves when there is nothing to copy. Where it begins before much is copied is an old mark
-        // afterwards, for which checkpoints would wait.
-        let has_copied = may_look && self.look(now);
-        if !has_copied && self.move_at.is_some_and(|m| now >= m.at) {
-            self.move_reader(now);
-        }
-        if self.yield_at.is_some_and(|y| now >= y.at) {
-            self.yield_to_checkpoint(now);
-        }
-        let waits = self.job_in_flight || self.leaving.is_some() || self.aside.is_some();
+        let waits = self.job_in_flight || self.leaving.is_some();
         if waits { None } else { self.job(now).or_else(|| self.let_go_job(now)) }
     }
 
@@ -212,10 +198,6 @@ impl Source {
             return self.round_job(None);
         }
         let State::Attached(attached) = &mut self.state else { return None };
-        if !attached.guard.is_newest(&attached.capture, self.extent) && round == Round::Cooperative {
-            self.move_before_checkpoint(now);
-            return None;
-        }
         let sync = attached.capture.shadow.to_sync();
         let identity = attached.descriptor.identity();
         let checkpointer = attached.checkpointer.take()?;

@@ -1,7 +1,7 @@
-//! When our reader stands in the way, and when a checkpoint is due.
+//! When a checkpoint is due.
 
 use std::time::{Duration, Instant};
-use wal_agent::core::checkpoint::{CheckpointPolicy, CheckpointState, Extent, Mark, Round, is_in_place};
+use wal_agent::core::checkpoint::{CheckpointPolicy, CheckpointState, Extent, Round};
 use wal_agent::core::position::Index;
 
 const POLICY: CheckpointPolicy =
@@ -9,24 +9,6 @@ const POLICY: CheckpointPolicy =
 
 fn extent(frames: u32, backfilled: u32) -> Extent {
     Extent { index: Index::ZERO, frames, backfilled }
-}
-
-#[test]
-fn a_reader_is_in_place_on_the_newest_mark_or_on_lock_zero_of_a_copied_wal() {
-    let next = Index::ZERO.next().expect("there is a next index");
-    let mark = |frames, on_lock_zero| Mark { index: Index::ZERO, frames, on_lock_zero };
-    for (mark, now, expected, why) in [
-        (mark(5, false), extent(5, 0), true, "newest, nothing backfilled"),
-        (mark(5, false), extent(5, 4), true, "newest, a part backfilled"),
-        (mark(5, false), extent(5, 5), false, "keeps a copied WAL from restarting"),
-        (mark(5, true), extent(5, 5), true, "on lock zero of a copied WAL"),
-        (mark(4, false), extent(5, 0), false, "on an old mark"),
-        (mark(4, true), extent(5, 4), false, "on lock zero, with new frames"),
-        (mark(5, true), Extent { index: next, ..extent(5, 0) }, false, "of the index before"),
-        (mark(5, true), extent(0, 0), true, "an empty WAL needs no mark"),
-    ] {
-        assert_eq!(is_in_place(mark, now), expected, "{why}");
-    }
 }
 
 #[test]
@@ -91,10 +73,11 @@ fn beside_writers_that_never_pause_a_long_wal_is_followed_at_once_as_long_as_it_
         at - std::mem::replace(now, at)
     };
     assert_eq!(
-        state.due(&POLICY, extent(999, 0), true, now),
+        state.due(&POLICY, extent(874, 0), true, now),
         None,
         "the application does not checkpoint yet"
     );
+    assert_eq!(state.due(&POLICY, extent(875, 0), true, now), Some(Round::Following), "it soon will");
     for backfilled in (1000..9000).step_by(1000) {
         assert_eq!(
             pause(&mut state, extent(backfilled + 500, backfilled), &mut now),

@@ -4,7 +4,6 @@ use crate::support::place::{Place, first};
 use crate::support::process::output;
 use crate::support::sqlite::{Shell, Writer};
 use serde_json::Value;
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -116,8 +115,8 @@ fn the_applications_checkpoints_succeed_directly_after_a_burst() {
     place.assert_restores();
 }
 
-/// Without giving way, a checkpoint that has read our reader's old mark waits for its whole busy timeout, with the
-/// write lock: here that is beyond every deadline of the tests.
+/// A checkpoint that we kept waiting would hold the write lock for its whole busy timeout: here that is beyond every
+/// deadline of the tests.
 #[test]
 fn writers_that_checkpoint_in_every_mode_never_wait_for_us_without_an_end() {
     let place = Place::new();

@@ -1,7 +1,6 @@
 //! All integration tests, one binary: real SQLite, real sshd, the real Litestream, in processes of their own.
 
 mod append;
-mod aside;
 mod attachment;
 mod capture;
 mod checkpoint;
@@ -51,3 +50,4 @@ mod stop;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]
 mod support;
 mod sync;
+mod wal_index;

@@ -1,0 +1,124 @@
+//! The wal-index (`-shm`), as far as the agent takes part in SQLite's protocol by itself: two of its locks.
+//!
+//! A lock on a reader's slot keeps the WAL from being restarted, since whoever restarts it needs all slots. The slot's
+//! mark says how far a checkpoint may go; unused, it says nothing, and the checkpoints of others go as far as they like.
+//! A lock on read lock 0 keeps everybody from backfilling, and from nothing else. (wal.c: `walRestartLog`,
+//! `walCheckpoint`, `walTryBeginRead`.)
+//!
+//! The locks belong to our open file, not to the process: they are no business of SQLite's connections in it, and none of
+//! these gives them back by mistake.
+
+use super::{OwnLock, lock_for_open_file};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// The byte of read lock 0; those of the slots follow (wal.c, `WAL_READ_LOCK`).
+const READ_LOCK_ZERO: u64 = 123;
+/// The slots of readers, the one last that SQLite takes first.
+const SLOTS: [u8; 4] = [4, 3, 2, 1];
+/// Where the marks begin: behind two headers of 48 bytes and `nBackfill` (wal.c, `WalCkptInfo.aReadMark`).
+const MARKS: u64 = 100;
+/// The mark of a slot that nobody reads from (wal.c, `READMARK_NOT_USED`).
+const NOT_USED: [u8; 4] = [0xff; 4];
+
+/// A slot on which we hold a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    number: u8,
+    /// Nobody else has it, and its mark is unused; else no checkpoint goes beyond the mark that others gave it.
+    pub is_ours: bool,
+}
+
+/// The one descriptor of a `-shm` that is not SQLite's. Closing it drops the locks of SQLite's connections in this
+/// process, so it outlives them.
+#[derive(Debug)]
+pub struct WalIndex(File);
+
+impl WalIndex {
+    /// Opens the wal-index of a database that a connection of this process has open.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open(path: &Path) -> io::Result<WalIndex> {
+        Ok(WalIndex(OpenOptions::new().read(true).write(true).open(path)?))
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.0
+    }
+
+    /// Takes a slot: from then on nobody restarts the WAL. One that nobody uses, or the one that is `held` already, or at
+    /// the worst one that others use. `None` if somebody is just restarting the WAL, or gives all slots a new mark.
+    ///
+    /// # Errors
+    /// The kernel's; what is held stays held.
+    pub fn take_slot(&self, held: Option<Slot>) -> io::Result<Option<Slot>> {
+        if held.is_some_and(|slot| slot.is_ours) {
+            return Ok(held);
+        }
+        for number in SLOTS {
+            if self.lock(OwnLock::Exclusive, number)? {
+                let slot = Slot { number, is_ours: true };
+                self.clear_mark(number)?;
+                // Nobody can have come between: a lock of one's own is changed in one step.
+                self.lock(OwnLock::Shared, number)?;
+                if let Some(held) = held.filter(|held| held.number != number) {
+                    self.release(held)?;
+                }
+                return Ok(Some(slot));
+            }
+        }
+        if held.is_some() {
+            return Ok(held);
+        }
+        for number in SLOTS {
+            if self.lock(OwnLock::Shared, number)? {
+                return Ok(Some(Slot { number, is_ours: false }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives a slot back.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn release(&self, slot: Slot) -> io::Result<()> {
+        self.lock(OwnLock::None, slot.number).map(drop)
+    }
+
+    /// Keeps everybody from backfilling; `false` while somebody does.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn take_zero(&self) -> io::Result<bool> {
+        self.lock(OwnLock::Shared, 0)
+    }
+
+    /// Lets everybody backfill again.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn release_zero(&self) -> io::Result<()> {
+        self.lock(OwnLock::None, 0).map(drop)
+    }
+
+    /// As a checkpoint does that finds nobody in a slot. Nobody else may have it.
+    fn clear_mark(&self, number: u8) -> io::Result<()> {
+        let at = MARKS + 4 * u64::from(number);
+        let mut mark = [0; 4];
+        self.0.read_exact_at(&mut mark, at)?;
+        if mark != NOT_USED {
+            self.0.write_all_at(&NOT_USED, at)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it was to be had at once.
+    fn lock(&self, lock: OwnLock, number: u8) -> io::Result<bool> {
+        lock_for_open_file(&self.0, lock, READ_LOCK_ZERO + u64::from(number))
+    }
+}

@@ -1,0 +1,110 @@
+//! Our own checkpoints. None goes beyond what was committed before it was made sure that the database's path still leads
+//! to the file we hold: what comes later may be another file's.
+
+use crate::sqlite::{Handle, SqliteError, WalExtent};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// Two connections: one that checkpoints, and one whose mark limits it.
+#[derive(Debug)]
+pub struct Checkpointer {
+    handle: Handle,
+    limit: Handle,
+}
+
+impl Checkpointer {
+    /// Of two handles that have read page 1.
+    pub fn new(handle: Handle, limit: Handle) -> Self {
+        Checkpointer { handle, limit }
+    }
+
+    /// Limits the checkpoint that follows to what is committed now.
+    ///
+    /// # Errors
+    /// SQLite's; busy while somebody recovers the WAL.
+    pub fn begin(&self) -> Result<LimitedCheckpoint<'_>, SqliteError> {
+        self.limit.begin_read()?;
+        Ok(LimitedCheckpoint(self))
+    }
+
+    /// Checkpoints with all others locked out, and makes nothing durable.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn checkpoint_alone(&self) -> Result<WalExtent, SqliteError> {
+        self.handle.checkpoint_without_sync()
+    }
+
+    /// Empties the WAL; no other connection may be reading.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn empty_wal(&self) -> Result<WalExtent, SqliteError> {
+        self.handle.empty_wal()
+    }
+
+    /// Closes the last connections to a database, see [`Handle::close_last`].
+    ///
+    /// # Errors
+    /// SQLite's; `-wal` and `-shm` stay then.
+    pub fn close_last(self) -> Result<(), SqliteError> {
+        drop(self.limit);
+        self.handle.close_last()
+    }
+}
+
+/// A passive checkpoint that is limited.
+pub struct LimitedCheckpoint<'a>(&'a Checkpointer);
+
+impl LimitedCheckpoint<'_> {
+    /// Checkpoints, and tries for `patience` while somebody else does. Interrupted at `until`. Returns what the wal-index
+    /// says then.
+    ///
+    /// # Errors
+    /// SQLite's; busy only after `patience`.
+    pub fn checkpoint(self, patience: Duration, until: Option<Instant>) -> Result<WalExtent, SqliteError> {
+        checkpoint_patiently(patience, || checkpoint_until(&self.0.handle, until))
+    }
+}
+
+impl Drop for LimitedCheckpoint<'_> {
+    fn drop(&mut self) {
+        self.0.limit.end_read();
+    }
+}
+
+/// Tries again while somebody else checkpoints: writers that never pause try to, with each commit, and so are in the way
+/// more often than not.
+///
+/// # Errors
+/// SQLite's; busy only after `patience`.
+pub fn checkpoint_patiently(
+    patience: Duration,
+    mut checkpoint: impl FnMut() -> Result<WalExtent, SqliteError>,
+) -> Result<WalExtent, SqliteError> {
+    let begun = Instant::now();
+    loop {
+        match checkpoint() {
+            Err(SqliteError::Busy) if begun.elapsed() < patience => std::thread::yield_now(),
+            result => return result,
+        }
+    }
+}
+
+fn checkpoint_until(handle: &Handle, until: Option<Instant>) -> Result<WalExtent, SqliteError> {
+    let Some(until) = until else { return handle.checkpoint() };
+    let stop = handle.interrupt_handle();
+    let (done, is_done) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // Disconnected means done: only a timeout is over the budget.
+            let left = until.saturating_duration_since(Instant::now());
+            if is_done.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Timeout) {
+                stop.interrupt();
+            }
+        });
+        let result = handle.checkpoint();
+        drop(done);
+        result
+    })
+}

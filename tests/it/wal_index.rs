@@ -1,0 +1,108 @@
+//! What our locks on the wal-index do to SQLite's connections, and what theirs do to ours.
+
+use crate::support::place::Place;
+use crate::support::sqlite::Shell;
+use wal_agent::locks::WalIndex;
+
+/// A database with a few frames in its WAL, somebody who has it open, and its wal-index.
+fn opened(place: &Place) -> (Shell, WalIndex) {
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data BLOB)");
+    application.run(".timeout 1");
+    let index = WalIndex::open(&place.path("app.db-shm")).expect("it is there");
+    (application, index)
+}
+
+/// Whether a commit begins the WAL anew.
+fn restarts(place: &Place, application: &mut Shell) -> bool {
+    let header = |place: &Place| std::fs::read(place.wal()).expect("readable")[..32].to_vec();
+    let before = header(place);
+    application.run("INSERT INTO t VALUES (1)");
+    header(place) != before
+}
+
+/// Frames in the WAL and in the file, as a checkpoint of that mode says; busy or not.
+fn checkpoint(application: &mut Shell, mode: &str) -> (bool, u32, u32) {
+    let answer = application.value(&format!("PRAGMA wal_checkpoint({mode})"));
+    let numbers: Vec<u32> = answer.split('|').map(|n| n.parse().expect("a number")).collect();
+    (numbers[0] == 1, numbers[1], numbers[2])
+}
+
+#[test]
+fn a_slot_forbids_to_restart_and_nothing_else() {
+    let place = Place::new();
+    let (mut application, index) = opened(&place);
+    let slot = index.take_slot(None).expect("it locks").expect("nobody is in the way");
+    assert!(slot.is_ours);
+    for _ in 0..5 {
+        assert!(!restarts(&place, &mut application));
+        let (is_busy, frames, backfilled) = checkpoint(&mut application, "FULL");
+        assert!(!is_busy && frames == backfilled, "{backfilled} of {frames} frames");
+    }
+    assert!(checkpoint(&mut application, "RESTART").0, "the WAL may be restarted");
+    index.release(slot).expect("it is ours");
+    assert!(!checkpoint(&mut application, "RESTART").0, "the slot is still taken");
+    assert!(restarts(&place, &mut application));
+}
+
+#[test]
+fn read_lock_zero_lets_restart_once() {
+    let place = Place::new();
+    let (mut application, index) = opened(&place);
+    checkpoint(&mut application, "FULL");
+    assert!(index.take_zero().expect("it locks"));
+    assert!(restarts(&place, &mut application), "everything is in the file");
+    for _ in 0..5 {
+        let (_, frames, backfilled) = checkpoint(&mut application, "PASSIVE");
+        assert!(frames > 0 && backfilled == 0, "{backfilled} of {frames} frames");
+        assert!(checkpoint(&mut application, "TRUNCATE").0);
+        assert!(!restarts(&place, &mut application), "what nobody has copied is gone");
+    }
+    index.release_zero().expect("it is ours");
+    assert!(!checkpoint(&mut application, "TRUNCATE").0);
+}
+
+#[test]
+fn where_all_slots_are_used_one_is_shared_until_one_is_free() {
+    let place = Place::new();
+    let (mut application, index) = opened(&place);
+    let mut readers: Vec<Shell> = (0..4)
+        .map(|_| {
+            application.run("INSERT INTO t VALUES (1)");
+            let mut reader = Shell::open(&place.database());
+            reader.run("BEGIN; SELECT count(*) FROM t");
+            reader
+        })
+        .collect();
+    let slot = index.take_slot(None).expect("it locks").expect("nobody is in the way");
+    assert!(!slot.is_ours, "four readers stand on four marks");
+    assert_eq!(index.take_slot(Some(slot)).expect("it locks"), Some(slot));
+    readers.iter_mut().for_each(|reader| drop(reader.run("COMMIT")));
+    application.run("INSERT INTO t VALUES (1)");
+    let (_, frames, backfilled) = checkpoint(&mut application, "PASSIVE");
+    assert!(backfilled < frames, "the mark of the slot that we share holds, {backfilled} of {frames}");
+    let own = index.take_slot(Some(slot)).expect("it locks").expect("it was held");
+    assert!(own.is_ours);
+    let (_, frames, backfilled) = checkpoint(&mut application, "PASSIVE");
+    assert_eq!(backfilled, frames);
+    assert!(!restarts(&place, &mut application));
+    readers.iter_mut().for_each(|reader| assert_ne!(reader.value("SELECT count(*) FROM t"), ""));
+}
+
+#[test]
+fn connections_of_this_process_neither_drop_our_locks_nor_ignore_them() {
+    let place = Place::new();
+    let (mut application, index) = opened(&place);
+    let slot = index.take_slot(None).expect("it locks").expect("nobody is in the way");
+    let ours = rusqlite::Connection::open(place.database()).expect("it can be opened");
+    for _ in 0..8 {
+        let rows: u32 = ours.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("readable");
+        assert!(rows < 100);
+        application.run("INSERT INTO t VALUES (1)");
+    }
+    drop(ours);
+    checkpoint(&mut application, "FULL");
+    assert!(!restarts(&place, &mut application));
+    assert!(checkpoint(&mut application, "RESTART").0, "the WAL may be restarted");
+    assert_eq!(index.take_slot(Some(slot)).expect("it locks"), Some(slot));
+}
