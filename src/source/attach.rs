@@ -4,7 +4,7 @@ use super::capture::Capture;
 use super::checkpointer::Checkpointer;
 use super::guard::Guard;
 use super::held::{Belonging, Held};
-use super::left_behind::{self, Content, Fate, LeftBehind, Paths};
+use super::left_behind::{self, Fate, LeftBehind, Paths};
 use super::let_go::Resting;
 use super::proof::{self, WalAtPath};
 use super::refusal::Refusal;
@@ -79,15 +79,9 @@ impl Attached {
             .unwrap_or_else(|e| warn!("{}: cannot write {}: {e}", at.database.display(), at.meta.display()));
         let generation = capture.shadow.extent().generation;
         let mut left = capture.into_live().map(|wal| LeftBehind {
-            // Should it come back, its content is another's all the same.
-            identity: None,
+            // Should it come back, its content is another's all the same: it has no identity.
             database: Some(descriptor.clone()),
-            wal,
-            generation,
-            seen: None,
-            is_used: false,
-            visits: None,
-            content: Content::InWal,
+            ..LeftBehind::of(wal, generation)
         });
         // The new content stays locked until our connections are closed: a program that came in before would join our
         // `-shm`.
@@ -267,16 +261,11 @@ fn settle_foreign_wal(request: &AttachRequest, database: &DatabaseFile) -> Resul
         return Ok(());
     }
     let old = Some(database.clone()).filter(|_| belonging != Belonging::Foreign);
-    let content = Content::InWal;
     let mut left = LeftBehind {
         identity: old.as_ref().map(DatabaseFile::identity),
         database: old,
-        wal,
-        generation,
-        seen: None,
         is_used: true,
-        visits: None,
-        content,
+        ..LeftBehind::of(wal, generation)
     };
     left.settle(at, Some(database));
     // Whoever locks it exclusively now keeps our connections out, too.

@@ -108,12 +108,10 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         LeftBehind {
             identity: Some(descriptor.identity()),
             database: Some(descriptor.clone()),
-            wal,
-            generation,
             seen,
             is_used,
-            visits: None,
             content,
+            ..LeftBehind::of(wal, generation)
         }
     });
     if let Some(left) = left.as_mut().filter(|left| left.content == Content::InWal) {

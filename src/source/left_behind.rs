@@ -91,6 +91,22 @@ pub struct LeftBehind {
     pub content: Content,
 }
 
+impl LeftBehind {
+    /// A WAL that has only its name at the path, of which nobody knows the database.
+    pub fn of(wal: File, generation: Generation) -> Self {
+        LeftBehind {
+            identity: None,
+            database: None,
+            wal,
+            generation,
+            seen: None,
+            is_used: false,
+            visits: None,
+            content: Content::InWal,
+        }
+    }
+}
+
 /// Where the content of a WAL that was left behind is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {

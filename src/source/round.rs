@@ -144,8 +144,13 @@ fn locked_part(attached: &mut Attached, database: &Path, budget: Duration) -> Re
         let patience = until.saturating_duration_since(Instant::now());
         extent = checkpoint(attached, database, Some(until), patience)?;
     }
-    let is_in_place = extent.is_backfilled() && bring_in_place(attached, extent)?;
-    is_in_place.then_some(()).ok_or(Stop::Later)
+    while extent.is_backfilled() && Instant::now() < until {
+        // The application's checkpoint may just be about to give read lock 0 back.
+        if bring_in_place(attached, extent)? {
+            return Ok(());
+        }
+    }
+    Err(Stop::Later)
 }
 
 /// A passive checkpoint, interrupted at `until`, and tried for `patience` while somebody else does one. Returns what the

@@ -22,7 +22,8 @@
 //! The chain of a generation
 //! - A checkpoint, a VACUUM or another journal mode while the agent is down:
 //!   `whatever_happens_while_the_agent_is_down_the_next_one_restores_exactly`, every one with every way of going down.
-//! - Commits in the gap of a checkpoint: there is no gap, readers overlap; `guard` and `simulation`.
+//! - Commits in the gap of a checkpoint: there is no gap, the next lock is taken before the last one is given back;
+//!   `wal_index`, `guard` and `simulation`.
 //! - Page size changed by VACUUM: `a_page_size_changed_by_vacuum_begins_a_generation_of_that_size`.
 //! - Growth and shrinking, auto_vacuum, 512 bytes to 64 KiB: `capture` and `simulation`. We replay frames, and make up no
 //!   page; the page of the lock byte at 1 GB is never in a WAL, and in a snapshot it is what the file has.
