@@ -172,6 +172,16 @@ fn lock_for_open_file(file: &File, lock: OwnLock, byte: u64) -> io::Result<bool>
     }
 }
 
+/// Whether anybody but this open file has locked a byte exclusively.
+///
+/// # Errors
+/// The kernel's.
+fn is_locked_for_others(file: &File, byte: u64) -> io::Result<bool> {
+    let mut lock = flock(libc::F_RDLCK, byte as libc::off_t, 1);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
+    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,12 +8,14 @@
 //! The locks belong to our open file, not to the process: they are no business of SQLite's connections in it, and none of
 //! these gives them back by mistake.
 
-use super::{OwnLock, lock_for_open_file};
+use super::{OwnLock, is_locked_for_others, lock_for_open_file};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+/// The byte that a checkpoint has locked until its end (wal.c, `WAL_CKPT_LOCK`).
+const CHECKPOINT_LOCK: u64 = 121;
 /// The byte of read lock 0; those of the slots follow (wal.c, `WAL_READ_LOCK`).
 const READ_LOCK_ZERO: u64 = 123;
 /// The slots of readers, the one last that SQLite takes first.
@@ -104,6 +106,14 @@ impl WalIndex {
     /// The kernel's.
     pub fn release_zero(&self) -> io::Result<()> {
         self.lock(OwnLock::None, 0).map(drop)
+    }
+
+    /// Whether somebody checkpoints, perhaps a connection of this process. Only then more can be backfilled.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn is_checkpointed(&self) -> io::Result<bool> {
+        is_locked_for_others(&self.0, CHECKPOINT_LOCK)
     }
 
     /// As a checkpoint does that finds nobody in a slot. Nobody else may have it.

@@ -70,7 +70,7 @@ impl Source {
             return None;
         }
         self.take_back_table();
-        (self.recheck, self.place_at, self.let_go_at) = (None, None, None);
+        (self.recheck, self.place_at, self.backfill_at, self.let_go_at) = (None, None, None, None);
         Some(LocalJob::Compare {
             attached: self.lend()?,
             database: self.settings.database.clone(),
@@ -111,7 +111,7 @@ impl Source {
             Ok(()) => {
                 self.count_break(reason);
                 (self.requested_break, self.to_compare) = (None, None);
-                (self.recheck, self.place_at, self.uncopied) = (None, None, None);
+                (self.recheck, self.place_at, self.backfill_at, self.uncopied) = (None, None, None, None);
                 self.hot = true;
                 true
             }
@@ -133,7 +133,8 @@ impl Source {
 
     /// Lets go of what is not the database, or not its WAL, any more, once nothing of it is lent.
     pub(super) fn detach(&mut self, now: Instant) -> Option<LocalJob> {
-        (self.recheck, self.place_at, self.hot, self.let_go_at) = (None, None, false, None);
+        (self.recheck, self.place_at, self.backfill_at, self.let_go_at) = (None, None, None, None);
+        self.hot = false;
         if self.must_stay() {
             return None;
         }

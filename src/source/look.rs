@@ -31,9 +31,11 @@ impl Source {
     pub(super) fn look(&mut self, now: Instant) {
         let dirty = std::mem::take(&mut self.dirty);
         let previous = self.recheck.take();
+        let awaits_backfill = self.awaits_backfill(dirty);
         let before = self.shadow_extent().map(ShadowExtent::position);
         self.hot = false;
         let Some(Caught { extent, in_flight, is_overtaken }) = self.copy_all(previous, now) else {
+            self.plan_backfill(awaits_backfill, dirty, now);
             return self.on_uncopied(now);
         };
         self.solved(Task::Look);
@@ -45,6 +47,7 @@ impl Source {
         // nobody restarts the WAL.
         self.needs_sync |= dirty.database && !is_overtaken && self.has_unsynced();
         let is_news = self.shadow_extent().map(ShadowExtent::position) != before;
+        self.plan_backfill(awaits_backfill && !extent.is_backfilled(), dirty, now);
         // What is in flight now, was not before.
         self.plan_recheck(previous.filter(|_| !is_news), in_flight, dirty, now);
         if is_news {

@@ -69,8 +69,8 @@ const IN_FLIGHT_PAUSE: Duration = Duration::from_micros(50);
 const DEAF_PAUSE: Duration = Duration::from_millis(2);
 /// The same, after the database file was written: a checkpoint says only later that it is done.
 const BACKFILL_PAUSE: Duration = Duration::from_micros(100);
-/// Asking again after the database file was written ends at this pause.
-const BACKFILL_PATIENCE: Duration = Duration::from_secs(1);
+/// The longest pause then: a checkpoint may wait for somebody else's reader for hours, and asks for its lock as often.
+const LONGEST_BACKFILL_PAUSE: Duration = Duration::from_millis(100);
 /// Asking again about frames in flight ends at this pause; the safety look does the rest.
 const IN_FLIGHT_PATIENCE: Duration = Duration::from_secs(30);
 /// After something failed: the first pause, doubled each time up to the longest.
@@ -134,6 +134,8 @@ pub struct Source {
     /// More is known to be there; take another turn at once.
     hot: bool,
     recheck: Option<Recheck>,
+    /// When it is asked what a checkpoint of the application has done.
+    backfill_at: Option<Recheck>,
     pace: Pace,
     /// When the guard is brought in place again, if it is not.
     place_at: Option<Recheck>,
@@ -203,6 +205,7 @@ impl Source {
             dirty: Dirty::ALL,
             hot: false,
             recheck: None,
+            backfill_at: None,
             pace: Pace::default(),
             place_at: None,
             retry: None,

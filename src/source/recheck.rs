@@ -1,6 +1,8 @@
 //! When to look again though no event will come.
 
-use super::{BACKFILL_PATIENCE, BACKFILL_PAUSE, DEAF_PAUSE, IN_FLIGHT_PATIENCE, IN_FLIGHT_PAUSE, Source};
+use super::{
+    BACKFILL_PAUSE, DEAF_PAUSE, IN_FLIGHT_PATIENCE, IN_FLIGHT_PAUSE, LONGEST_BACKFILL_PAUSE, Source, State,
+};
 use crate::core::sync::Dirty;
 use std::time::{Duration, Instant};
 
@@ -36,7 +38,7 @@ impl Recheck {
 }
 
 impl Source {
-    /// When to look again though no event will come, or is listened to.
+    /// When to look again for frames in flight though no event will come, or is listened to.
     pub(super) fn plan_recheck(
         &mut self,
         previous: Option<Recheck>,
@@ -44,20 +46,30 @@ impl Source {
         dirty: Dirty,
         now: Instant,
     ) {
-        if in_flight {
-            let is_new = |r: &Recheck| !r.in_flight || (dirty.any() && r.pause > DEAF_PAUSE);
-            let previous = previous.filter(|r| !is_new(r));
-            let next = Recheck::after(previous, IN_FLIGHT_PAUSE, IN_FLIGHT_PATIENCE * 2, now);
-            let pause = if dirty.any() { next.pause.min(DEAF_PAUSE) } else { next.pause };
-            let next = Recheck { at: now + pause, pause, in_flight };
-            self.recheck = Some(next).filter(|r| r.pause <= IN_FLIGHT_PATIENCE);
+        if !in_flight {
             return;
         }
-        let was_written = dirty.database || previous.is_some_and(|r| !r.in_flight);
-        let previous = previous.filter(|_| !dirty.database);
-        let next = Recheck::after(previous, BACKFILL_PAUSE, BACKFILL_PATIENCE * 2, now);
-        let is_backfilling = was_written && !self.extent.is_backfilled();
-        self.recheck = Some(next).filter(|r| is_backfilling && r.pause <= BACKFILL_PATIENCE);
+        let is_new = |r: &Recheck| !r.in_flight || (dirty.any() && r.pause > DEAF_PAUSE);
+        let previous = previous.filter(|r| !is_new(r));
+        let next = Recheck::after(previous, IN_FLIGHT_PAUSE, IN_FLIGHT_PATIENCE * 2, now);
+        let pause = if dirty.any() { next.pause.min(DEAF_PAUSE) } else { next.pause };
+        let next = Recheck { at: now + pause, pause, in_flight };
+        self.recheck = Some(next).filter(|r| r.pause <= IN_FLIGHT_PATIENCE);
+    }
+
+    /// Whether somebody is in a checkpoint of which no event will tell that it is done. Asked before the wal-index is: if
+    /// nobody is, it is done by then.
+    pub(super) fn awaits_backfill(&self, dirty: Dirty) -> bool {
+        let State::Attached(attached) = &self.state else { return false };
+        let was_written = dirty.database || self.backfill_at.is_some();
+        was_written && attached.guard.index().is_checkpointed().unwrap_or(true)
+    }
+
+    /// When to look again for what a checkpoint has done.
+    pub(super) fn plan_backfill(&mut self, is_awaited: bool, dirty: Dirty, now: Instant) {
+        let previous = self.backfill_at.filter(|_| !dirty.database);
+        let next = Recheck::after(previous, BACKFILL_PAUSE, LONGEST_BACKFILL_PAUSE, now);
+        self.backfill_at = is_awaited.then_some(next);
     }
 
     /// Whether events matter now. While a transaction is on its way into the WAL, or writers do not pause, only the

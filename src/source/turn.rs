@@ -56,8 +56,9 @@ impl Source {
         let checkpoint = checkpoint.filter(|_| self.may_checkpoint());
         let let_go = self.let_go_at.filter(|_| !self.job_in_flight);
         let listens = self.pace.next_timeout(now);
-        let (place, around) = (at(self.place_at), self.look_around_timeout());
-        let times = [at(self.recheck), place, checkpoint, let_go, listens, around];
+        let (place, backfill) = (at(self.place_at), at(self.backfill_at));
+        let around = self.look_around_timeout();
+        let times = [at(self.recheck), place, backfill, checkpoint, let_go, listens, around];
         times.into_iter().flatten().min()
     }
 
@@ -151,7 +152,7 @@ impl Source {
             return self.compare_job(generation);
         }
         let is_due = |recheck: Option<Recheck>| recheck.is_some_and(|r| now >= r.at);
-        if self.dirty.any() || self.hot || is_due(self.recheck) {
+        if self.dirty.any() || self.hot || is_due(self.recheck) || is_due(self.backfill_at) {
             self.look(now);
         } else if is_due(self.place_at) {
             self.bring_in_place(now);

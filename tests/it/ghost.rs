@@ -3,13 +3,10 @@
 
 use crate::support::compare::{assert_holds, assert_same};
 use crate::support::place::{Place, first};
-use crate::support::process::output;
 use crate::support::sqlite::{Shell, Writer};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
 
 #[test]
 fn commits_of_killed_writers_are_replicated_if_and_only_if_sqlite_counts_them() {
@@ -75,19 +72,11 @@ int fdatasync(int fd)
 }
 "#;
 
-/// The library, built.
-fn failing_fsync(place: &Place) -> PathBuf {
-    let (source, library) = (place.path("failing_fsync.c"), place.path("failing_fsync.so"));
-    fs::write(&source, FAILING_FSYNC).expect("the folder is ours");
-    output(Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).arg("-ldl"));
-    library
-}
-
 #[test]
 fn a_commit_whose_fsync_failed_is_never_replicated() {
     let place = Place::new();
     let switch = place.path("fail");
-    let environment = [("LD_PRELOAD", &*failing_fsync(&place)), ("FAIL_WHILE_THERE", &*switch)];
+    let environment = [("LD_PRELOAD", &*place.preload(FAILING_FSYNC)), ("FAIL_WHILE_THERE", &*switch)];
     let mut application = Shell::with_environment(&place.database(), &environment);
     application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, kind TEXT, data BLOB)");
     let agent = place.streaming_agent(&[]);

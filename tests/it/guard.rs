@@ -115,24 +115,71 @@ fn the_applications_checkpoints_succeed_directly_after_a_burst() {
     place.assert_restores();
 }
 
+/// Makes `fdatasync` and `fsync` of a database file take three seconds.
+const SLOW_FSYNC: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static void wait_for_disk(int fd)
+{
+    char link[64], path[4096];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length >= 3 && memcmp(path + length - 3, ".db", 3) == 0)
+        usleep(3000000);
+}
+
+int fsync(int fd) { wait_for_disk(fd); return ((int (*)(int)) dlsym(RTLD_NEXT, "fsync"))(fd); }
+
+int fdatasync(int fd) { wait_for_disk(fd); return ((int (*)(int)) dlsym(RTLD_NEXT, "fdatasync"))(fd); }
+"#;
+
+/// That a checkpoint is done, no event tells: it is said in `-shm` after the last fsync. For a second the checkpoint then
+/// waits for our slot, with the write lock.
+#[test]
+fn a_checkpoint_whose_fsync_takes_long_does_not_wait_for_us_afterwards() {
+    let place = Place::new();
+    let library = place.preload(SLOW_FSYNC);
+    let mut application = Shell::with_environment(&place.database(), &[("LD_PRELOAD", &*library)]);
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+    let mut other = Shell::open(&place.database());
+    let agent = place.streaming_agent(&["checkpoint-interval: 1h"]);
+    application.run(".timeout 1000");
+    for mode in ["RESTART", "TRUNCATE"] {
+        application.run("INSERT INTO t (data) VALUES (randomblob(100000))");
+        place.wait_until_replicated(&agent);
+        let answer = application.value(&format!("PRAGMA wal_checkpoint({mode})"));
+        assert!(answer.starts_with("0|"), "{mode} was busy: {answer}");
+        other.run("INSERT INTO t (data) VALUES (randomblob(100))");
+    }
+    place.wait_until_replicated(&agent);
+    place.stop(agent);
+    place.assert_restores();
+}
+
 /// A checkpoint that we kept waiting would hold the write lock for its whole busy timeout: here that is beyond every
 /// deadline of the tests.
 #[test]
 fn writers_that_checkpoint_in_every_mode_never_wait_for_us_without_an_end() {
     let place = Place::new();
     let database = place.database();
+    Writer::start(&database, &["--commits", "1"]).finish();
+    let application = Shell::open(&database);
+    let agent = place.streaming_agent(&[]);
     let mut writers = ["1", "2", "3"].map(|number| {
         let rows = ["--rows", "1-3", "--size", "1-2000", "--synchronous", "NORMAL", "--mode", "checkpoint"];
         let others = ["--busy-timeout", "3600000", "--writer", number, "--seed", number];
         Writer::start(&database, &[&rows[..], &others].concat())
     });
-    writers.iter_mut().for_each(|writer| writer.wait_for(1));
-    let agent = place.streaming_agent(&[]);
-    writers.iter_mut().for_each(|writer| writer.wait_for(400));
+    writers.iter_mut().for_each(|writer| writer.wait_for(200));
     writers.into_iter().for_each(|writer| drop(writer.finish()));
     place.wait_until_replicated(&agent);
     place.stop(agent);
     place.assert_restores();
+    application.close();
 }
 
 /// How many descriptors a process has of a file.

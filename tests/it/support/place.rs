@@ -153,6 +153,14 @@ impl Place {
         tables.next().expect("there is a page table")
     }
 
+    /// A library of these functions in C, for `LD_PRELOAD`.
+    pub fn preload(&self, source: &str) -> PathBuf {
+        let (path, library) = (self.path("preload.c"), self.path("preload.so"));
+        std::fs::write(&path, source).expect("the folder is ours");
+        output(Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&path).arg("-ldl"));
+        library
+    }
+
     /// The names of all objects of the replica of one kind: "snapshots" or "wal".
     pub fn objects(&self, kind: &str) -> Vec<String> {
         objects(&self.replica(), kind)
