@@ -182,9 +182,12 @@ impl Capture {
         Ok(Look::Again)
     }
 
-    /// Whether everything is in the shadow that the wal-index says is committed.
+    /// Whether everything that the wal-index says is committed, of the WAL that is there now, is in the shadow.
     pub fn holds(&self, extent: WalExtent) -> bool {
         let live = self.live_header().ok().flatten().and_then(|bytes| WalHeader::parse(&bytes).ok());
+        if self.settled.is_some_and(|(header, frames)| header == live && frames == extent.frames) {
+            return true;
+        }
         let is_copied = |shadow: &ShadowFacts| {
             Some(shadow.header) == live
                 && shadow.end == Offset::after_frames(shadow.header.page_size(), extent.frames)

@@ -6,6 +6,7 @@
 //! copy to be durable: what was in a WAL that is restarted is in the database file, and the next WAL is not copied
 //! before ([`Look::Unsynced`](super::capture::Look::Unsynced)).
 
+use super::capture::Capture;
 use super::checkpointer::LimitedCheckpoint;
 use crate::locks::{Slot, WalIndex};
 use crate::sqlite::{Handle, SqliteError, WalExtent};
@@ -64,26 +65,40 @@ impl Guard {
         }
     }
 
-    /// Holds the WAL in the way in which the application's checkpoints finish; everything up to `extent` must be copied.
-    /// `false` if somebody is in the way for a moment.
+    /// Holds the WAL in the way in which the application's checkpoints finish. `false` if somebody is in the way for a
+    /// moment, or not everything is copied.
     ///
     /// # Errors
     /// What failed; the WAL is held all the same.
-    pub fn bring_in_place(&mut self, query: &Handle, extent: WalExtent) -> Result<bool, GuardError> {
+    pub fn bring_in_place(
+        &mut self,
+        query: &Handle,
+        capture: &Capture,
+        extent: WalExtent,
+    ) -> Result<bool, GuardError> {
         if self.is_in_place(extent) {
             return Ok(true);
         }
-        if extent.is_backfilled() { self.let_restart(query, extent) } else { Ok(self.forbid_restart()?) }
+        match extent.is_backfilled() {
+            true => self.let_restart(query, extent, |extent| capture.holds(extent)),
+            false => Ok(self.forbid_restart()?),
+        }
     }
 
-    /// Goes to read lock 0. Everything up to `extent` must be copied, and it must be backfilled.
-    fn let_restart(&mut self, query: &Handle, extent: WalExtent) -> Result<bool, GuardError> {
+    /// Goes to read lock 0, if everything is backfilled, and `may` says so of what is committed then.
+    fn let_restart(
+        &mut self,
+        query: &Handle,
+        extent: WalExtent,
+        may: impl FnOnce(WalExtent) -> bool,
+    ) -> Result<bool, GuardError> {
         if !self.index.take_zero()? {
             return Ok(false);
         }
         self.is_on_zero = true;
-        // From here on nothing more is backfilled. What was committed since we looked could have been, before.
-        let is_same = query.wal_extent() == Ok(extent);
+        // From here on nothing more is backfilled. What was committed since we looked could have been, before; and `extent`
+        // may be that of another WAL, which was as long.
+        let is_same = query.wal_extent() == Ok(extent) && may(extent);
         match self.slot {
             Some(slot) if is_same => {
                 self.index.release(slot)?;
@@ -139,6 +154,8 @@ impl Guard {
             checkpoint.checkpoint(Duration::ZERO, None)?;
         }
         let extent = query.wal_extent()?;
-        Ok((extent.is_backfilled() && self.bring_in_place(query, extent)?).then_some(extent))
+        let is_settled =
+            extent.is_backfilled() && (self.slot.is_none() || self.let_restart(query, extent, |_| true)?);
+        Ok(is_settled.then_some(extent))
     }
 }

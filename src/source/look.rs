@@ -1,10 +1,11 @@
 //! A source's look at its WAL, and how it holds it afterwards.
 
 use super::capture::{Look, LookError};
+use super::guard::GuardError;
 use super::recheck::Recheck;
 use super::{BACKFILL_PAUSE, LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::shadow::ShadowExtent;
-use crate::sqlite::WalExtent;
+use crate::sqlite::{SqliteError, WalExtent};
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
@@ -128,16 +129,20 @@ impl Source {
         matches!(&self.state, State::Attached(attached) if attached.capture.shadow.to_sync().is_some())
     }
 
-    /// Holds the WAL where the application's checkpoints finish. Everything up to [`Source::extent`] is copied.
+    /// Holds the WAL in the way in which the application's checkpoints finish.
     pub(super) fn bring_in_place(&mut self, now: Instant) {
         let State::Attached(attached) = &mut self.state else { return };
         let again = Recheck::after(self.place_at, PLACE_PAUSE, LONGEST_PLACE_PAUSE, now);
-        match attached.guard.bring_in_place(&attached.query, self.extent) {
+        let extent = attached.query.wal_extent();
+        let placed = extent.map_err(GuardError::from).and_then(|extent| {
+            attached.guard.bring_in_place(&attached.query, &attached.capture, extent)
+        });
+        match placed {
             Ok(true) => {
                 self.place_at = None;
                 self.solved(Task::Hold);
             }
-            Ok(false) => self.place_at = Some(again),
+            Ok(false) | Err(GuardError::Sqlite(SqliteError::Busy)) => self.place_at = Some(again),
             Err(error) => {
                 self.place_at = Some(again);
                 self.failed(Task::Hold, &error.to_string());

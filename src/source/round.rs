@@ -177,7 +177,7 @@ fn of_sqlite(error: SqliteError) -> Stop {
 }
 
 fn bring_in_place(attached: &mut Attached, extent: WalExtent) -> Result<bool, Stop> {
-    let placed = attached.guard.bring_in_place(&attached.query, extent);
+    let placed = attached.guard.bring_in_place(&attached.query, &attached.capture, extent);
     placed.map_err(|error| Stop::Failed(error.to_string()))
 }
 

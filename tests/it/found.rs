@@ -1,6 +1,7 @@
 //! What the simulation has found, each in its shortest form.
 
 use crate::support::oracle::{Application, Habits};
+use crate::support::sqlite::Shell;
 use crate::support::world::{Settings, World};
 use std::time::Duration;
 use wal_agent::config::CheckpointSettings;
@@ -79,6 +80,46 @@ fn a_wal_that_was_backfilled_before_we_came_is_durable_here_before_the_next_inde
     world.application().run(0, "UPDATE c SET n = n + 1");
     world.settle();
     world.check_all_is_replicated();
+    world.end();
+}
+
+/// Its frames and those of the last one are as many: only the header tells them apart.
+#[test]
+fn a_wal_that_is_as_long_as_the_last_one_is_not_taken_for_copied() {
+    let mut world = world(Settings::PLAIN);
+    let four = |world: &mut World, after_each: &mut dyn FnMut()| {
+        for _ in 0..4 {
+            world.application().run(0, "UPDATE c SET n = n + 1");
+            after_each();
+        }
+    };
+    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
+    world.drive(30);
+    four(&mut world, &mut || {});
+    world.drive(30);
+    world.holds_syncs = true;
+    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
+    world.rest_for(Duration::from_secs(1));
+    // Every reader has a slot of its own, so that we share one, and try to get one for us.
+    let mut readers = Vec::new();
+    let database = world.database().to_owned();
+    four(&mut world, &mut || {
+        let mut reader = Shell::open(&database);
+        reader.run("BEGIN; SELECT count(*) FROM t");
+        readers.push(reader);
+    });
+    world.drive(3);
+    readers.iter_mut().for_each(|reader| drop(reader.run("COMMIT")));
+    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
+    world.rest_for(Duration::from_secs(1));
+    // Not the page that would be lost.
+    world.application().run(0, "INSERT INTO t (n) VALUES (1)");
+    world.application().run(0, "INSERT INTO t (n) VALUES (1)");
+    world.holds_syncs = false;
+    world.settle();
+    world.check_all_is_replicated();
+    world.check_earlier_commits(0, 10);
+    assert_eq!(world.status().breaks.count, 0);
     world.end();
 }
 

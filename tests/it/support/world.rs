@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
@@ -133,6 +133,8 @@ pub struct World {
     was_attached: bool,
     retry_at: Duration,
     kill_behind: Option<usize>,
+    /// The disk takes for ever to make the shadow durable.
+    pub holds_syncs: bool,
     /// Generations of which the machine may have lost something: a WAL may go on otherwise under the same header.
     lost: BTreeSet<String>,
 }
@@ -187,6 +189,7 @@ impl World {
             was_attached: false,
             retry_at: Duration::ZERO,
             kill_behind: None,
+            holds_syncs: false,
             lost: BTreeSet::new(),
             folder,
         }
@@ -546,9 +549,10 @@ impl World {
             return false;
         }
         self.observe();
-        let handed = lock(&self.jobs.handed).len();
+        let due = self.due_jobs();
+        let handed = due.len();
         if handed > 0 && self.random.random_bool(0.9) {
-            let at = self.random.random_range(0..handed);
+            let at = due[self.random.random_range(0..handed)];
             let job = self.next_job(at);
             let completed = self.carry_out(job);
             let ends_here = self.kill_behind.is_some_and(|at| self.servers[0].operations() > at);
@@ -581,6 +585,13 @@ impl World {
         self.has_agent() && is_lock(self.status().state)
     }
 
+    /// Which of the jobs that were handed out may be done.
+    fn due_jobs(&self) -> Vec<usize> {
+        let is_held = |job: &Handed| self.holds_syncs && matches!(job, Handed::Local(_, LocalJob::Sync(_)));
+        let handed = lock(&self.jobs.handed);
+        (0..handed.len()).filter(|at| !is_held(&handed[*at])).collect()
+    }
+
     /// Any of the jobs that were handed out, but the first one of its line: each line is a thread.
     fn next_job(&mut self, at: usize) -> Handed {
         let mut handed = lock(&self.jobs.handed);
@@ -610,6 +621,11 @@ impl World {
                 Completed::Remote { database, replica, generation, outcome }
             }
         }
+    }
+
+    /// The database's path.
+    pub fn database(&self) -> &Path {
+        &self.config.databases[0].path
     }
 
     /// What the agent says of its database.
