@@ -1,8 +1,8 @@
 //! The page table of a database that is replicated: entries on disk at some position, newer ones in memory.
 //!
 //! It belongs to a generation. While there is none, a worker reads the database file, which others write meanwhile:
-//! what is copied during the reading counts instead, and so the table is exact at the position reached when the reading
-//! ended. Later, changes collected in memory are written into it, by a worker, too, after the shadow WAL up to their
+//! what is copied during the reading counts instead, and so the table is exact at the position that the first look after
+//! the reading reaches. Later, changes collected in memory are written into it, by a worker, too, after the shadow WAL up to their
 //! position is durable; so the table never knows what the shadow may lose. They are first written beside it: a table
 //! that was left half changed is finished from there. On recovery the XOR of all entries must be the header's.
 //!

@@ -64,7 +64,7 @@ pub struct WalExtent {
 }
 
 impl WalExtent {
-    /// Whether the next writer may restart the WAL, if no reader holds a mark.
+    /// Whether the next writer may restart the WAL, if nobody holds a slot.
     pub fn is_backfilled(self) -> bool {
         self.frames == self.backfilled
     }

@@ -231,7 +231,7 @@ impl Capture {
                 Err(AbsorbError::Shrunk | AbsorbError::Frame(_)) => Ok(Some(Break::ChainBroken)),
             };
         }
-        // Guarded, this cannot be; at the beginning, on read lock 0, it can. What was overwritten, nobody knows.
+        // Guarded, this cannot be. What was overwritten, nobody knows.
         self.shadow.go_back(saved);
         Ok(Some(Break::WalRestarted))
     }

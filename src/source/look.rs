@@ -134,9 +134,9 @@ impl Source {
         let State::Attached(attached) = &mut self.state else { return };
         let again = Recheck::after(self.place_at, PLACE_PAUSE, LONGEST_PLACE_PAUSE, now);
         let extent = attached.query.wal_extent();
-        let placed = extent.map_err(GuardError::from).and_then(|extent| {
-            attached.guard.bring_in_place(&attached.query, &attached.capture, extent)
-        });
+        let placed = extent
+            .map_err(GuardError::from)
+            .and_then(|extent| attached.guard.bring_in_place(&attached.query, &attached.capture, extent));
         match placed {
             Ok(true) => {
                 self.place_at = None;

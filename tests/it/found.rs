@@ -5,6 +5,8 @@ use crate::support::sqlite::Shell;
 use crate::support::world::{Settings, World};
 use std::time::Duration;
 use wal_agent::config::CheckpointSettings;
+use wal_agent::page_table::TableJob;
+use wal_agent::source::LocalJob;
 
 /// Each commit is an index.
 const EAGER: Settings = Settings {
@@ -83,6 +85,37 @@ fn a_wal_that_was_backfilled_before_we_came_is_durable_here_before_the_next_inde
     world.end();
 }
 
+fn is_sync(job: &LocalJob) -> bool {
+    matches!(job, LocalJob::Sync(_))
+}
+
+/// The application's checkpoint brings what is not copied into the file, and then the file is read.
+#[test]
+fn a_page_table_that_knows_what_is_not_copied_does_not_stand_where_the_copy_ends() {
+    let mut world =
+        World::new(Settings::PLAIN, 1, |database| Application::new(database, Habits::PLAIN, Vec::new(), 1));
+    world.application().create();
+    world.held = |job| is_sync(job) || matches!(job, LocalJob::Table(TableJob::Build(_)));
+    world.start_agent();
+    world.rest_for(Duration::from_secs(1));
+    world.application().run(0, "UPDATE c SET n = n + 1");
+    world.rest_for(Duration::from_secs(1));
+    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
+    world.rest_for(Duration::from_secs(1));
+    // The next WAL, which is not copied before the copy of the last one is durable.
+    world.application().run(0, "UPDATE c SET n = n + 1");
+    world.drive(3);
+    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
+    world.held = is_sync;
+    world.drive(30);
+    assert!(!world.status().is_provable, "nobody knows what the database is where the copy ends");
+    world.held = |_| false;
+    world.settle();
+    assert!(world.status().is_provable);
+    world.check_all_is_replicated();
+    world.end();
+}
+
 /// Its frames and those of the last one are as many: only the header tells them apart.
 #[test]
 fn a_wal_that_is_as_long_as_the_last_one_is_not_taken_for_copied() {
@@ -97,7 +130,7 @@ fn a_wal_that_is_as_long_as_the_last_one_is_not_taken_for_copied() {
     world.drive(30);
     four(&mut world, &mut || {});
     world.drive(30);
-    world.holds_syncs = true;
+    world.held = is_sync;
     world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
     world.rest_for(Duration::from_secs(1));
     // Every reader has a slot of its own, so that we share one, and try to get one for us.
@@ -115,7 +148,7 @@ fn a_wal_that_is_as_long_as_the_last_one_is_not_taken_for_copied() {
     // Not the page that would be lost.
     world.application().run(0, "INSERT INTO t (n) VALUES (1)");
     world.application().run(0, "INSERT INTO t (n) VALUES (1)");
-    world.holds_syncs = false;
+    world.held = |_| false;
     world.settle();
     world.check_all_is_replicated();
     world.check_earlier_commits(0, 10);

@@ -133,8 +133,8 @@ pub struct World {
     was_attached: bool,
     retry_at: Duration,
     kill_behind: Option<usize>,
-    /// The disk takes for ever to make the shadow durable.
-    pub holds_syncs: bool,
+    /// Local jobs that take for ever.
+    pub held: fn(&LocalJob) -> bool,
     /// Generations of which the machine may have lost something: a WAL may go on otherwise under the same header.
     lost: BTreeSet<String>,
 }
@@ -189,7 +189,7 @@ impl World {
             was_attached: false,
             retry_at: Duration::ZERO,
             kill_behind: None,
-            holds_syncs: false,
+            held: |_| false,
             lost: BTreeSet::new(),
             folder,
         }
@@ -587,7 +587,7 @@ impl World {
 
     /// Which of the jobs that were handed out may be done.
     fn due_jobs(&self) -> Vec<usize> {
-        let is_held = |job: &Handed| self.holds_syncs && matches!(job, Handed::Local(_, LocalJob::Sync(_)));
+        let is_held = |job: &Handed| matches!(job, Handed::Local(_, job) if (self.held)(job));
         let handed = lock(&self.jobs.handed);
         (0..handed.len()).filter(|at| !is_held(&handed[*at])).collect()
     }
