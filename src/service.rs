@@ -13,7 +13,7 @@ pub fn is_journal() -> bool {
     stderr.is_ok_and(|stderr| std::env::var("JOURNAL_STREAM") == Ok(stderr))
 }
 
-/// Lets the agent open as many files as whoever started it allows: a database takes seventeen, and the limit that most
+/// Lets the agent open as many files as whoever started it allows: a database takes fifteen, and the limit that most
 /// programs get is 1,024, because some cannot cope with more.
 pub fn open_as_many_files_as_allowed() {
     let limit = getrlimit(Resource::Nofile);

@@ -4,8 +4,13 @@
 use crate::support::agent::Agent;
 use crate::support::place::{Place, first};
 use crate::support::sqlite::{Shell, Writer};
+use crate::support::wait::wait_for;
 use std::fs::{self, File};
 use std::path::Path;
+use std::time::Duration;
+
+/// How long the agent may take to notice.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn truncate(wal: &Path) {
     File::options().write(true).open(wal).and_then(|file| file.set_len(0)).expect("the WAL is there");
@@ -64,9 +69,14 @@ fn answers_on(agent: &Agent, pid: u32) {
     assert_eq!(status["pid"], pid);
 }
 
-/// The application opens the database again, and goes on.
+/// The application opens the database again, and goes on. Before the agent has noticed, it can meet what was damaged; then
+/// it is started once more.
 fn reopened(place: &Place, agent: &Agent, round: usize) {
-    let mut application = Shell::open(&place.database());
+    let begin = format!("CREATE TABLE begun_{round} (data)");
+    let mut application = wait_for("the application writes again", DEADLINE, || {
+        let mut application = Shell::open(&place.database());
+        application.try_run(&begin).ok().map(|_| application)
+    });
     for n in 0..5 {
         application.run(&format!("CREATE TABLE after_{round}_{n} AS SELECT randomblob(5000) AS data"));
         place.wait_until_replicated(agent);
