@@ -72,7 +72,7 @@ fn answers_on(agent: &Agent, pid: u32) {
 /// The application opens the database again, and goes on. Before the agent has noticed, it can meet what was damaged; then
 /// it is started once more.
 fn reopened(place: &Place, agent: &Agent, round: usize) {
-    let begin = format!("CREATE TABLE begun_{round} (data)");
+    let begin = format!("CREATE TABLE IF NOT EXISTS begun_{round} (data)");
     let mut application = wait_for("the application writes again", DEADLINE, || {
         let mut application = Shell::open(&place.database());
         application.try_run(&begin).ok().map(|_| application)
