@@ -53,6 +53,8 @@ impl Attached {
         meta: &Path,
         generation: Generation,
     ) -> io::Result<()> {
+        // On read lock 0 the WAL could be restarted before all of it is copied; and nobody could backfill meanwhile.
+        self.guard.forbid_restart()?;
         let inode = self.descriptor.identity().inode();
         self.capture.begin(ShadowWal::begin(Arc::clone(disk), meta, generation, inode)?);
         Ok(())

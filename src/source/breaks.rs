@@ -101,6 +101,8 @@ impl Source {
             return false;
         };
         if self.break_at.is_some_and(|r| now < r.at) {
+            // Nobody can backfill while read lock 0 is held, and that may be long; a failure is that of the next look, too.
+            let _ = attached.guard.forbid_restart();
             // Events would only find the same again.
             self.dirty = Dirty::default();
             self.failed(Task::BeginGeneration, &format!("{reason}; that comes back in every generation"));

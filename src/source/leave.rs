@@ -250,7 +250,9 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
     if extent.left() > 0 && !is_unchanged(attached, seen) {
         return Ok(Course::Changed);
     }
-    if extent.left() > 0 && settle(attached)?.is_none() {
+    // On a slot, our own lock would keep us from emptying the WAL.
+    let is_settled = extent.left() == 0 && attached.guard.lets_restart();
+    if !is_settled && settle(attached)?.is_none() {
         return Err(Stop::Later);
     }
     attached.descriptor.sync_data().map_err(failed)?;

@@ -55,6 +55,9 @@ impl Source {
             return None;
         }
         self.take_back_table();
+        if self.table_timeout(now).is_none_or(|due| due > now) {
+            return None;
+        }
         let may_build = self.may_build();
         let State::Attached(attached) = &mut self.state else { return None };
         let capture = &mut attached.capture;

@@ -5,6 +5,7 @@ use crate::support::sqlite::Shell;
 use crate::support::world::{Settings, World};
 use std::time::Duration;
 use wal_agent::config::CheckpointSettings;
+use wal_agent::core::names;
 use wal_agent::page_table::TableJob;
 use wal_agent::source::LocalJob;
 
@@ -114,6 +115,30 @@ fn a_page_table_that_knows_what_is_not_copied_does_not_stand_where_the_copy_ends
     assert!(world.status().is_provable);
     world.check_all_is_replicated();
     world.end();
+}
+
+/// The WAL is checkpointed before it is copied, and then its file is renamed.
+#[test]
+fn the_wal_of_a_renamed_file_is_emptied_though_it_was_checkpointed_before_it_was_copied() {
+    let mut world = world(Settings::PLAIN);
+    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
+    world.rest_for(Duration::from_secs(1));
+    world.held = is_sync;
+    world.application().run(0, "UPDATE c SET n = n + 1");
+    world.rest_for(Duration::from_secs(1));
+    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
+    world.rest_for(Duration::from_secs(1));
+    world.application().run(0, "UPDATE c SET n = n + 1");
+    world.drive(3);
+    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
+    world.drive(3);
+    world.application().leave();
+    world.application().move_away();
+    world.held = |_| false;
+    world.rest_for(Duration::from_secs(10));
+    let wal = names::beside(world.database(), "-wal");
+    let length = std::fs::metadata(wal).map_or(0, |metadata| metadata.len());
+    assert_eq!(length, 0, "whoever puts another file there meets the old WAL");
 }
 
 /// Its frames and those of the last one are as many: only the header tells them apart.
