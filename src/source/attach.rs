@@ -202,13 +202,14 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
         return Ok(AttachOutcome::Resting(Box::new(past.into_resting()?)));
     }
     // Declared before the connections: whatever fails here, they close first.
-    let guard;
+    let mut guard;
     // First of all: a program that only writes one row may be gone again in a millisecond, and with it the WAL.
     let query = Handle::open(path)?;
     let was_switched = ensure_wal_mode(&query)?;
     // The wal-index is made anew where nobody else has it open.
     query.wal_extent()?;
-    guard = WalIndex::open(&request.wal_index).and_then(Guard::begin).map_err(no_access)?;
+    guard = Guard::new(WalIndex::open(&request.wal_index).map_err(no_access)?);
+    guard.forbid_restart().map_err(no_access)?;
     let (write_lock, checkpointer) =
         (open_ready(path)?, Checkpointer::new(open_ready(path)?, open_ready(path)?));
     if !guard.holds() {

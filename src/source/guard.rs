@@ -33,13 +33,9 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Begins to hold, if nobody is in the way.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn begin(index: WalIndex) -> io::Result<Guard> {
-        let slot = index.take_slot(None)?;
-        Ok(Guard { index, slot, is_on_zero: false })
+    /// Holds nothing yet.
+    pub fn new(index: WalIndex) -> Guard {
+        Guard { index, slot: None, is_on_zero: false }
     }
 
     /// Whether anything is held.
