@@ -96,6 +96,7 @@ const WRITE_LOCK: libc::off_t = 120;
 /// So many bytes are locks in `-shm`, from that one on; whoever works with it has the last one (os_unix.c,
 /// `UNIX_SHM_DMS`).
 const INDEX_LOCKS: libc::off_t = 9;
+
 /// Whether every other process that has a lock on a database has one on this wal-index, too, and so works with the WAL
 /// that is beside it. `false` where that cannot be seen. Takes milliseconds: the kernel waits for all who lock anything.
 pub fn all_share_index(database: &File, wal_index: &File) -> bool {

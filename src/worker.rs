@@ -311,6 +311,7 @@ fn checkpoint(
     patience: Duration,
 ) -> Result<WalExtent, CheckpointFailure> {
     let is_overwritten = || stamp.is_some() && stamp_at(database) != stamp;
+    // To limit it, page 1 is read; of another content that fails.
     if is_overwritten() {
         return Err(CheckpointFailure::Overwritten);
     }

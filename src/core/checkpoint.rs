@@ -1,6 +1,5 @@
 //! When a checkpoint is due.
 
-use super::position::Index;
 use std::time::{Duration, Instant};
 
 /// When to checkpoint, as the configuration says.
@@ -17,8 +16,6 @@ pub struct CheckpointPolicy {
 /// The wal-index at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// The index being copied.
-    pub index: Index,
     /// Committed frames.
     pub frames: u32,
     /// Frames in the database file.
@@ -32,7 +29,7 @@ pub enum Round {
     Cooperative,
     /// Beside writers that never pause: between two of their commits, the WAL may be ready to be restarted.
     Following,
-    /// The same, and then, under the write lock, the rest.
+    /// A passive checkpoint follows the writers, and then, under the write lock, the rest.
     Urgent,
 }
 

@@ -63,7 +63,7 @@ impl LimitedCheckpoint<'_> {
     /// # Errors
     /// SQLite's; busy only after `patience`.
     pub fn checkpoint(self, patience: Duration, until: Option<Instant>) -> Result<WalExtent, SqliteError> {
-        checkpoint_patiently(patience, || checkpoint_until(&self.0.handle, until))
+        patiently(patience, || checkpoint_until(&self.0.handle, until))
     }
 }
 
@@ -73,18 +73,18 @@ impl Drop for LimitedCheckpoint<'_> {
     }
 }
 
-/// Tries again while somebody else checkpoints: writers that never pause try to, with each commit, and so are in the way
-/// more often than not.
+/// Tries again while somebody else has the lock. Writers that never pause leave gaps of microseconds between two of their
+/// transactions, or checkpoints, so it does not sleep between two tries.
 ///
 /// # Errors
 /// SQLite's; busy only after `patience`.
-pub fn checkpoint_patiently(
+pub(super) fn patiently<T>(
     patience: Duration,
-    mut checkpoint: impl FnMut() -> Result<WalExtent, SqliteError>,
-) -> Result<WalExtent, SqliteError> {
+    mut ask: impl FnMut() -> Result<T, SqliteError>,
+) -> Result<T, SqliteError> {
     let begun = Instant::now();
     loop {
-        match checkpoint() {
+        match ask() {
             Err(SqliteError::Busy) if begun.elapsed() < patience => std::thread::yield_now(),
             result => return result,
         }

@@ -3,7 +3,6 @@
 
 use super::attach::Attached;
 use super::checkpointer::Checkpointer;
-use super::guard::GuardError;
 use super::held::Held;
 use super::inspect::{Inspection, inspect};
 use super::left_behind::{Content, Fate, LeftBehind, Paths, Seen};
@@ -15,7 +14,7 @@ use crate::core::sync::Break;
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::disk::Disk;
 use crate::locks;
-use crate::sqlite::{SqliteError, WalExtent};
+use crate::sqlite::WalExtent;
 use log::{info, warn};
 use std::fs::File;
 use std::io;
@@ -246,7 +245,7 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
         Err(stop) => return Err(stop),
     }
     sync_shadow(attached)?;
-    let extent = attached.query.wal_extent().map_err(of_sqlite)?;
+    let extent = attached.query.wal_extent()?;
     if extent.left() > 0 && !is_unchanged(attached, seen) {
         return Ok(Course::Changed);
     }
@@ -261,12 +260,8 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
 
 fn settle(attached: &mut Attached) -> Result<Option<WalExtent>, Stop> {
     let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
-    let checkpoint = checkpointer.begin().map_err(of_sqlite)?;
-    let settled = attached.guard.settle(&attached.query, checkpoint);
-    settled.map_err(|error| match error {
-        GuardError::Sqlite(error) => of_sqlite(error),
-        GuardError::Lock(error) => failed(error),
-    })
+    let checkpoint = checkpointer.begin()?;
+    Ok(attached.guard.settle(&attached.query, checkpoint)?)
 }
 
 /// The name that a file has now, as far as the kernel knows.
@@ -321,11 +316,4 @@ fn empty(last: Option<&Checkpointer>, wal: Option<&File>) -> Result<(), String> 
 
 fn failed(error: io::Error) -> Stop {
     Stop::Failed(error.to_string())
-}
-
-fn of_sqlite(error: SqliteError) -> Stop {
-    match error {
-        SqliteError::Busy => Stop::Later,
-        error => Stop::Failed(error.to_string()),
-    }
 }

@@ -29,7 +29,7 @@ mod visits;
 
 pub use attach::{AttachOutcome, AttachRequest, Attached, attach};
 pub use capture::{Look, LookError};
-pub use checkpointer::{Checkpointer, checkpoint_patiently};
+pub use checkpointer::Checkpointer;
 pub use compare::{Compared, Doubt, compare};
 pub use inspect::{Inspection, InspectionError, inspect};
 pub use job::{CheckpointFailure, LocalJob, LocalOutcome};

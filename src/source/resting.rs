@@ -9,6 +9,7 @@ use super::{LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::checkpoint::CheckpointState;
 use crate::core::evidence::{DatabaseHeader, Sighting, Stamp, Writer};
 use crate::core::pace::Pace;
+use crate::core::position::Index;
 use crate::core::sync::{Break, Dirty};
 use crate::sqlite::WalExtent;
 use log::{info, warn};
@@ -144,7 +145,8 @@ impl Source {
     }
 
     fn sighting_with(&self, before: Sighting, stamp: Option<Stamp>) -> Sighting {
-        let backfilled = (self.checkpoint_extent().index, self.extent.backfilled);
+        let index = self.shadow_extent().map_or(Index::ZERO, |extent| extent.index);
+        let backfilled = (index, self.extent.backfilled);
         stamp.map_or(before, |stamp| Sighting { stamp, backfilled, ..before })
     }
 

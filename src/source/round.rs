@@ -3,14 +3,15 @@
 
 use super::attach::Attached;
 use super::capture::Look;
+use super::checkpointer::patiently;
+use super::guard::GuardError;
 use crate::core::checkpoint::Round;
 use crate::core::sync::Break;
 use crate::sqlite::{SqliteError, WalExtent};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long a round tries to get the write lock. Writers that never pause leave gaps of microseconds between two
-/// transactions, so it does not sleep between two tries.
+/// How long a round tries to get the write lock.
 pub(super) const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 /// Before the lock is taken, the checkpoint follows the writers until so few frames are left: writing them takes a
 /// small part of the budget.
@@ -50,6 +51,24 @@ pub(super) enum Stop {
     Failed(String),
 }
 
+impl From<SqliteError> for Stop {
+    fn from(error: SqliteError) -> Self {
+        match error {
+            SqliteError::Busy | SqliteError::Interrupted => Stop::Later,
+            error => Stop::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<GuardError> for Stop {
+    fn from(error: GuardError) -> Self {
+        match error {
+            GuardError::Sqlite(error) => error.into(),
+            error => Stop::Failed(error.to_string()),
+        }
+    }
+}
+
 /// Carries out a round. With a `budget` it is an urgent one, which takes the write lock for so long at the most; without
 /// one it follows the writers, once. Invariant: the WAL is held throughout, and the write lock is free when this returns.
 pub fn round(attached: &mut Attached, database: &Path, budget: Option<Duration>) -> RoundReport {
@@ -57,7 +76,7 @@ pub fn round(attached: &mut Attached, database: &Path, budget: Option<Duration>)
     let result = match budget {
         None => follow(attached, database).and_then(|has_come| has_come.then_some(()).ok_or(Stop::Later)),
         Some(budget) => chase(attached, database).and_then(|()| {
-            take_write_lock(attached)?;
+            patiently(LOCK_PATIENCE, || attached.write_lock.begin_immediate())?;
             let locked = Instant::now();
             let result = locked_part(attached, database, budget);
             attached.write_lock.rollback();
@@ -111,7 +130,7 @@ fn chase(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
             std::thread::sleep(CHASE_PAUSE);
         }
         sync_shadow(attached)?;
-        let before = attached.query.wal_extent().map_err(of_sqlite)?;
+        let before = attached.query.wal_extent()?;
         let extent = checkpoint(attached, database, None, LOCK_PATIENCE)?;
         is_hindered = extent.backfilled < before.frames;
         if !is_hindered && extent.left() <= FEW_FRAMES {
@@ -122,18 +141,6 @@ fn chase(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
         }
     }
     if is_hindered { Err(Stop::Later) } else { Ok(()) }
-}
-
-fn take_write_lock(attached: &Attached) -> Result<(), Stop> {
-    let begun = Instant::now();
-    loop {
-        match attached.write_lock.begin_immediate() {
-            Ok(()) => return Ok(()),
-            Err(SqliteError::Busy) if begun.elapsed() < LOCK_PATIENCE => std::thread::yield_now(),
-            Err(SqliteError::Busy) => return Err(Stop::Later),
-            Err(error) => return Err(Stop::Failed(error.to_string())),
-        }
-    }
 }
 
 /// `Ok` if everything is backfilled and the next writer may restart the WAL.
@@ -162,23 +169,15 @@ fn checkpoint(
     patience: Duration,
 ) -> Result<WalExtent, Stop> {
     let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
-    let limited = checkpointer.begin().map_err(of_sqlite)?;
+    let limited = checkpointer.begin()?;
     if !attached.is_at_path(database) {
         return Err(Stop::Broken(Break::DatabaseReplaced));
     }
-    limited.checkpoint(patience, until).map_err(of_sqlite)
-}
-
-fn of_sqlite(error: SqliteError) -> Stop {
-    match error {
-        SqliteError::Busy | SqliteError::Interrupted => Stop::Later,
-        error => Stop::Failed(error.to_string()),
-    }
+    Ok(limited.checkpoint(patience, until)?)
 }
 
 fn bring_in_place(attached: &mut Attached, extent: WalExtent) -> Result<bool, Stop> {
-    let placed = attached.guard.bring_in_place(&attached.query, &attached.capture, extent);
-    placed.map_err(|error| Stop::Failed(error.to_string()))
+    Ok(attached.guard.bring_in_place(&attached.query, &attached.capture, extent)?)
 }
 
 /// Copies what is committed, and returns what the wal-index said of that.

@@ -51,10 +51,9 @@ impl Source {
 
     /// The job for the page table that is due, if any.
     pub fn table_job(&mut self, now: Instant) -> Option<LocalJob> {
-        if self.table_timeout(now).is_none_or(|due| due > now) {
-            return None;
+        if matches!(self.state, State::Attached(_)) {
+            self.take_back_table();
         }
-        self.take_back_table();
         if self.table_timeout(now).is_none_or(|due| due > now) {
             return None;
         }
@@ -79,12 +78,12 @@ impl Source {
 
     pub(super) fn on_table(&mut self, outcome: TableOutcome) {
         self.table.in_flight = false;
-        if matches!(outcome, TableOutcome::Built(_)) {
-            self.table.read_after = Some(self.looks);
-            self.dirty.wal = true;
-        }
         match &mut self.state {
             State::Attached(attached) => {
+                if matches!(outcome, TableOutcome::Built(_)) {
+                    self.table.read_after = Some(self.looks);
+                    self.dirty.wal = true;
+                }
                 attached.capture.table.on_job(outcome);
                 attached.capture.keep_state();
                 if attached.capture.table.state().is_some() && self.table.problem.take().is_some() {

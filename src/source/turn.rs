@@ -6,7 +6,7 @@ use super::recheck::Recheck;
 use super::round::LOCK_PATIENCE;
 use super::{Attached, Source, State, Task};
 use crate::core::checkpoint::{Extent, Round};
-use crate::core::position::{Generation, Index};
+use crate::core::position::Generation;
 use crate::core::sync::{Break, Dirty};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -165,9 +165,8 @@ impl Source {
         matches!(&self.state, State::Attached(attached) if attached.is_at_path(&self.settings.database))
     }
 
-    pub(super) fn checkpoint_extent(&self) -> Extent {
-        let index = self.shadow_extent().map_or(Index::ZERO, |extent| extent.index);
-        Extent { index, frames: self.extent.frames, backfilled: self.extent.backfilled }
+    fn checkpoint_extent(&self) -> Extent {
+        Extent { frames: self.extent.frames, backfilled: self.extent.backfilled }
     }
 
     /// The job that is due while we hold the database and none is in flight.

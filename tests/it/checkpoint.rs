@@ -2,13 +2,12 @@
 
 use std::time::{Duration, Instant};
 use wal_agent::core::checkpoint::{CheckpointPolicy, CheckpointState, Extent, Round};
-use wal_agent::core::position::Index;
 
 const POLICY: CheckpointPolicy =
     CheckpointPolicy { min_pages: 1000, max_pages: Some(10_000), interval: Some(Duration::from_secs(60)) };
 
 fn extent(frames: u32, backfilled: u32) -> Extent {
-    Extent { index: Index::ZERO, frames, backfilled }
+    Extent { frames, backfilled }
 }
 
 #[test]

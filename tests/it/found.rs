@@ -90,6 +90,18 @@ fn is_sync(job: &LocalJob) -> bool {
     matches!(job, LocalJob::Sync(_))
 }
 
+/// The application checkpoints a WAL that is not copied, because the copy of the last one is not durable: its fsync is
+/// held.
+fn checkpoint_before_it_is_copied(world: &mut World) {
+    world.application().run(0, "UPDATE c SET n = n + 1");
+    world.rest_for(Duration::from_secs(1));
+    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
+    world.rest_for(Duration::from_secs(1));
+    world.application().run(0, "UPDATE c SET n = n + 1");
+    world.drive(3);
+    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
+}
+
 /// The application's checkpoint brings what is not copied into the file, and then the file is read.
 #[test]
 fn a_page_table_that_knows_what_is_not_copied_does_not_stand_where_the_copy_ends() {
@@ -99,14 +111,7 @@ fn a_page_table_that_knows_what_is_not_copied_does_not_stand_where_the_copy_ends
     world.held = |job| is_sync(job) || matches!(job, LocalJob::Table(TableJob::Build(_)));
     world.start_agent();
     world.rest_for(Duration::from_secs(1));
-    world.application().run(0, "UPDATE c SET n = n + 1");
-    world.rest_for(Duration::from_secs(1));
-    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
-    world.rest_for(Duration::from_secs(1));
-    // The next WAL, which is not copied before the copy of the last one is durable.
-    world.application().run(0, "UPDATE c SET n = n + 1");
-    world.drive(3);
-    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
+    checkpoint_before_it_is_copied(&mut world);
     world.held = is_sync;
     world.drive(30);
     assert!(!world.status().is_provable, "nobody knows what the database is where the copy ends");
@@ -124,13 +129,7 @@ fn the_wal_of_a_renamed_file_is_emptied_though_it_was_checkpointed_before_it_was
     world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
     world.rest_for(Duration::from_secs(1));
     world.held = is_sync;
-    world.application().run(0, "UPDATE c SET n = n + 1");
-    world.rest_for(Duration::from_secs(1));
-    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
-    world.rest_for(Duration::from_secs(1));
-    world.application().run(0, "UPDATE c SET n = n + 1");
-    world.drive(3);
-    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
+    checkpoint_before_it_is_copied(&mut world);
     world.drive(3);
     world.application().leave();
     world.application().move_away();

@@ -41,34 +41,12 @@ fn commits_of_killed_writers_are_replicated_if_and_only_if_sqlite_counts_them() 
 
 /// Makes `fsync` and `fdatasync` of a `-wal` fail as long as a file is there.
 const FAILING_FSYNC: &str = r#"
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
-static int fails(int fd)
+static int before_fsync(int fd)
 {
-    char link[64], path[4096];
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t length = readlink(link, path, sizeof path - 1);
-    if (length < 4 || memcmp(path + length - 4, "-wal", 4) != 0)
+    if (!is_named(fd, "-wal") || access(getenv("FAIL_WHILE_THERE"), F_OK) != 0)
         return 0;
-    return access(getenv("FAIL_WHILE_THERE"), F_OK) == 0;
-}
-
-int fsync(int fd)
-{
-    if (fails(fd)) { errno = EIO; return -1; }
-    return ((int (*)(int)) dlsym(RTLD_NEXT, "fsync"))(fd);
-}
-
-int fdatasync(int fd)
-{
-    if (fails(fd)) { errno = EIO; return -1; }
-    return ((int (*)(int)) dlsym(RTLD_NEXT, "fdatasync"))(fd);
+    errno = EIO;
+    return -1;
 }
 "#;
 

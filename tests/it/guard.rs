@@ -117,24 +117,10 @@ fn the_applications_checkpoints_succeed_directly_after_a_burst() {
 
 /// Makes `fdatasync` and `fsync` of a database file take three seconds.
 const SLOW_FSYNC: &str = r#"
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdio.h>
-#include <string.h>
-#include <unistd.h>
-
-static void wait_for_disk(int fd)
+static int before_fsync(int fd)
 {
-    char link[64], path[4096];
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t length = readlink(link, path, sizeof path - 1);
-    if (length >= 3 && memcmp(path + length - 3, ".db", 3) == 0)
-        usleep(3000000);
+    return is_named(fd, ".db") ? usleep(3000000) : 0;
 }
-
-int fsync(int fd) { wait_for_disk(fd); return ((int (*)(int)) dlsym(RTLD_NEXT, "fsync"))(fd); }
-
-int fdatasync(int fd) { wait_for_disk(fd); return ((int (*)(int)) dlsym(RTLD_NEXT, "fdatasync"))(fd); }
 "#;
 
 /// That a checkpoint is done, no event tells: it is said in `-shm` after the last fsync. For a second the checkpoint then

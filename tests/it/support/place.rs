@@ -17,6 +17,37 @@ use wal_agent::core::restore::Check;
 use wal_agent::remote::dir::DirRemote;
 use wal_agent::restore::{self, RestoreOptions, RestoreReport};
 
+/// Tells how the name of an open file ends.
+const IS_NAMED: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static int is_named(int fd, const char *end)
+{
+    char link[64], path[4096];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path), wanted = strlen(end);
+    return length >= wanted && memcmp(path + length - wanted, end, wanted) == 0;
+}
+"#;
+
+const FSYNCS: &str = r#"
+int fsync(int fd)
+{
+    return before_fsync(fd) ? -1 : ((int (*)(int)) dlsym(RTLD_NEXT, "fsync"))(fd);
+}
+
+int fdatasync(int fd)
+{
+    return before_fsync(fd) ? -1 : ((int (*)(int)) dlsym(RTLD_NEXT, "fdatasync"))(fd);
+}
+"#;
+
 /// How long the agent may take to catch up.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -153,10 +184,10 @@ impl Place {
         tables.next().expect("there is a page table")
     }
 
-    /// A library of these functions in C, for `LD_PRELOAD`.
-    pub fn preload(&self, source: &str) -> PathBuf {
+    /// A library for `LD_PRELOAD` that calls `before_fsync` before each fsync, and lets it fail if that is not 0.
+    pub fn preload(&self, before_fsync: &str) -> PathBuf {
         let (path, library) = (self.path("preload.c"), self.path("preload.so"));
-        std::fs::write(&path, source).expect("the folder is ours");
+        std::fs::write(&path, [IS_NAMED, before_fsync, FSYNCS].concat()).expect("the folder is ours");
         output(Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&path).arg("-ldl"));
         library
     }
