@@ -11,7 +11,7 @@
 use super::{OwnLock, is_locked_for_others, lock_for_open_file};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 /// The byte that a checkpoint has locked until its end (wal.c, `WAL_CKPT_LOCK`).
@@ -20,8 +20,12 @@ const CHECKPOINT_LOCK: u64 = 121;
 const READ_LOCK_ZERO: u64 = 123;
 /// The slots of readers, the one last that SQLite takes first.
 const SLOTS: [u8; 4] = [4, 3, 2, 1];
-/// Where the marks begin: behind two headers of 48 bytes and `nBackfill` (wal.c, `WalCkptInfo.aReadMark`).
+/// How many frames are in the database file, behind two headers of 48 bytes (wal.c, `WalCkptInfo.nBackfill`).
+const BACKFILLED: u64 = 96;
+/// Where the marks begin (wal.c, `WalCkptInfo.aReadMark`).
 const MARKS: u64 = 100;
+/// How many frames a checkpoint set out to bring there (wal.c, `WalCkptInfo.nBackfillAttempted`).
+const ATTEMPTED: u64 = 128;
 /// The mark of a slot that nobody reads from (wal.c, `READMARK_NOT_USED`).
 const NOT_USED: [u8; 4] = [0xff; 4];
 
@@ -31,6 +35,41 @@ pub struct Slot {
     number: u8,
     /// Nobody else has it, and its mark is unused; else no checkpoint goes beyond the mark that others gave it.
     pub is_ours: bool,
+}
+
+/// How far checkpoints of a WAL have come, as its wal-index says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Of `-shm`.
+    inode: u64,
+    backfilled: u32,
+    attempted: u32,
+}
+
+impl Progress {
+    /// Of an open `-shm`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn of(index: &File) -> io::Result<Progress> {
+        let number_at = |at| {
+            let mut number = [0; 4];
+            index.read_exact_at(&mut number, at).map(|()| u32::from_ne_bytes(number))
+        };
+        let inode = index.metadata()?.ino();
+        Ok(Progress { inode, backfilled: number_at(BACKFILLED)?, attempted: number_at(ATTEMPTED)? })
+    }
+
+    /// Whether the last checkpoint has not come to its end: it is under way, or was killed, or failed; or somebody has
+    /// recovered the WAL since.
+    pub fn is_cut_off(self) -> bool {
+        self.attempted > self.backfilled
+    }
+
+    /// Whether a checkpoint has been cut off since.
+    pub fn was_cut_off_until(self, later: Progress) -> bool {
+        self.inode == later.inode && self != later && later.is_cut_off()
+    }
 }
 
 /// The one descriptor of a `-shm` that is not SQLite's. Closing it drops the locks of SQLite's connections in this
@@ -114,6 +153,14 @@ impl WalIndex {
     /// The kernel's.
     pub fn is_checkpointed(&self) -> io::Result<bool> {
         is_locked_for_others(&self.0, CHECKPOINT_LOCK)
+    }
+
+    /// How far checkpoints have come.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn progress(&self) -> io::Result<Progress> {
+        Progress::of(&self.0)
     }
 
     /// As a checkpoint does that finds nobody in a slot. Nobody else may have it.

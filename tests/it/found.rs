@@ -140,6 +140,39 @@ fn the_wal_of_a_renamed_file_is_emptied_though_it_was_checkpointed_before_it_was
     assert_eq!(length, 0, "whoever puts another file there meets the old WAL");
 }
 
+/// The file is no database without its WAL then, so that belongs to it, whatever the file's times say.
+#[test]
+fn a_file_whose_application_is_killed_in_a_checkpoint_and_that_is_renamed_keeps_its_wal() {
+    for has_been_away in [false, true] {
+        let mut world = world(Settings::PLAIN);
+        world.application().run(0, "INSERT INTO t (n, data) VALUES (1, zeroblob(50000))");
+        world.drive(30);
+        if has_been_away {
+            world.application().pause();
+            world.application().move_away();
+            world.drive(200);
+            world.application().move_back();
+        }
+        let before = world.application().states().last().expect("there is one").crc;
+        world.application().die_in_checkpoint(2);
+        if !has_been_away {
+            world.application().move_away();
+            world.drive(200);
+            world.application().move_back();
+        }
+        world.application().show_all();
+        world.drive(200);
+        world.application().come_back();
+        world.application().remember_certainly();
+        assert!(world.application().is_certain(), "it is a database; has been away before: {has_been_away}");
+        let after = world.application().states().last().expect("there is one").crc;
+        assert_eq!(after, before, "what was committed is there; has been away before: {has_been_away}");
+        world.settle();
+        world.check_all_is_replicated();
+        world.end();
+    }
+}
+
 /// Its frames and those of the last one are as many: only the header tells them apart.
 #[test]
 fn a_wal_that_is_as_long_as_the_last_one_is_not_taken_for_copied() {

@@ -13,8 +13,11 @@
 //! copy FROM TO         as `cp`, which keeps TO's inode          ok | error MESSAGE
 //! remove PATH          as `rm -f`                               ok | error MESSAGE
 //! die wal|db|sync N    dies at the N-th such call from now on   ok
-//! fail sync N          the N-th fsync from now on fails         ok
+//! fail sync N          the N-th such call from now on fails     ok
+//! pause wal|db|sync|lock N
+//!                      before the N-th such call from now on, says "waiting", and reads a line    ok
 //! ```
+//! An N of 0 takes it back.
 
 #[allow(dead_code, reason = "the test's process uses the rest")]
 mod power;
@@ -31,15 +34,63 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use wal_agent::core::checksum::Crc64;
 
-/// Calls until the fault; 0 for never.
-static DIE_AT_WAL_WRITE: AtomicI64 = AtomicI64::new(0);
-static DIE_AT_DATABASE_WRITE: AtomicI64 = AtomicI64::new(0);
-static DIE_AT_SYNC: AtomicI64 = AtomicI64::new(0);
-static FAIL_SYNC: AtomicI64 = AtomicI64::new(0);
+/// Where a fault can be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Call {
+    WalWrite,
+    DatabaseWrite,
+    Sync,
+    Lock,
+}
+
+impl Call {
+    fn of(word: &str) -> anyhow::Result<Call> {
+        Ok(match word {
+            "wal" => Call::WalWrite,
+            "db" => Call::DatabaseWrite,
+            "sync" => Call::Sync,
+            "lock" => Call::Lock,
+            _ => anyhow::bail!("not a call: {word}"),
+        })
+    }
+
+    /// What is written.
+    fn of_write(descriptor: c_int) -> Option<Call> {
+        let name = std::fs::read_link(format!("/proc/self/fd/{descriptor}")).unwrap_or_default();
+        let name = name.as_os_str().as_encoded_bytes();
+        let is_wal = name.ends_with(b"-wal").then_some(Call::WalWrite);
+        is_wal.or(name.ends_with(b".db").then_some(Call::DatabaseWrite))
+    }
+}
+
+/// Calls of each kind until the fault; 0 for never.
+type Countdowns = [AtomicI64; 4];
+
+static PAUSE: Countdowns = [const { AtomicI64::new(0) }; 4];
+static FAIL: Countdowns = [const { AtomicI64::new(0) }; 4];
+static DIE: Countdowns = [const { AtomicI64::new(0) }; 4];
+
+fn is_armed(countdown: &AtomicI64) -> bool {
+    countdown.load(Ordering::Relaxed) > 0
+}
 
 /// Whether this call is the one.
-fn is_due(countdown: &AtomicI64) -> bool {
-    countdown.load(Ordering::Relaxed) > 0 && countdown.fetch_sub(1, Ordering::Relaxed) == 1
+fn is_due(countdowns: &Countdowns, call: Call) -> bool {
+    let countdown = &countdowns[call as usize];
+    is_armed(countdown) && countdown.fetch_sub(1, Ordering::Relaxed) == 1
+}
+
+/// Stands still in the middle of what it does, until it is told to go on.
+fn before(call: Call) {
+    if is_due(&PAUSE, call) {
+        ask(0);
+    }
+}
+
+fn after(call: Call) {
+    if is_due(&DIE, call) {
+        die();
+    }
 }
 
 fn die() -> ! {
@@ -50,26 +101,43 @@ fn die() -> ! {
 
 /// The C library's own, but for the faults: SQLite writes by it.
 #[unsafe(no_mangle)]
-extern "C" fn write(descriptor: c_int, bytes: *const c_void, count: usize) -> isize {
+extern "C" fn pwrite64(descriptor: c_int, bytes: *const c_void, count: usize, at: libc::off_t) -> isize {
+    let is_any_armed = PAUSE.iter().chain(&DIE).any(is_armed);
+    let call = if is_any_armed { Call::of_write(descriptor) } else { None };
+    call.into_iter().for_each(before);
     // SAFETY: the caller's promises are handed on as they are.
-    let written = unsafe { libc::syscall(libc::SYS_write, descriptor, bytes, count) } as isize;
-    if DIE_AT_WAL_WRITE.load(Ordering::Relaxed) > 0 || DIE_AT_DATABASE_WRITE.load(Ordering::Relaxed) > 0 {
-        let name = std::fs::read_link(format!("/proc/self/fd/{descriptor}")).unwrap_or_default();
-        let name = name.as_os_str().as_encoded_bytes();
-        let is_wal = name.ends_with(b"-wal") && is_due(&DIE_AT_WAL_WRITE);
-        if is_wal || (name.ends_with(b".db") && is_due(&DIE_AT_DATABASE_WRITE)) {
-            die();
-        }
-    }
+    let written = unsafe { libc::syscall(libc::SYS_pwrite64, descriptor, bytes, count, at) } as isize;
+    call.into_iter().for_each(after);
     written
+}
+
+/// The C library's own, but for the pauses: SQLite locks by it. All its commands take one argument or none.
+#[unsafe(no_mangle)]
+extern "C" fn fcntl64(descriptor: c_int, command: c_int, argument: usize) -> c_int {
+    if command == libc::F_SETLK {
+        before(Call::Lock);
+    }
+    // SAFETY: the caller's promises are handed on as they are.
+    unsafe { libc::syscall(libc::SYS_fcntl, descriptor, command, argument) as c_int }
+}
+
+/// Under its older name.
+#[unsafe(no_mangle)]
+extern "C" fn fcntl(descriptor: c_int, command: c_int, argument: usize) -> c_int {
+    fcntl64(descriptor, command, argument)
+}
+
+/// SQLite sleeps here, for ten seconds in all, while somebody who stands still has locks that nobody has for long.
+#[unsafe(no_mangle)]
+extern "C" fn nanosleep(_time: *const libc::timespec, _left: *mut libc::timespec) -> c_int {
+    0
 }
 
 /// Whether this sync is to fail; or the process ends.
 fn sync_fails() -> bool {
-    if is_due(&DIE_AT_SYNC) {
-        die();
-    }
-    is_due(&FAIL_SYNC)
+    before(Call::Sync);
+    after(Call::Sync);
+    is_due(&FAIL, Call::Sync)
 }
 
 fn main() {
@@ -126,14 +194,13 @@ fn obey(connections: &mut HashMap<String, (PathBuf, Connection)>, line: &str) ->
             change_file(verb, first, rest)?;
             return Ok("ok".to_owned());
         }
-        "die" | "fail" => {
-            let countdown = match (verb, first) {
-                ("die", "wal") => &DIE_AT_WAL_WRITE,
-                ("die", "db") => &DIE_AT_DATABASE_WRITE,
-                ("die", "sync") => &DIE_AT_SYNC,
-                ("fail", "sync") => &FAIL_SYNC,
-                _ => anyhow::bail!("not a fault: {line}"),
+        "die" | "fail" | "pause" => {
+            let countdowns = match verb {
+                "die" => &DIE,
+                "fail" => &FAIL,
+                _ => &PAUSE,
             };
+            let countdown = &countdowns[Call::of(first)? as usize];
             countdown.store(rest.parse()?, Ordering::Relaxed);
             return Ok("ok".to_owned());
         }

@@ -17,6 +17,8 @@ use wal_agent::core::sync::Dirty;
 /// Connections of the application; the n-th lives in process n modulo [`PROCESSES`].
 pub const CONNECTIONS: usize = 4;
 const PROCESSES: usize = 2;
+/// As many readers as have a mark of their own in SQLite, and one that shares another's.
+const CROWD: usize = 5;
 
 /// A committed state, as SQLite gave it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,8 +96,16 @@ enum Slot {
     Idle,
     Reading,
     Writing,
-    /// In a checkpoint that waits for readers.
+    /// In the middle of something: it waits for readers, or its process stands still there.
     Waiting,
+    /// The same, while it is being closed.
+    Closing,
+}
+
+impl Slot {
+    fn waits(self) -> bool {
+        matches!(self, Slot::Waiting | Slot::Closing)
+    }
 }
 
 /// Files of the database, as a watch would see them change.
@@ -150,6 +160,9 @@ pub struct Application {
     is_certain: bool,
     /// Asks for the state while the agent holds the database, so that its own comings and goings mean nothing.
     onlooker: Process,
+    /// Has nothing but readers, each from another commit on.
+    crowd: Process,
+    crowd_size: usize,
     dirty: Dirty,
     /// Since the watch last looked, somebody has closed the database.
     has_closed: bool,
@@ -176,11 +189,12 @@ pub enum Placing {
 impl Application {
     /// An application whose database is not there yet. `processes` have no connection open.
     pub fn new(database: &Path, habits: Habits, mut processes: Vec<Process>, seed: u64) -> Self {
-        processes.resize_with(PROCESSES + 1, Process::start);
+        processes.resize_with(PROCESSES + 2, Process::start);
         for process in &mut processes {
             process.tell(&format!("seed {}", seed & 0xFFFF));
         }
-        let onlooker = processes.pop().expect("there is one more than the application has");
+        let onlooker = processes.pop().expect("there are two more than the application has");
+        let crowd = processes.pop().expect("there are two more than the application has");
         let (slots, random) = ([Slot::Closed; CONNECTIONS], StdRng::seed_from_u64(seed));
         let (states, log, injected) = (Vec::new(), Vec::new(), BTreeMap::new());
         let (dirty, seen) = (Dirty::default(), [None; 3]);
@@ -194,6 +208,8 @@ impl Application {
             states,
             is_certain: true,
             onlooker,
+            crowd,
+            crowd_size: 0,
             dirty,
             has_closed: false,
             seen,
@@ -236,8 +252,8 @@ impl Application {
 
     /// All connections are closed; the processes go back.
     pub fn end(mut self) -> Vec<Process> {
-        (0..CONNECTIONS).for_each(|connection| self.close(connection));
-        self.processes.push(self.onlooker);
+        self.close_all();
+        self.processes.extend([self.crowd, self.onlooker]);
         self.processes
     }
 
@@ -246,6 +262,7 @@ impl Application {
         for process in 0..PROCESSES {
             self.bury(process);
         }
+        (self.crowd, self.crowd_size) = (Process::start(), 0);
         self.observe();
     }
 
@@ -269,14 +286,24 @@ impl Application {
             return;
         }
         let connection = self.random.random_range(0..CONNECTIONS);
-        if self.slots[connection] == Slot::Waiting {
+        if self.slots[connection].waits() {
             let word = if self.random.random_bool(0.7) { "again" } else { "enough" };
             self.go_on(connection, word);
             return self.remember();
         }
+        match self.random.random_range(0..100) {
+            0..20 if !self.is_blocked(connection) => self.pause_in(connection),
+            20..24 => self.gather(connection),
+            24..28 => self.disperse(),
+            _ => self.act_on(connection),
+        }
+        self.remember();
+    }
+
+    fn act_on(&mut self, connection: usize) {
         self.ensure_open(connection);
         match self.slots[connection] {
-            Slot::Closed | Slot::Waiting => {}
+            Slot::Closed | Slot::Waiting | Slot::Closing => {}
             Slot::Reading => match self.random.random_range(0..3) {
                 0 => self.sql(connection, "SELECT count(*) FROM t"),
                 _ => self.end_transaction(connection, "COMMIT"),
@@ -289,7 +316,59 @@ impl Application {
             },
             Slot::Idle => self.begin_something(connection),
         }
-        self.remember();
+    }
+
+    /// Does something, and stands still in the middle of it.
+    fn pause_in(&mut self, connection: usize) {
+        self.ensure_open(connection);
+        let (what, most) =
+            [("wal", 5), ("db", 4), ("sync", 3), ("lock", 12), ("lock", 25)][self.random.random_range(0..5)];
+        let count = self.random.random_range(1..=most);
+        self.tell(connection, &format!("pause {what} {count}"));
+        match (self.slots[connection], what) {
+            (Slot::Idle, "db") => self.checkpoint(connection),
+            (Slot::Idle, "wal") => self.commit(connection),
+            _ => self.act_on(connection),
+        }
+        let is_paused = self.is_blocked(connection);
+        // One that was not come to yet would come in the middle of what this process is asked for next.
+        if !is_paused {
+            self.tell(connection, &format!("pause {what} 0"));
+        }
+        *self.injected.entry(format!("paused at {what}")).or_default() += u64::from(is_paused);
+    }
+
+    /// Readers come, each from another commit on.
+    fn gather(&mut self, connection: usize) {
+        for number in 0..self.random.random_range(1..=CROWD) {
+            self.ensure_open(connection);
+            if self.slots[connection] == Slot::Idle {
+                self.sql(connection, "UPDATE c SET n = n + 1");
+                self.remember();
+            }
+            let database = self.database.display();
+            let lines =
+                [format!("open {number} {database}"), format!("sql {number} BEGIN; SELECT count(*) FROM t")];
+            let answers = lines.map(|line| self.crowd.tell(&line));
+            self.log.push(format!("  reader {number}: {answers:?}"));
+            self.crowd_size = self.crowd_size.max(number + 1);
+            self.observe();
+        }
+    }
+
+    /// Readers go, all or the first ones.
+    fn disperse(&mut self) {
+        let staying = if self.random.random_bool(0.5) { 0 } else { self.random.random_range(0..CROWD) };
+        self.disperse_to(staying);
+    }
+
+    fn disperse_to(&mut self, staying: usize) {
+        for number in (staying..self.crowd_size).rev() {
+            self.crowd.tell(&format!("close {number}"));
+            self.log.push(format!("  reader {number} goes"));
+            (self.crowd_size, self.has_closed) = (number, true);
+        }
+        self.observe();
     }
 
     /// Runs statements on a connection, which is opened for it.
@@ -310,15 +389,21 @@ impl Application {
         assert_eq!(self.slots[connection], Slot::Waiting);
     }
 
+    /// Its processes die in the middle of a checkpoint, behind the second page that it writes.
+    pub fn die_in_checkpoint(&mut self, connection: usize) {
+        self.ensure_open(connection);
+        self.tell(connection, "die db 2");
+        self.sql(connection, "PRAGMA wal_checkpoint(PASSIVE)");
+        assert_eq!(self.slots[connection], Slot::Closed, "it died");
+        self.kill_all();
+    }
+
     fn begin_something(&mut self, connection: usize) {
         match self.random.random_range(0..100) {
             0..38 => self.commit(connection),
             38..46 => self.sql(connection, "BEGIN IMMEDIATE"),
             46..50 => self.sql(connection, "BEGIN; SELECT count(*) FROM t"),
-            50..66 => {
-                let mode = ["PASSIVE", "FULL", "RESTART", "TRUNCATE"][self.random.random_range(0..4)];
-                self.sql(connection, &format!("PRAGMA wal_checkpoint({mode})"));
-            }
+            50..66 => self.checkpoint(connection),
             66..70 => {
                 // One that waits for readers.
                 self.tell(connection, &format!("patience {connection} on"));
@@ -337,6 +422,11 @@ impl Application {
             91..97 => self.die(connection),
             _ => self.fail_sync(connection),
         }
+    }
+
+    fn checkpoint(&mut self, connection: usize) {
+        let mode = ["PASSIVE", "FULL", "RESTART", "TRUNCATE"][self.random.random_range(0..4)];
+        self.sql(connection, &format!("PRAGMA wal_checkpoint({mode})"));
     }
 
     /// A whole transaction.
@@ -412,12 +502,13 @@ impl Application {
         let (what, most) = [("wal", 14), ("sync", 3), ("db", 4)][self.random.random_range(0..3)];
         let count = self.random.random_range(1..=most);
         self.tell(connection, &format!("die {what} {count}"));
-        *self.injected.entry(format!("writer dies at {what}")).or_default() += 1;
         match what {
             "db" => self.sql(connection, "PRAGMA wal_checkpoint(PASSIVE)"),
             _ => self.commit(connection),
         }
-        if self.slots[connection] != Slot::Closed {
+        let has_died = self.slots[connection] == Slot::Closed;
+        *self.injected.entry(format!("writer dies at {what}")).or_default() += u64::from(has_died);
+        if !has_died {
             self.remember();
             self.bury(connection % PROCESSES);
         }
@@ -441,10 +532,9 @@ impl Application {
 
     /// Ends what is open, and closes everything or nothing.
     pub fn rest(&mut self) {
+        self.disperse_to(0);
         for connection in 0..CONNECTIONS {
-            if self.slots[connection] == Slot::Waiting {
-                self.go_on(connection, "enough");
-            }
+            self.finish(connection);
             if let Slot::Reading | Slot::Writing = self.slots[connection] {
                 self.end_transaction(connection, "COMMIT");
             }
@@ -457,6 +547,7 @@ impl Application {
 
     /// All connections are closed, as an application's that ends.
     pub fn close_all(&mut self) {
+        self.disperse_to(0);
         for connection in 0..CONNECTIONS {
             self.close(connection);
         }
@@ -466,13 +557,13 @@ impl Application {
     fn close(&mut self, connection: usize) {
         // Another connection of its process may be what waits, and then this one would stay open.
         for other in (connection % PROCESSES..CONNECTIONS).step_by(PROCESSES) {
-            if self.slots[other] == Slot::Waiting {
-                self.go_on(other, "enough");
-            }
+            self.finish(other);
         }
         if self.slots[connection] != Slot::Closed {
             self.tell(connection, &format!("close {connection}"));
-            self.slots[connection] = Slot::Closed;
+            if self.slots[connection] != Slot::Closing {
+                self.slots[connection] = Slot::Closed;
+            }
         }
     }
 
@@ -508,7 +599,7 @@ impl Application {
 
     /// A process whose connection waits does nothing else.
     fn is_blocked(&self, connection: usize) -> bool {
-        (0..CONNECTIONS).any(|c| c % PROCESSES == connection % PROCESSES && self.slots[c] == Slot::Waiting)
+        (0..CONNECTIONS).any(|c| c % PROCESSES == connection % PROCESSES && self.slots[c].waits())
     }
 
     fn sql(&mut self, connection: usize, sql: &str) {
@@ -516,8 +607,7 @@ impl Application {
         let is_ok = matches!(answer, Answer::Ok(_));
         let slot = &mut self.slots[connection];
         match (answer, sql) {
-            (Answer::Died, _) => {}
-            (Answer::Waiting, _) => *slot = Slot::Waiting,
+            (Answer::Died | Answer::Waiting, _) => {}
             (_, sql) if sql.starts_with("BEGIN IMMEDIATE") && is_ok => *slot = Slot::Writing,
             (_, sql) if sql.starts_with("BEGIN; SELECT") => {
                 if is_ok {
@@ -539,9 +629,25 @@ impl Application {
     }
 
     fn go_on(&mut self, connection: usize, word: &str) {
-        if self.tell(connection, word) != Answer::Waiting && self.slots[connection] == Slot::Waiting {
-            self.slots[connection] = Slot::Idle;
-            self.tell(connection, &format!("patience {connection} off"));
+        if self.tell(connection, word) == Answer::Waiting {
+            return;
+        }
+        match self.slots[connection] {
+            Slot::Closing => self.slots[connection] = Slot::Closed,
+            Slot::Waiting => {
+                self.slots[connection] = Slot::Writing;
+                self.tell(connection, &format!("patience {connection} off"));
+                let end = if self.random.random_bool(0.7) { "COMMIT" } else { "ROLLBACK" };
+                self.end_transaction(connection, end);
+            }
+            _ => {}
+        }
+    }
+
+    /// It waits for nothing any more.
+    fn finish(&mut self, connection: usize) {
+        while self.slots[connection].waits() {
+            self.go_on(connection, "enough");
         }
     }
 
@@ -554,8 +660,13 @@ impl Application {
         let answer = self.processes[process].tell(line);
         self.has_closed |= word == "close" || answer == Answer::Died;
         self.log.push(format!("  {line} -> {answer:?}"));
-        if answer == Answer::Died {
-            self.bury(process);
+        match answer {
+            Answer::Died => self.bury(process),
+            Answer::Waiting if word == "close" => self.slots[connection] = Slot::Closing,
+            Answer::Waiting if self.slots[connection] != Slot::Closing => {
+                self.slots[connection] = Slot::Waiting;
+            }
+            _ => {}
         }
         self.observe();
         answer
@@ -639,7 +750,7 @@ impl Application {
     /// Checkpoints that wait ask for what they wait for once more.
     pub fn retry(&mut self) {
         for connection in 0..CONNECTIONS {
-            if self.slots[connection] == Slot::Waiting {
+            if self.slots[connection].waits() {
                 let word = if self.random.random_bool(0.9) { "again" } else { "enough" };
                 self.go_on(connection, word);
                 self.remember();
@@ -658,9 +769,7 @@ impl Application {
     pub fn leave(&mut self) {
         self.remember();
         for connection in 0..CONNECTIONS {
-            if self.slots[connection] == Slot::Waiting {
-                self.go_on(connection, "enough");
-            }
+            self.finish(connection);
         }
         match self.random.random_bool(0.8) {
             true => self.close_all(),

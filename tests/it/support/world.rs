@@ -50,6 +50,9 @@ const LONG: Duration = Duration::from_millis(100);
 /// By then the agent, which does not listen all the time, has seen that the last connection was closed.
 const NOTICED: Duration = Duration::from_millis(20);
 
+/// How often it is looked whether the WAL is held.
+const HELD_CHECKS: f64 = 0.1;
+
 /// A job that was handed out.
 enum Handed {
     Local(usize, LocalJob),
@@ -468,6 +471,7 @@ impl World {
 
     /// Waits until the agent has moved away the WAL of a file that was replaced.
     fn await_removal_of_wal(&mut self) {
+        self.held = |_| false;
         let (wal, until) = (self.folder.path().join("app.db-wal"), self.elapsed + REST);
         let old = FileIdentity::of_path(&wal);
         while old.is_some() && FileIdentity::of_path(&wal) == old {
@@ -482,6 +486,7 @@ impl World {
     /// The agent is asked to stop, and does.
     pub fn stop_agent(&mut self) {
         self.note("the agent is stopped");
+        self.held = |_| false;
         let latest = {
             let mut application = self.application();
             application.remember();
@@ -650,6 +655,9 @@ impl World {
             self.application().look_on();
         }
         self.was_attached = is_attached;
+        if is_attached && self.random.random_bool(HELD_CHECKS) {
+            self.check_is_held();
+        }
         if let Some(shadowed) = status.position {
             self.check_is_commit(shadowed);
             self.check_is_durable(shadowed);
@@ -669,6 +677,24 @@ impl World {
                 self.acked[replica] = self.acked[replica].max(Some(state));
             }
         }
+    }
+
+    /// While the agent is attached, a lock of an open file, and not of a process, is on one of the readers' bytes of the
+    /// wal-index: 123 is read lock 0, the slots follow.
+    fn check_is_held(&self) {
+        let Ok(index) = names::beside(self.database(), "-shm").metadata() else { return };
+        if !self.is_held() {
+            return;
+        }
+        // `1: OFDLCK ADVISORY  READ -1 00:1a:4711 124 124`
+        let locks = std::fs::read_to_string("/proc/locks").expect("every Linux has it");
+        let is_ours = |line: &str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_, "OFDLCK", _, "READ", _, file, first, _] = words[..] else { return false };
+            file.rsplit(':').next() == Some(&index.ino().to_string())
+                && first.parse().is_ok_and(|first: u32| (123..128).contains(&first))
+        };
+        assert!(locks.lines().any(is_ours), "nothing keeps the WAL from being restarted{}", self.story());
     }
 
     /// The WAL of the index before exists nowhere else any more: its shadow must survive a power cut.
@@ -827,16 +853,22 @@ impl World {
     fn restored(&mut self, replica: usize, synced: bool) -> Result<usize, RestoreError> {
         let server = self.servers[replica].copy(synced);
         let (crc, position) = self.restored_crc(replica, &server)?;
-        let application = self.application();
-        let state = application.states().iter().rposition(|state| state.crc == crc);
+        let mut application = self.application();
+        let is_state = |state: &State| state.crc == crc;
+        if !application.states().iter().any(is_state) && !application.is_certain() {
+            application.look_on();
+        }
+        let (known, is_certain) = (application.states().len(), application.is_certain());
+        let state = application.states().iter().rposition(is_state);
         drop(application);
-        let Some(state) = state else {
-            panic!(
+        // Where somebody stands still in the middle of something, nobody may be able to ask for what was committed last.
+        match state.or((!is_certain).then_some(known - 1)) {
+            Some(state) => Ok(state),
+            None => panic!(
                 "replica {replica} gives a state that the application never had, at {position}{}",
                 self.story()
-            );
-        };
-        Ok(state)
+            ),
+        }
     }
 
     /// Restores what a server holds of a replica: the CRC of all pages, and where that is.
