@@ -359,11 +359,13 @@ impl Database {
         room.after_outcome(&name, extent, now);
         match finding {
             Finding::Nothing => {}
+            // What it lacks may still be in the WAL.
+            Finding::Ahead if !self.source.is_certain() => {}
+            Finding::Ahead | Finding::Diverged => self.source.request_generation(Break::ReplicaDiverged),
             Finding::Rewound { from, to } => warn!(
                 "{name}: replica {} holds less than it had acknowledged ({from}); it is sent again from {to}",
                 room.config.name
             ),
-            Finding::Diverged => self.source.request_generation(Break::ReplicaDiverged),
             Finding::ShadowDamaged => self.source.request_generation(Break::ShadowDamaged),
         }
         self.forget_old_shadows();

@@ -2,6 +2,7 @@
 //! wrong is handed back.
 
 use crate::core::checksum::Crc64;
+use crate::core::frame::FrameDecoder;
 use crate::core::names::{self, Object};
 use crate::core::page::{PageCount, PageSize};
 use crate::core::page_table::DatabaseState;
@@ -123,7 +124,7 @@ impl CarryError {
 /// Where it stopped. Anything of it may have been done.
 pub fn carry(remote: &mut dyn Remote, order: &Order) -> Result<Outcome, CarryError> {
     match order.job {
-        Job::Look => look(remote, order).map(Outcome::Found),
+        Job::Look { is_first } => look(remote, order, is_first).map(Outcome::Found),
         Job::SendSnapshot { index } => send_snapshot(remote, order, index).map(Outcome::SnapshotSent),
         Job::PublishSnapshot { sent, valid_from, state } => {
             publish_snapshot(remote, order, sent, valid_from, state).map(|()| Outcome::SnapshotPublished)
@@ -155,7 +156,7 @@ impl Order {
 
 /// What is there of the generation. Objects that were never finished are removed: nobody will finish them. One that
 /// was set aside, and whose successor has not come, gets its name back: it holds what was acknowledged.
-fn look(remote: &mut dyn Remote, order: &Order) -> Result<Listing, CarryError> {
+fn look(remote: &mut dyn Remote, order: &Order, is_first: bool) -> Result<Listing, CarryError> {
     let mut listing = Listing::default();
     for folder in [names::snapshots_folder(order.generation), names::wal_folder(order.generation)] {
         let folder = order.path(&folder);
@@ -172,10 +173,46 @@ fn look(remote: &mut dyn Remote, order: &Order) -> Result<Listing, CarryError> {
             }
         }
     }
-    if let Some((last, _)) = listing.segments.iter().max() {
-        listing.last_is_ours = is_ours(remote, order, *last)?;
+    if let Some(&(last, length)) = listing.segments.iter().max() {
+        listing.last_is_ours = is_ours(remote, order, last)?;
+        if listing.last_is_ours && is_first {
+            listing.last_end = Some(end_of(remote, order, last, length)?);
+        }
     }
     Ok(listing)
+}
+
+/// Where the WAL in a segment of ours ends: its trailer says, or its blocks, as far as they are whole.
+fn end_of(
+    remote: &mut dyn Remote,
+    order: &Order,
+    segment: SegmentStart,
+    length: u64,
+) -> Result<Offset, CarryError> {
+    let path = order.path(&order.segment(segment).path());
+    let mut trailer = [0; segment::TRAILER_LENGTH];
+    let read = remote.read_at(&path, length.saturating_sub(trailer.len() as u64), &mut trailer)?;
+    let trailer = trailer.get(..read).and_then(Trailer::parse);
+    if let Some((Trailer::Segment(trailer), _)) = trailer
+        && (trailer.index, trailer.start) == (segment.index, segment.start)
+    {
+        remote.close(&path);
+        return Ok(trailer.end);
+    }
+    let (mut decoder, mut buffer, mut at) = (FrameDecoder::new(), vec![0; BLOCK], 0);
+    loop {
+        let read = remote.read_at(&path, at, &mut buffer)?;
+        let mut bytes = buffer.get(..read).unwrap_or_default();
+        at += read as u64;
+        let mut is_whole = !bytes.is_empty();
+        while is_whole && !bytes.is_empty() {
+            is_whole = decoder.next_block(&mut bytes).is_ok();
+        }
+        if !is_whole {
+            remote.close(&path);
+            return Ok(segment.start.plus(decoder.length()));
+        }
+    }
 }
 
 /// Whether a segment begins with the bytes that the shadow has there. A frame's checksum covers everything before it

@@ -17,7 +17,10 @@ pub struct SegmentStart {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Job {
     /// List what the replica holds of the generation, and remove its unfinished objects.
-    Look,
+    Look {
+        /// Whether to find out where the WAL on the replica ends, which may be all of its last segment to read.
+        is_first: bool,
+    },
     /// Stream the database file to the temporary name of a snapshot.
     SendSnapshot {
         /// The WAL that is to be replayed on it.
@@ -72,7 +75,7 @@ impl Job {
     pub fn is_of_snapshots(&self) -> bool {
         match self {
             Job::SendSnapshot { .. } | Job::PublishSnapshot { .. } => true,
-            Job::Look | Job::Begin { .. } | Job::Extend { .. } | Job::Seal { .. } => false,
+            Job::Look { .. } | Job::Begin { .. } | Job::Extend { .. } | Job::Seal { .. } => false,
         }
     }
 }
@@ -97,6 +100,8 @@ pub struct Listing {
     pub segments: Vec<(SegmentStart, u64)>,
     /// Whether the last segment begins with what the shadow has there.
     pub last_is_ours: bool,
+    /// Where the WAL in it ends, if that was asked.
+    pub last_end: Option<Offset>,
 }
 
 /// Why a job failed.

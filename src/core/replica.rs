@@ -104,6 +104,9 @@ pub enum Finding {
     },
     /// The replica's WAL does not continue in the shadow: a new generation must begin.
     Diverged,
+    /// The replica holds more than the shadow: a new generation must begin, if the shadow is not only about to catch up.
+    /// Until then nothing is sent, for it would take the place of what was acknowledged.
+    Ahead,
     /// The shadow WAL is damaged: a new generation must begin.
     ShadowDamaged,
 }
@@ -273,7 +276,8 @@ impl Replica {
         }
         let is_finishing = self.is_finishing();
         let job = match &mut self.phase {
-            Phase::Unknown => Some(Job::Look),
+            // What this run has written, the shadow has.
+            Phase::Unknown => Some(Job::Look { is_first: self.last_segment.is_none() }),
             Phase::Empty => Some(Job::SendSnapshot { index: shadow.index }),
             Phase::Streaming { tail, snapshot } => {
                 let job = match (is_finishing, *snapshot) {
@@ -316,11 +320,19 @@ impl Replica {
         }
         match job {
             // That the server answers does not mean that it takes anything.
-            Job::Look => self.retry_at = None,
+            Job::Look { .. } => self.retry_at = None,
             _ => self.works_again(),
         }
         let was_acked = self.acked;
         let finding = self.on_success(job, outcome, shadow, now);
+        if finding == Finding::Ahead {
+            self.try_later(
+                "it holds more than is in the shadow WAL by now".to_owned(),
+                LONGEST_PAUSE,
+                now,
+                chance,
+            );
+        }
         // A replica that holds nothing at all any more begins again with a snapshot.
         let to = self.acked.unwrap_or((Index::ZERO, Offset::ZERO));
         match was_acked {
@@ -336,25 +348,29 @@ impl Replica {
         self.phase = Phase::Unknown;
         // Where looking was answered and something was sent, it would all be sent again with each try.
         let (longest, is_unreached) = match (job, failure.cause) {
-            (Job::Look, FailureCause::Disconnected) => (LONGEST_PAUSE_UNREACHED, true),
-            (Job::Look, FailureCause::NotTried) => (LONGEST_PAUSE, true),
+            (Job::Look { .. }, FailureCause::Disconnected) => (LONGEST_PAUSE_UNREACHED, true),
+            (Job::Look { .. }, FailureCause::NotTried) => (LONGEST_PAUSE, true),
             _ => (LONGEST_PAUSE, false),
         };
         self.is_unreached = is_unreached;
-        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(8)).min(longest);
-        self.failures = self.failures.saturating_add(1);
-        self.retry_at = Some(now + pause.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0));
-        self.last_retry = self.retry_at;
-        self.last_error = Some(failure.message);
+        self.try_later(failure.message, longest, now, chance);
         match failure.cause {
             FailureCause::ShadowDamaged => Finding::ShadowDamaged,
             FailureCause::Disconnected | FailureCause::NotTried | FailureCause::Other => Finding::Nothing,
         }
     }
 
+    fn try_later(&mut self, reason: String, longest: Duration, now: Instant, chance: f64) {
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(8)).min(longest);
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Some(now + pause.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0));
+        self.last_retry = self.retry_at;
+        self.last_error = Some(reason);
+    }
+
     fn on_success(&mut self, job: Job, outcome: Outcome, shadow: &ShadowExtent, now: Instant) -> Finding {
         match (job, outcome) {
-            (Job::Look, Outcome::Found(listing)) => return self.on_listing(&listing, shadow),
+            (Job::Look { .. }, Outcome::Found(listing)) => return self.on_listing(&listing, shadow),
             (Job::SendSnapshot { index }, Outcome::SnapshotSent(sent)) => {
                 // The reading is over, so nothing in it is newer than what the shadow holds now.
                 let state = shadow.state_at(shadow.index, shadow.end);
@@ -432,6 +448,10 @@ impl Replica {
         };
         if !continues {
             return Finding::Diverged;
+        }
+        // As after a power cut that took what was not durable here.
+        if listing.last_end.is_some_and(|theirs| shadow.end_of(tail.index).is_none_or(|ours| ours < theirs)) {
+            return Finding::Ahead;
         }
         // What the doubtful segment holds was acknowledged; it stays in place until its successor is whole.
         let holds_as_much = |(name, length): (SegmentStart, u64)| {

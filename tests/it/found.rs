@@ -63,9 +63,40 @@ fn a_replica_that_needs_a_shadow_file_which_is_missing_begins_a_new_generation()
         world.rest_for(Duration::from_secs(1));
     }
     world.kill_agent();
-    assert!(world.remove_shadow(1), "it is kept for the replica");
+    world.remove_shadow(1);
     world.servers[0].refuse_all(false);
     world.start_agent();
+    world.settle();
+    world.check_all_is_replicated();
+    world.end();
+}
+
+/// What the shadow lost is in the database file, and only there: it comes to the replica later.
+#[test]
+fn a_replica_that_holds_more_than_a_power_cut_left_of_the_shadow_never_goes_back() {
+    let mut world =
+        World::new(Settings::PLAIN, 1, |database| Application::new(database, Habits::PLAIN, Vec::new(), 1));
+    world.application().create();
+    world.application().run(0, "INSERT INTO t (n, data) VALUES (1, randomblob(300000))");
+    world.start_agent();
+    world.drive(200);
+    let first = world.application().states().last().expect("there is one").end();
+    world.held = |job| matches!(job, LocalJob::Table(_));
+    world.application().run(0, "UPDATE c SET n = n + 1");
+    world.drive(1);
+    while world.replica().lag_bytes > 0 {
+        world.drive(1);
+    }
+    world.kill_agent();
+    world.cut_shadow(0, first);
+    world.application().run(0, "PRAGMA wal_checkpoint(TRUNCATE)");
+    world.application().run(0, "INSERT INTO t (n) VALUES (1)");
+    world.held = |_| false;
+    world.start_agent();
+    for _ in 0..100 {
+        world.drive(1);
+        world.check_restore(0, true);
+    }
     world.settle();
     world.check_all_is_replicated();
     world.end();

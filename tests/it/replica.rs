@@ -56,7 +56,7 @@ fn failure_by(cause: FailureCause) -> Outcome {
 fn pauses_by(cause: FailureCause) -> Vec<Duration> {
     let (mut now, mut replica) = (Instant::now(), Replica::new(generation(), Duration::ZERO));
     let pauses = (0..12).map(|_| {
-        assert_eq!(replica.next_job(&shadow(0), now), Some(Job::Look));
+        assert_eq!(replica.next_job(&shadow(0), now), Some(Job::Look { is_first: true }));
         replica.on_outcome(failure_by(cause), &shadow(0), now, 0.0);
         let Activity::Failing { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
         retry_at - std::mem::replace(&mut now, retry_at)
@@ -77,7 +77,7 @@ fn streaming_with(end: u64, sync_interval: Duration, now: Instant) -> Replica {
         assert!(expected(&job), "{job:?}");
         assert_eq!(replica.on_outcome(outcome, &extent, now, 0.0), Finding::Nothing);
     };
-    answer(|j| matches!(j, Job::Look), Outcome::Found(Listing::default()));
+    answer(|j| matches!(j, Job::Look { .. }), Outcome::Found(Listing::default()));
     answer(|j| matches!(j, Job::SendSnapshot { index: INDEX }), Outcome::SnapshotSent(sent(INDEX)));
     let appended = Outcome::Appended { end: Offset::new(end), length: 50 };
     answer(|j| matches!(j, Job::Begin { replace: false, .. }), appended);
@@ -244,9 +244,10 @@ fn after_a_failure_the_replica_is_looked_at_and_its_last_segment_written_anew() 
     let Activity::Failing { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
     assert_eq!(replica.next_job(&shadow(5000), now), None, "not before its time");
     assert_eq!(replica.next_timeout(&shadow(5000)), Some(retry_at), "without another commit");
-    assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look));
+    assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look { is_first: false }));
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last_is_ours: true };
+    let listing =
+        Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last_is_ours: true, last_end: None };
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &shadow(5000), retry_at, 0.0), Finding::Nothing);
     let to = Offset::new(5000);
     assert_eq!(
@@ -281,8 +282,8 @@ fn a_replica_that_was_not_tried_waits_longer_and_is_told_when_the_server_answers
         replica.on_server_answers();
         replica.next_job(&shadow(0), now)
     };
-    assert_eq!(after(FailureCause::NotTried), Some(Job::Look));
-    assert_eq!(after(FailureCause::Disconnected), Some(Job::Look));
+    assert_eq!(after(FailureCause::NotTried), Some(Job::Look { is_first: true }));
+    assert_eq!(after(FailureCause::Disconnected), Some(Job::Look { is_first: true }));
     assert_eq!(after(FailureCause::Other), None, "what the server refused has nothing to do with its return");
 }
 
@@ -305,7 +306,8 @@ fn a_replica_that_holds_less_than_it_acknowledged_is_rewound_and_that_is_said() 
     let later = now + Duration::from_secs(60);
     replica.next_job(&shadow(5000), later);
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 20)], last_is_ours: true };
+    let listing =
+        Listing { snapshots: vec![INDEX], segments: vec![(name, 20)], last_is_ours: true, last_end: None };
     let finding = replica.on_outcome(Outcome::Found(listing), &shadow(5000), later, 0.0);
     let at = |offset| Position::new(generation(), INDEX, Offset::new(offset));
     assert_eq!(finding, Finding::Rewound { from: at(1000), to: at(0) });
@@ -327,9 +329,10 @@ fn the_last_segment_of_an_acknowledged_index_is_written_anew_without_a_word() {
     replica.on_outcome(failure(), &over, now, 0.0);
     assert_eq!(replica.needs_from(), Some(INDEX));
     let later = now + Duration::from_secs(60);
-    assert_eq!(replica.next_job(&over, later), Some(Job::Look));
+    assert_eq!(replica.next_job(&over, later), Some(Job::Look { is_first: false }));
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 90)], last_is_ours: true };
+    let listing =
+        Listing { snapshots: vec![INDEX], segments: vec![(name, 90)], last_is_ours: true, last_end: None };
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &over, later, 0.0), Finding::Nothing);
     assert!(matches!(replica.next_job(&over, later), Some(Job::Begin { replace: true, .. })));
     let appended = Outcome::Appended { end: Offset::new(1000), length: 50 };
@@ -350,7 +353,12 @@ fn a_replica_that_holds_more_than_the_shadow_calls_for_a_new_generation() {
         let mut replica = Replica::new(generation(), Duration::ZERO);
         replica.next_job(&shadow(5000), now);
         let name = SegmentStart { index, start: Offset::new(start) };
-        let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 20)], last_is_ours: true };
+        let listing = Listing {
+            snapshots: vec![INDEX],
+            segments: vec![(name, 20)],
+            last_is_ours: true,
+            last_end: None,
+        };
         let finding = replica.on_outcome(Outcome::Found(listing), &shadow(5000), now, 0.0);
         assert_eq!(finding, Finding::Diverged, "{index}:{start}");
     }
@@ -381,8 +389,28 @@ fn a_replica_whose_last_segment_is_of_another_history_calls_for_a_new_generation
     let mut replica = Replica::new(generation(), Duration::ZERO);
     replica.next_job(&shadow(5000), now);
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last_is_ours: false };
+    let listing =
+        Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last_is_ours: false, last_end: None };
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &shadow(5000), now, 0.0), Finding::Diverged);
+}
+
+#[test]
+fn a_replica_that_holds_more_than_the_shadow_is_left_alone_until_the_shadow_has_caught_up() {
+    let now = Instant::now();
+    let mut replica = Replica::new(generation(), Duration::ZERO);
+    let name = SegmentStart { index: INDEX, start: Offset::ZERO };
+    let last_end = Some(Offset::new(5000));
+    let listing =
+        Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last_is_ours: true, last_end };
+    replica.next_job(&shadow(4000), now);
+    let finding = replica.on_outcome(Outcome::Found(listing.clone()), &shadow(4000), now, 0.0);
+    assert_eq!(finding, Finding::Ahead);
+    let Activity::Failing { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
+    assert_eq!(replica.next_job(&shadow(5000), now), None);
+    assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look { is_first: true }));
+    let finding = replica.on_outcome(Outcome::Found(listing), &shadow(5000), retry_at, 0.0);
+    assert_eq!(finding, Finding::Nothing);
+    assert!(matches!(replica.next_job(&shadow(5000), retry_at), Some(Job::Begin { replace: true, .. })));
 }
 
 #[test]
@@ -390,7 +418,8 @@ fn a_server_that_answers_but_takes_nothing_is_asked_ever_more_rarely_and_stays_f
     let mut now = Instant::now();
     let mut replica = streaming(1000, now);
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last_is_ours: true };
+    let listing =
+        Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last_is_ours: true, last_end: None };
     let mut pauses = Vec::new();
     replica.next_job(&shadow(5000), now);
     for _ in 0..8 {
@@ -398,7 +427,7 @@ fn a_server_that_answers_but_takes_nothing_is_asked_ever_more_rarely_and_stays_f
         let Activity::Failing { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
         pauses.push(retry_at - now);
         now = retry_at;
-        assert_eq!(replica.next_job(&shadow(5000), now), Some(Job::Look));
+        assert_eq!(replica.next_job(&shadow(5000), now), Some(Job::Look { is_first: false }));
         replica.on_outcome(Outcome::Found(listing.clone()), &shadow(5000), now, 0.0);
         assert!(matches!(replica.activity(), Activity::Failing { .. }), "an answer alone is nothing");
         assert!(matches!(replica.next_job(&shadow(5000), now), Some(Job::Begin { .. })));

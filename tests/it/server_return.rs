@@ -33,7 +33,11 @@ impl Told {
     /// The replicas that look, taken away.
     fn looks(&self) -> Vec<(usize, Generation)> {
         let handed = self.with(|parts| std::mem::take(&mut parts.handed));
-        handed.into_iter().filter(|(_, _, job)| *job == Job::Look).map(|(at, g, _)| (at, g)).collect()
+        handed
+            .into_iter()
+            .filter(|(_, _, job)| matches!(job, Job::Look { .. }))
+            .map(|(at, g, _)| (at, g))
+            .collect()
     }
 
     fn answer(&self, (replica, generation): (usize, Generation), outcome: Outcome) {

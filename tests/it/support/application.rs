@@ -240,8 +240,9 @@ fn change_file(verb: &str, from: &str, to: &str) -> io::Result<()> {
     std::fs::File::options().write(true).open(to)?.sync_all()
 }
 
-/// SQLite's busy handler: what becomes of the wait is decided on stdin.
+/// SQLite's busy handler: what becomes of the wait is decided on stdin. Whoever waits here stands still nowhere else.
 fn ask(_tries: i32) -> bool {
+    PAUSE.iter().for_each(|countdown| countdown.store(0, Ordering::Relaxed));
     say("waiting");
     read_line().is_some_and(|line| line == "again")
 }

@@ -346,6 +346,9 @@ impl Application {
                 self.sql(connection, "UPDATE c SET n = n + 1");
                 self.remember();
             }
+            if !self.is_certain {
+                return;
+            }
             let database = self.database.display();
             let lines =
                 [format!("open {number} {database}"), format!("sql {number} BEGIN; SELECT count(*) FROM t")];

@@ -898,14 +898,24 @@ impl World {
         files.len()
     }
 
-    /// Removes a file of the present generation's shadow; `false` if it is not there.
-    pub fn remove_shadow(&self, index: u32) -> bool {
+    /// Removes a file of the present generation's shadow.
+    pub fn remove_shadow(&self, index: u32) {
+        std::fs::remove_file(self.shadow_file(index)).expect("it is kept for the replica");
+    }
+
+    /// Takes the end of a file of the present generation's shadow away, as a power cut may.
+    pub fn cut_shadow(&self, index: u32, length: u64) {
+        let file = std::fs::File::options().write(true).open(self.shadow_file(index));
+        file.and_then(|file| file.set_len(length)).expect("it is there");
+    }
+
+    fn shadow_file(&self, index: u32) -> PathBuf {
         let meta = &self.config.databases[0].meta_path;
         let generation = std::fs::read_to_string(meta.join("generation")).expect("there is a generation");
         let generation =
             generation.split(' ').next().and_then(|text| text.parse().ok()).expect("it has a name");
         let index = Index::new(index).expect("a small number");
-        std::fs::remove_file(meta.join(names::wal_folder(generation)).join(names::shadow_file(index))).is_ok()
+        meta.join(names::wal_folder(generation)).join(names::shadow_file(index))
     }
 
     /// The agent ends with the job that does this operation of the first server.
