@@ -103,9 +103,15 @@ impl WalIndex {
         for number in SLOTS {
             if self.lock(OwnLock::Exclusive, number)? {
                 let slot = Slot { number, is_ours: true };
-                self.clear_mark(number)?;
+                let cleared = self.clear_mark(number);
+                if cleared.is_err() && held.is_none_or(|held| held.number != number) {
+                    // Exclusively locked, it would be in everybody's way.
+                    self.release(slot)?;
+                    return cleared.map(|()| None);
+                }
                 // Nobody can have come between: a lock of one's own is changed in one step.
                 self.lock(OwnLock::Shared, number)?;
+                cleared?;
                 if let Some(held) = held.filter(|held| held.number != number) {
                     self.release(held)?;
                 }

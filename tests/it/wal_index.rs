@@ -106,3 +106,18 @@ fn connections_of_this_process_neither_drop_our_locks_nor_ignore_them() {
     assert!(checkpoint(&mut application, "RESTART").0, "the WAL may be restarted");
     assert_eq!(index.take_slot(Some(slot)).expect("it locks"), Some(slot));
 }
+
+#[test]
+fn a_slot_whose_mark_cannot_be_cleared_is_not_kept() {
+    let place = Place::new();
+    let path = place.path("short-shm");
+    std::fs::write(&path, [0; 64]).expect("the folder is ours");
+    let failing = WalIndex::open(&path).expect("it is there");
+    failing.take_slot(None).expect_err("it has no marks");
+    std::fs::write(&path, [0; 32768]).expect("the folder is ours");
+    let other = WalIndex::open(&path).expect("it is there");
+    let beside = other.take_slot(None).expect("it locks").expect("nobody is in the way");
+    other.release(beside).expect("it is ours");
+    drop(failing);
+    assert_eq!(other.take_slot(None).expect("it locks"), Some(beside), "it was locked all the time");
+}
