@@ -1,0 +1,280 @@
+//! What must always hold, and what a restore must give.
+
+use super::super::earlier::Earlier;
+use super::super::faulty::FaultyServer;
+use super::super::oracle::State;
+use super::{World, lock, root};
+use rand::RngExt;
+use std::os::unix::fs::MetadataExt;
+use wal_agent::config::Durability;
+use wal_agent::core::checksum::Crc64;
+use wal_agent::core::names;
+use wal_agent::core::position::{Generation, Index, Offset, Position};
+use wal_agent::core::restore::{Check, RestoreGap};
+use wal_agent::core::status::{ReplicaState, ReplicaStatus, SourceState};
+use wal_agent::restore::{RestoreError, RestoreOptions, restore};
+
+/// How often it is looked whether the WAL is held.
+const HELD_CHECKS: f64 = 0.1;
+
+impl World {
+    /// Takes in what is acknowledged, and checks that what is shadowed ends with a commit.
+    pub(super) fn observe(&mut self) {
+        let Some(agent) = &self.agent else { return };
+        let status = agent.status(self.now());
+        let status = &status.databases[0];
+        let is_attached = status.state == SourceState::Attached;
+        if is_attached && (!self.was_attached || !self.application().is_certain()) {
+            // It may have set the journal mode, which is a state that only it made.
+            self.application().look_on();
+        }
+        self.was_attached = is_attached;
+        if is_attached && self.random.random_bool(HELD_CHECKS) {
+            self.check_is_held();
+        }
+        if let Some(shadowed) = status.position {
+            self.check_is_commit(shadowed);
+            self.check_is_durable(shadowed);
+        }
+        for (replica, of_replica) in status.replicas.iter().enumerate() {
+            let (Some(acked), ReplicaState::Streaming) = (of_replica.position, &of_replica.state) else {
+                continue;
+            };
+            assert!(
+                status
+                    .position
+                    .is_none_or(|shadowed| acked.generation != shadowed.generation || acked <= shadowed),
+                "acked {acked} is beyond the shadow{}",
+                self.story()
+            );
+            if let Some(state) = self.state_of(acked) {
+                self.acked[replica] = self.acked[replica].max(Some(state));
+            }
+        }
+    }
+
+    /// While the agent is attached, a lock of an open file, and not of a process, is on one of the readers' bytes of the
+    /// wal-index: 123 is read lock 0, the slots follow.
+    fn check_is_held(&self) {
+        let Ok(index) = names::beside(self.database(), "-shm").metadata() else { return };
+        if !self.is_held() {
+            return;
+        }
+        // `1: OFDLCK ADVISORY  READ -1 00:1a:4711 124 124`
+        let locks = std::fs::read_to_string("/proc/locks").expect("every Linux has it");
+        let is_ours = |line: &str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_, "OFDLCK", _, "READ", _, file, first, _] = words[..] else { return false };
+            file.rsplit(':').next() == Some(&index.ino().to_string())
+                && first.parse().is_ok_and(|first: u32| (123..128).contains(&first))
+        };
+        assert!(locks.lines().any(is_ours), "nothing keeps the WAL from being restarted{}", self.story());
+    }
+
+    /// The WAL of the index before exists nowhere else any more: its shadow must survive a power cut.
+    fn check_is_durable(&mut self, position: Position) {
+        let Some(before) = position.index.previous().filter(|_| self.checked != Some(position.index)) else {
+            return;
+        };
+        self.checked = Some(position.index);
+        let folder = self.config.databases[0].meta_path.join(names::wal_folder(position.generation));
+        let file = folder.join(names::shadow_file(before));
+        let is_safe = !file.exists() || self.disk.is_durable(&file);
+        assert!(is_safe, "{} would not survive a power cut{}", file.display(), self.story());
+    }
+
+    fn check_is_commit(&mut self, position: Position) {
+        let Some(header) = self.header(position.generation, position.index) else { return };
+        let application = lock(&self.application);
+        if !application.is_certain() {
+            return;
+        }
+        let of_wal = |state: &&State| state.header.as_ref() == Some(&header);
+        if !application.states().iter().any(|state| of_wal(&state)) {
+            // An index that the agent made of changed pages, after it was down: only a restore can tell.
+            return;
+        }
+        let is_known = application.states().iter().filter(of_wal).any(|s| s.end() == position.offset.get());
+        drop(application);
+        let is_begun = position.offset.get() == 0;
+        assert!(is_known || is_begun, "{position} is shadowed, and no commit ends there{}", self.story());
+    }
+
+    /// The last state that everything before a position makes up.
+    fn state_of(&mut self, position: Position) -> Option<usize> {
+        let (mut index, mut end) = (position.index, position.offset.get());
+        if end == 0 {
+            // The whole of the index before, which need not be the whole WAL: what came after it while nobody held
+            // the database is in an index of our own making.
+            index = index.previous()?;
+            let folder = self.config.databases[0].meta_path.join(names::wal_folder(position.generation));
+            end = std::fs::metadata(folder.join(names::shadow_file(index))).ok()?.len();
+        }
+        let header = self.header(position.generation, index)?;
+        let application = lock(&self.application);
+        application.states().iter().rposition(|s| s.header.as_ref() == Some(&header) && s.end() <= end)
+    }
+
+    /// The header of an index's WAL, from the shadow.
+    fn header(&mut self, generation: Generation, index: Index) -> Option<String> {
+        let key = (generation.to_string(), index.to_string());
+        if self.lost.contains(&key.0) {
+            return None;
+        }
+        if let Some(header) = self.headers.get(&key) {
+            return Some(header.clone());
+        }
+        let folder = self.config.databases[0].meta_path.join(names::wal_folder(generation));
+        let bytes = std::fs::read(folder.join(names::shadow_file(index))).ok()?;
+        let header = bytes.get(..32)?.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        self.headers.insert(key, header.clone());
+        Some(header)
+    }
+
+    /// Restores a replica as it is now, or, if `synced`, as it would be if its server lost power now. It must hold
+    /// a state that the application had, not before what was acknowledged.
+    pub fn check_restore(&mut self, replica: usize, synced: bool) {
+        let state = match self.restored(replica, synced) {
+            Ok(state) => state,
+            Err(RestoreError::Gap(RestoreGap::Empty | RestoreGap::NoSnapshot { .. }))
+                if self.acked[replica].is_none() =>
+            {
+                return;
+            }
+            Err(error) => panic!("replica {replica} cannot be restored: {error}{}", self.story()),
+        };
+        assert!(
+            Some(state) >= self.acked[replica],
+            "replica {replica} gives state {state}, and {:?} was acknowledged{}",
+            self.acked[replica],
+            self.story()
+        );
+    }
+
+    /// A restore gives one of the states from `from` on, or what is the same.
+    pub(super) fn check_restores_from(&mut self, replica: usize, from: usize) {
+        let state = self.restored(replica, false);
+        let application = self.application();
+        let states = application.states();
+        let is_there =
+            matches!(&state, Ok(state) if *state >= from || states[*state].crc == states[from].crc);
+        drop(application);
+        assert!(is_there, "replica {replica} gives {state:?}, and {from} was acknowledged{}", self.story());
+    }
+
+    /// Restores every replica: it must hold what the application has now.
+    pub fn check_all_is_replicated(&mut self) {
+        for replica in 0..self.servers.len() {
+            let synced = self.config.databases[0].replicas[replica].durability == Durability::Fsync;
+            let state = self.restored(replica, synced);
+            let application = self.application();
+            let last = application.states().last().map(|state| state.crc);
+            let is_last = matches!(&state, Ok(state) if Some(application.states()[*state].crc) == last);
+            drop(application);
+            let held = self.has_agent().then(|| self.status().state.to_string());
+            let story = self.story();
+            assert!(
+                is_last,
+                "replica {replica} gives {state:?}, not the newest state; it is {held:?}{story}"
+            );
+        }
+    }
+
+    /// Restores a replica to some of the commits that it holds: each is the state that the application had with that
+    /// commit, and an earlier commit gives no later state. Returns how many were restored.
+    pub fn check_earlier_commits(&mut self, replica: usize, most: usize) -> u64 {
+        let server = self.servers[replica].copy(false);
+        let earlier = Earlier::of(&mut *server.connect(), &root(replica), server.objects());
+        let commits = earlier.commits();
+        let mut chosen: Vec<usize> = (0..most.min(commits.len()))
+            .map(|_| self.random.random_range(0..commits.len()))
+            .chain(commits.len().checked_sub(1))
+            .collect();
+        chosen.sort_unstable();
+        chosen.dedup();
+        let (mut from, mut restored) = (0, 0);
+        for commit in chosen.into_iter().map(|number| &commits[number]) {
+            let view = FaultyServer::holding(earlier.as_of(commit));
+            let crc = match self.restored_crc(replica, &view) {
+                Ok((crc, _)) => crc,
+                // At that time the snapshot had not got its name.
+                Err(RestoreError::SnapshotTooNew { valid_from, .. })
+                    if valid_from > (commit.index, Offset::new(commit.end)) =>
+                {
+                    continue;
+                }
+                Err(error) => panic!("{commit:?} of replica {replica}: {error}{}", self.story()),
+            };
+            restored += 1;
+            let is_lost = self.lost.contains(&commit.generation.to_string());
+            let application = self.application();
+            let states = application.states();
+            let with_it = |state: &&State| state.header == commit.header && state.end() == commit.end;
+            let mut with_it = states.iter().filter(with_it).filter(|state| state.header.is_some()).peekable();
+            let is_known = with_it.peek().is_some() && !is_lost;
+            let is_right = !is_known || with_it.any(|state| state.crc == crc);
+            let found = (from..states.len()).find(|number| states[*number].crc == crc);
+            drop(application);
+            assert!(is_right, "{commit:?} of replica {replica} gives another state{}", self.story());
+            let Some(found) = found else {
+                panic!("{commit:?} of replica {replica} gives no state from {from} on{}", self.story())
+            };
+            from = found;
+        }
+        restored
+    }
+
+    fn restored(&mut self, replica: usize, synced: bool) -> Result<usize, RestoreError> {
+        let server = self.servers[replica].copy(synced);
+        let (crc, position) = self.restored_crc(replica, &server)?;
+        let mut application = self.application();
+        let is_state = |state: &State| state.crc == crc;
+        if !application.states().iter().any(is_state) && !application.is_certain() {
+            application.look_on();
+        }
+        let (known, is_certain) = (application.states().len(), application.is_certain());
+        let state = application.states().iter().rposition(is_state);
+        drop(application);
+        // Where somebody stands still in the middle of something, nobody may be able to ask for what was committed last.
+        match state.or((!is_certain).then_some(known - 1)) {
+            Some(state) => Ok(state),
+            None => panic!(
+                "replica {replica} gives a state that the application never had, at {position}{}",
+                self.story()
+            ),
+        }
+    }
+
+    /// Restores what a server holds of a replica: the CRC of all pages, and where that is.
+    fn restored_crc(
+        &mut self,
+        replica: usize,
+        server: &FaultyServer,
+    ) -> Result<(u64, Position), RestoreError> {
+        self.restores += 1;
+        let output = self.folder.path().join(format!("restored-{}", self.restores));
+        let report = restore(RestoreOptions {
+            remotes: &|| Ok(server.connect()),
+            root: &root(replica),
+            output: output.clone(),
+            check: Check::Quick,
+            progress: &mut |_| {},
+        })?;
+        let crc = Crc64::of(&std::fs::read(&output).expect("it was just restored"));
+        std::fs::remove_file(output).expect("it is ours");
+        Ok((crc, report.position))
+    }
+
+    /// Either everything is replicated all the same, or the status names the trouble.
+    pub fn check_trouble_is_named(&mut self, name: &str) {
+        let Some(agent) = &self.agent else { return };
+        let status = agent.status(self.now());
+        let status = &status.databases[0];
+        let in_source = matches!(&status.state, SourceState::Refused(why) if why.contains(name));
+        let is_named = |replica: &ReplicaStatus| matches!(&replica.state, ReplicaState::Failing { error, .. } if error.contains(name));
+        if !in_source && !status.replicas.iter().any(is_named) {
+            let newest = self.application().states().len() - 1;
+            (0..self.servers.len()).for_each(|replica| self.check_restores_from(replica, newest));
+        }
+    }
+}
