@@ -3,26 +3,16 @@
 //! There is no queue. The next job is computed from the difference between what the shadow WAL holds and what the
 //! replica has acknowledged, and there is at most one job in flight.
 
+mod tail;
+
 use super::page_table::DatabaseState;
 use super::position::{Generation, Index, Offset, Position};
 use super::shadow::ShadowExtent;
 use std::time::{Duration, Instant};
+use tail::{OpenSegment, Snapshot, Tail, next_streaming_job};
 
 pub use super::job::{Failure, FailureCause, Job, Listing, Outcome, SegmentStart, SentSnapshot};
-
-/// A segment is sealed, and the next begun, once it holds so many bytes of WAL.
-pub const SEGMENT_LENGTH: u64 = 8 << 20;
-/// A segment is sealed at this age, when something new comes: Litestream's `-timestamp` sees a segment's mtime.
-pub const SEGMENT_AGE: Duration = Duration::from_secs(60);
-/// No more cuts by age behind this many segments of one index: Litestream's restore opens all of them at once.
-const MOST_SEGMENTS_BY_AGE: u32 = 300;
-/// Names have 8 digits: no segment begins at or beyond 4 GiB.
-const NAMEABLE: u64 = 1 << 32;
-/// Where a segment that begins at `start` is cut: behind the first commit there. Never, if none could begin then.
-pub fn cut_of(start: Offset) -> Offset {
-    let cut = start.plus(SEGMENT_LENGTH);
-    if cut.get() < NAMEABLE { cut } else { Offset::new(u64::MAX) }
-}
+pub use tail::{SEGMENT_AGE, SEGMENT_LENGTH, cut_of};
 
 /// The pause after the first failure; doubled after each, and shortened by up to a half at random.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -31,37 +21,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The longest pause of whoever tried, and could not reach the server: such a try costs little, and it is for the
 /// server's return that everybody waits. The others hear of it by [`Replica::on_server_answers`].
 const LONGEST_PAUSE_UNREACHED: Duration = Duration::from_secs(5);
-
-/// The segment that is appended to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct OpenSegment {
-    name: SegmentStart,
-    length: u64,
-    opened: Instant,
-}
-
-/// Where the WAL on the replica ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Tail {
-    index: Index,
-    end: Offset,
-    open: Option<OpenSegment>,
-    /// The last segment, sealed though its index may turn out to end there.
-    closed: Option<OpenSegment>,
-    /// An object that begins at `end` is there, in doubt.
-    replace: bool,
-    /// Segments of this index so far.
-    segments: u32,
-    /// What the database was at `end`, where that was known.
-    state: Option<DatabaseState>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Snapshot {
-    Missing,
-    Sent { sent: SentSnapshot, valid_from: (Index, Offset), state: Option<DatabaseState> },
-    Published,
-}
 
 #[expect(clippy::large_enum_variant, reason = "there is one to a replica, and it streams most of its life")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -462,84 +421,5 @@ impl Replica {
         }
         self.phase = Phase::Streaming { tail, snapshot };
         Finding::Nothing
-    }
-}
-
-impl Tail {
-    fn at(index: Index, end: Offset) -> Self {
-        Tail { index, end, open: None, closed: None, replace: false, segments: 0, state: None }
-    }
-
-    /// Moves the end; what the database is there is known if the shadow ended there when that was handed out.
-    fn move_to(&mut self, end: Offset, ahead: Option<(Offset, DatabaseState)>) {
-        self.end = end;
-        self.state = ahead.filter(|(at, _)| *at == end).map(|(_, state)| state);
-    }
-
-    /// When the open segment is sealed though nothing new comes: what it ends with can be proven then.
-    fn seals_at(&self, shadow: &ShadowExtent) -> Option<Instant> {
-        let open = self.open.filter(|_| self.state_here(shadow).is_some())?;
-        (self.segments < MOST_SEGMENTS_BY_AGE && self.end.get() < NAMEABLE).then(|| open.opened + SEGMENT_AGE)
-    }
-
-    fn state_here(&self, shadow: &ShadowExtent) -> Option<DatabaseState> {
-        self.state.or_else(|| shadow.state_at(self.index, self.end))
-    }
-
-    fn seal(&self, segment: OpenSegment, last_of_index: bool, shadow: &ShadowExtent) -> Job {
-        Job::Seal {
-            segment: segment.name,
-            length: segment.length,
-            end: self.end,
-            last_of_index,
-            state: self.state_here(shadow),
-        }
-    }
-
-    fn open_is_full(&self, open: &OpenSegment, now: Instant) -> bool {
-        let cut_by_age =
-            now.saturating_duration_since(open.opened) >= SEGMENT_AGE && self.segments < MOST_SEGMENTS_BY_AGE;
-        let full = self.end >= cut_of(open.name.start);
-        (full || cut_by_age) && self.end.get() < NAMEABLE
-    }
-}
-
-/// The next job of a replica that holds the WAL up to `tail`; moves the tail over an index boundary.
-fn next_streaming_job(
-    tail: &mut Tail,
-    snapshot: Snapshot,
-    shadow: &ShadowExtent,
-    now: Instant,
-) -> Option<Job> {
-    if let Snapshot::Missing = snapshot {
-        return Some(Job::SendSnapshot { index: shadow.index });
-    }
-    if let Snapshot::Sent { sent, valid_from, state } = snapshot
-        && (tail.index, tail.end) >= valid_from
-    {
-        let state = state.or_else(|| shadow.state_at(valid_from.0, valid_from.1));
-        return Some(Job::PublishSnapshot { sent, valid_from, state });
-    }
-    // An index that a restart ended before its first commit leaves no segment.
-    let to = shadow.end_of(tail.index)?;
-    let is_over = tail.index < shadow.index;
-    match tail.open {
-        Some(open) if tail.end == to && is_over => Some(tail.seal(open, true, shadow)),
-        Some(open) if tail.end == to => {
-            let is_due = tail.seals_at(shadow).is_some_and(|at| now >= at);
-            is_due.then(|| tail.seal(open, false, shadow))
-        }
-        Some(open) if tail.open_is_full(&open, now) => Some(tail.seal(open, false, shadow)),
-        Some(open) => Some(Job::Extend { segment: open.name, length: open.length, from: tail.end, to }),
-        None if tail.end < to => {
-            let segment = SegmentStart { index: tail.index, start: tail.end };
-            Some(Job::Begin { segment, to, replace: tail.replace })
-        }
-        None if is_over && tail.closed.is_some() => tail.closed.map(|closed| tail.seal(closed, true, shadow)),
-        None if is_over => {
-            *tail = Tail::at(tail.index.next()?, Offset::ZERO);
-            next_streaming_job(tail, snapshot, shadow, now)
-        }
-        None => None,
     }
 }
