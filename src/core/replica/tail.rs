@@ -68,7 +68,7 @@ impl Tail {
         (self.segments < MOST_SEGMENTS_BY_AGE && self.end.get() < NAMEABLE).then(|| open.opened + SEGMENT_AGE)
     }
 
-    pub(super) fn state_here(&self, shadow: &ShadowExtent) -> Option<DatabaseState> {
+    fn state_here(&self, shadow: &ShadowExtent) -> Option<DatabaseState> {
         self.state.or_else(|| shadow.state_at(self.index, self.end))
     }
 
