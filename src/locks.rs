@@ -4,7 +4,7 @@
 
 mod wal_index;
 
-pub use wal_index::{Progress, Slot, WalIndex};
+pub use wal_index::{Slot, WalIndex, cut_off};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use std::fs::File;

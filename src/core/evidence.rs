@@ -93,6 +93,8 @@ pub struct Sighting {
     pub stamp: Stamp,
     /// The WAL, and how much of it was in the file.
     pub backfilled: (Index, u32),
+    /// The frames of a checkpoint that has not come to its end; zero if there is none.
+    pub cut_off: u32,
     /// Nobody but us had the database open.
     pub alone: bool,
     /// The database's own header.
@@ -192,7 +194,7 @@ mod tests {
     #[test]
     fn only_a_header_that_no_checkpoint_can_have_written_is_anothers() {
         let (stamp, backfilled) = (stamp(Duration::new(1, 1)), (Index::ZERO, 3));
-        let before = Sighting { stamp, backfilled, alone: true, header: [0; 100] };
+        let before = Sighting { stamp, backfilled, cut_off: 0, alone: true, header: [0; 100] };
         let written = Sighting { stamp: Stamp { size: 1, ..stamp }, ..before };
         let unasked = |_: &DatabaseHeader| -> Option<bool> { panic!("asked") };
         assert_eq!(

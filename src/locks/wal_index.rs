@@ -11,7 +11,7 @@
 use super::{OwnLock, is_locked_for_others, lock_for_open_file};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// The byte that a checkpoint has locked until its end (wal.c, `WAL_CKPT_LOCK`).
@@ -33,43 +33,23 @@ const NOT_USED: [u8; 4] = [0xff; 4];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
     number: u8,
-    /// Nobody else has it, and its mark is unused; else no checkpoint goes beyond the mark that others gave it.
+    /// Nobody else has it or waits for it, and its mark is unused; else a checkpoint may not go beyond the mark that
+    /// others gave it.
     pub is_ours: bool,
 }
 
-/// How far checkpoints of a WAL have come, as its wal-index says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
-    /// Of `-shm`.
-    inode: u64,
-    backfilled: u32,
-    attempted: u32,
-}
-
-impl Progress {
-    /// Of an open `-shm`.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn of(index: &File) -> io::Result<Progress> {
-        let number_at = |at| {
-            let mut number = [0; 4];
-            index.read_exact_at(&mut number, at).map(|()| u32::from_ne_bytes(number))
-        };
-        let inode = index.metadata()?.ino();
-        Ok(Progress { inode, backfilled: number_at(BACKFILLED)?, attempted: number_at(ATTEMPTED)? })
-    }
-
-    /// Whether the last checkpoint has not come to its end: it is under way, or was killed, or failed; or somebody has
-    /// recovered the WAL since.
-    pub fn is_cut_off(self) -> bool {
-        self.attempted > self.backfilled
-    }
-
-    /// Whether a checkpoint has been cut off since.
-    pub fn was_cut_off_until(self, later: Progress) -> bool {
-        self.inode == later.inode && self != later && later.is_cut_off()
-    }
+/// How many frames of a WAL the last checkpoint set out to bring into the database file, if it has not come to its end:
+/// it is under way, or was killed, or failed; or somebody has recovered the WAL since. Zero if it has.
+///
+/// # Errors
+/// The kernel's.
+pub fn cut_off(index: &File) -> io::Result<u32> {
+    let number_at = |at| {
+        let mut number = [0; 4];
+        index.read_exact_at(&mut number, at).map(|()| u32::from_ne_bytes(number))
+    };
+    let (backfilled, attempted) = (number_at(BACKFILLED)?, number_at(ATTEMPTED)?);
+    Ok(if attempted > backfilled { attempted } else { 0 })
 }
 
 /// The one descriptor of a `-shm` that is not SQLite's. Closing it drops the locks of SQLite's connections in this
@@ -91,8 +71,11 @@ impl WalIndex {
         &self.0
     }
 
-    /// Takes a slot: from then on nobody restarts the WAL. One that nobody uses, or the one that is `held` already, or at
-    /// the worst one that others use. `None` if somebody is just restarting the WAL, or gives all slots a new mark.
+    /// Takes a slot: from then on nobody restarts the WAL. One that nobody uses, or at the worst one that others use.
+    /// `None` if somebody is just restarting the WAL, or gives all slots a new mark.
+    ///
+    /// A checkpoint that waits for readers looks at a slot's mark once, and then waits for that slot: one that is taken
+    /// beside a checkpoint is in doubt, and given up for another one with the next call.
     ///
     /// # Errors
     /// The kernel's; what is held stays held.
@@ -100,33 +83,49 @@ impl WalIndex {
         if held.is_some_and(|slot| slot.is_ours) {
             return Ok(held);
         }
-        for number in SLOTS {
-            if self.lock(OwnLock::Exclusive, number)? {
-                let slot = Slot { number, is_ours: true };
-                let cleared = self.clear_mark(number);
-                if cleared.is_err() && held.is_none_or(|held| held.number != number) {
-                    // Exclusively locked, it would be in everybody's way.
-                    self.release(slot)?;
-                    return cleared.map(|()| None);
-                }
-                // Nobody can have come between: a lock of one's own is changed in one step.
-                self.lock(OwnLock::Shared, number)?;
-                cleared?;
-                if let Some(held) = held.filter(|held| held.number != number) {
-                    self.release(held)?;
-                }
-                return Ok(Some(slot));
+        let others = || SLOTS.into_iter().filter(|number| held.is_none_or(|held| held.number != *number));
+        for number in others() {
+            if self.take_free(number, OwnLock::None)? {
+                return self.change(held, self.judge(number)).map(Some);
             }
         }
-        if held.is_some() {
-            return Ok(held);
+        if let Some(held) = held.filter(|_| !self.may_be_awaited()) {
+            let is_free = self.take_free(held.number, OwnLock::Shared)?;
+            return Ok(Some(if is_free { self.judge(held.number) } else { held }));
         }
-        for number in SLOTS {
+        for number in others() {
             if self.lock(OwnLock::Shared, number)? {
-                return Ok(Some(Slot { number, is_ours: false }));
+                return self.change(held, Slot { number, is_ours: false }).map(Some);
             }
         }
-        Ok(None)
+        Ok(held)
+    }
+
+    /// Takes a slot that nobody else has, and clears its mark. `before` is what we have of it.
+    fn take_free(&self, number: u8, before: OwnLock) -> io::Result<bool> {
+        if !self.lock(OwnLock::Exclusive, number)? {
+            return Ok(false);
+        }
+        let cleared = self.clear_mark(number);
+        // Exclusively locked, it would be in everybody's way. Nobody can have come between: a lock of one's own is
+        // changed in one step.
+        self.lock(if cleared.is_ok() { OwnLock::Shared } else { before }, number)?;
+        cleared.map(|()| true)
+    }
+
+    /// What has become of a slot whose mark was just cleared.
+    fn judge(&self, number: u8) -> Slot {
+        Slot { number, is_ours: !self.may_be_awaited() }
+    }
+
+    /// Whether a checkpoint may wait for a slot, of which it knew another mark.
+    fn may_be_awaited(&self) -> bool {
+        self.is_checkpointed().unwrap_or(true)
+    }
+
+    fn change(&self, held: Option<Slot>, slot: Slot) -> io::Result<Slot> {
+        held.map_or(Ok(()), |held| self.release(held))?;
+        Ok(slot)
     }
 
     /// Gives a slot back.
@@ -159,14 +158,6 @@ impl WalIndex {
     /// The kernel's.
     pub fn is_checkpointed(&self) -> io::Result<bool> {
         is_locked_for_others(&self.0, CHECKPOINT_LOCK)
-    }
-
-    /// How far checkpoints have come.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn progress(&self) -> io::Result<Progress> {
-        Progress::of(&self.0)
     }
 
     /// As a checkpoint does that finds nobody in a slot. Nobody else may have it.

@@ -102,7 +102,8 @@ impl Attached {
         let index = self.capture.shadow.extent().index;
         let backfilled = (index, self.query.wal_extent().ok()?.backfilled);
         let header = proof::header_of(&self.descriptor);
-        Some(Sighting { stamp: proof::stamp_of(&self.descriptor).ok()?, backfilled, alone, header })
+        let cut_off = locks::cut_off(self.guard.index().file()).ok()?;
+        Some(Sighting { stamp: proof::stamp_of(&self.descriptor).ok()?, backfilled, cut_off, alone, header })
     }
 
     /// Whether the file that is open is the one at its path.
@@ -260,7 +261,9 @@ fn settle_foreign_wal(request: &AttachRequest, database: &DatabaseFile) -> Resul
     // Whoever opened the new file may have found an empty WAL of the old one, and used it.
     let shadow = ShadowWal::recover(Arc::clone(&request.disk), at.meta, inode).map_err(error)?;
     let copied = shadow.ok().and_then(|shadow| shadow.facts()).map(|facts| facts.header);
-    if copied.is_none() || proof::wal_at(at.wal, copied.as_ref()) != WalAtPath::Copied {
+    let is_used_by_others =
+        belonging == Belonging::Foreign && proof::wal_at(at.wal, copied.as_ref()) != WalAtPath::Copied;
+    if copied.is_none() || is_used_by_others {
         return Ok(());
     }
     let old = Some(database.clone()).filter(|_| belonging != Belonging::Foreign);

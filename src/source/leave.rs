@@ -103,8 +103,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         let is_empty = !is_used && wal.metadata().is_ok_and(|metadata| metadata.len() == 0);
         let is_complete = course == Course::Complete || is_empty;
         let content = if is_complete { Content::InDatabase } else { Content::InWal };
-        let progress = guard.index().progress().ok();
-        let seen = Seen::now(&descriptor, progress).filter(|_| has_name && course != Course::Changed);
+        let seen = Seen::now(&descriptor).filter(|_| has_name && course != Course::Changed);
         LeftBehind {
             identity: Some(descriptor.identity()),
             database: Some(descriptor.clone()),
@@ -247,7 +246,7 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
     }
     sync_shadow(attached)?;
     let extent = attached.query.wal_extent()?;
-    if extent.left() > 0 && !is_unchanged(attached, seen)? {
+    if extent.left() > 0 && !is_unchanged(attached, seen) {
         return Ok(Course::Changed);
     }
     // On a slot, our own lock would keep us from emptying the WAL.
@@ -290,24 +289,20 @@ fn has_another_log(database: &File, ours: Option<FileIdentity>) -> bool {
     })
 }
 
-/// Whether nobody but us, and who had the WAL, has written the file: then its WAL continues it. Somebody may have been
-/// killed in a checkpoint; without the WAL, what that leaves is no database.
-fn is_unchanged(attached: &mut Attached, seen: Option<&Sighting>) -> Result<bool, Stop> {
-    let Some(now) = attached.sight() else { return Ok(false) };
-    let was_cut_off = attached.guard.index().progress().map_err(failed)?.is_cut_off();
+/// Whether nobody but us, and who had the WAL, has written the file: then its WAL continues it. In doubt it does not, and
+/// is kept: what others have written could be nowhere else.
+fn is_unchanged(attached: &mut Attached, seen: Option<&Sighting>) -> bool {
+    let Some(now) = attached.sight() else { return false };
     if let Some(seen) = seen.filter(|seen| seen.stamp.inode == now.stamp.inode) {
         if seen.stamp.is_but_for_its_name(now.stamp) && seen.header == now.header {
-            return Ok(true);
+            return true;
         }
-        if seen.backfilled == now.backfilled && !was_cut_off {
-            return Ok(false);
+        if (seen.backfilled, seen.cut_off) == (now.backfilled, now.cut_off) {
+            return false;
         }
     }
-    match inspect(attached) {
-        Inspection::Whole => Ok(true),
-        Inspection::Unknown(_) if was_cut_off => Err(Stop::Later),
-        _ => Ok(false),
-    }
+    // A checkpoint of its own WAL has ended since, or was cut off.
+    matches!(inspect(attached), Inspection::Whole)
 }
 
 /// Empties the WAL: whatever it lies beside from now on, nothing in it is read as that file's.

@@ -10,7 +10,7 @@ use crate::core::names;
 use crate::core::position::Generation;
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::disk::Disk;
-use crate::locks::{self, Progress};
+use crate::locks;
 use log::{error, info, warn};
 use rustix::fs::{AtFlags, CWD, linkat};
 use std::fs::File;
@@ -41,11 +41,6 @@ impl Paths<'_> {
         names::beside(self.database, "-shm")
     }
 
-    /// What the `-shm` that is there says of checkpoints. It must not be open here: it is opened and closed.
-    fn progress(&self) -> Option<Progress> {
-        Progress::of(&File::open(self.wal_index()).ok()?).ok()
-    }
-
     /// What the WAL of a generation is kept as; the second where the first is on another file system.
     fn kept_names(&self, generation: Generation) -> [PathBuf; 2] {
         let name = names::replaced_wal(generation);
@@ -60,19 +55,17 @@ pub struct Seen {
     pub stamp: Stamp,
     /// Its header.
     pub header: DatabaseHeader,
-    /// How far checkpoints of its WAL had come; `None` if nobody knows.
-    pub progress: Option<Progress>,
 }
 
 impl Seen {
     /// The file now.
-    pub fn now(file: &File, progress: Option<Progress>) -> Option<Seen> {
-        Some(Seen { stamp: proof::stamp_of(file).ok()?, header: proof::header_of(file), progress })
+    pub fn now(file: &File) -> Option<Seen> {
+        Some(Seen { stamp: proof::stamp_of(file).ok()?, header: proof::header_of(file) })
     }
 
     /// Whether nobody has written the file since.
     pub fn is(&self, file: &File) -> bool {
-        Seen::now(file, None)
+        Seen::now(file)
             .is_some_and(|now| self.stamp.is_but_for_its_name(now.stamp) && self.header == now.header)
     }
 }
@@ -157,17 +150,17 @@ impl LeftBehind {
             other => other,
         };
         if is_removed || !is_used.unwrap_or(true) {
-            self.see(at);
+            self.see();
             (self.database, self.visits) = (None, None);
         }
     }
 
     /// Looks at the file once more, if only its program has written it until now.
-    fn see(&mut self, at: Paths) {
+    fn see(&mut self) {
         let (Some(file), Some(visits), Some(_)) = (&self.database, &mut self.visits, self.seen) else {
             return;
         };
-        let now = Seen::now(file, at.progress());
+        let now = Seen::now(file);
         // Asked afterwards: all that is seen is by its program then.
         if visits.are_harmless() {
             self.seen = now;
@@ -262,7 +255,7 @@ impl LeftBehind {
     /// The same file is at its path. Its WAL continues it if nobody has written it meanwhile but the program that had
     /// both open.
     fn is_back(&mut self, at: Paths) -> Fate {
-        self.see(at);
+        self.see();
         let file = match self.database.take() {
             _ if self.content == Content::InDatabase => return self.back(at),
             Some(file) => file,
@@ -280,22 +273,21 @@ impl LeftBehind {
             // Its program, which works with both; or one that has opened both just now.
             return if self.is_used { self.back(at) } else { self.mixed(at) };
         }
-        if self.is_cut_off(at) {
-            return self.back(at);
-        }
         let name = at.database.display();
         warn!("{name}: the file was written under another name, and does not continue in its -wal any more");
+        let is_cut_off = File::open(at.wal_index()).and_then(|index| locks::cut_off(&index));
         match self.move_away(at, None) {
-            Fate::MovedAway(_) => Fate::BackChanged,
+            Fate::MovedAway(_) => {
+                if is_cut_off.is_ok_and(|frames| frames > 0) {
+                    warn!(
+                        "{name}: its program may have been killed in a checkpoint: should SQLite call the file \
+                         malformed, stop everything and move that -wal back beside it"
+                    );
+                }
+                Fate::BackChanged
+            }
             fate => fate,
         }
-    }
-
-    /// Whether somebody has been killed in a checkpoint of the WAL since the file was seen. Without its WAL, such a file is
-    /// no database: nobody can have worked on it elsewhere.
-    fn is_cut_off(&self, at: Paths) -> bool {
-        let before = self.seen.and_then(|seen| seen.progress);
-        before.zip(at.progress()).is_some_and(|(before, now)| before.was_cut_off_until(now))
     }
 
     fn back(&mut self, at: Paths) -> Fate {

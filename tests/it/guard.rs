@@ -125,6 +125,32 @@ static int before_fsync(int fd)
 
 /// That a checkpoint is done, no event tells: it is said in `-shm` after the last fsync. For a second the checkpoint then
 /// waits for our slot, with the write lock.
+/// It looks once at each reader's mark, and then waits for that slot, as long as its busy timeout; also if it is ours.
+#[test]
+fn a_checkpoint_that_waits_for_a_slot_that_we_share_gets_it_when_its_readers_have_gone() {
+    let place = Place::new();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; PRAGMA wal_autocheckpoint=0; CREATE TABLE t (data BLOB)");
+    let mut readers: Vec<Shell> = (0..4)
+        .map(|_| {
+            application.run("INSERT INTO t VALUES (randomblob(3000))");
+            let mut reader = Shell::open(&place.database());
+            reader.run("BEGIN; SELECT count(*) FROM t");
+            reader
+        })
+        .collect();
+    application.run("INSERT INTO t VALUES (1)");
+    let agent = place.streaming_agent(&[]);
+    application.run(".timeout 10000");
+    readers.iter_mut().for_each(|reader| drop(reader.run("COMMIT")));
+    assert_eq!(
+        application.value("PRAGMA wal_checkpoint(TRUNCATE)"),
+        "0|0|0",
+        "it waited for its whole timeout"
+    );
+    place.stop(agent);
+}
+
 #[test]
 fn a_checkpoint_whose_fsync_takes_long_does_not_wait_for_us_afterwards() {
     let place = Place::new();

@@ -13,6 +13,8 @@
 //! - a `cp` over a file of which a snapshot is being read: it is mixed, and a restore of that generation refuses it;
 //! - a `cp` of a backup over a file that the agent holds: if every page that differs is in the WAL, it is what a killed
 //!   checkpoint leaves;
+//! - an application that is killed in its checkpoint before the agent has seen that its file is back under its name: a
+//!   half-checkpointed file cannot be told from one that others worked on, so its WAL is kept aside;
 //! - an application that is started before the old WAL is gone: SQLite itself would read it as the new file's;
 //! - the inode of a file that was removed given to the next one: the tests' file system does not do that.
 //!

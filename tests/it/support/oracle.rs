@@ -514,6 +514,7 @@ impl Application {
         for connection in 0..CONNECTIONS {
             self.finish(connection);
         }
+        self.remember();
         match self.random.random_bool(0.8) {
             true => self.close_all(),
             false => self.kill_all(),
