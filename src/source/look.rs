@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// The pauses before the guard is brought in place again.
 const PLACE_PAUSE: Duration = Duration::from_micros(100);
-const LONGEST_PLACE_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PLACE_PAUSE: Duration = Duration::from_millis(50);
 /// Parts copied in one turn, so that one busy database does not keep the others waiting.
 const PARTS_A_TURN: u32 = 16;
 /// How often a turn follows writers that commit while it copies.

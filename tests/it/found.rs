@@ -194,6 +194,36 @@ fn a_file_that_is_renamed_as_its_application_is_killed_in_a_checkpoint_gets_what
     world.end();
 }
 
+/// Where the frames only change pages in place, a file that is checkpointed in part is a database that others can work on.
+#[test]
+fn what_others_made_of_a_file_that_was_checkpointed_in_part_is_not_overwritten_by_its_wal() {
+    let mut world = world(Settings::PLAIN);
+    world.application().run(0, "INSERT INTO t (n, data) VALUES (1, zeroblob(50000)), (2, NULL)");
+    world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
+    world.drive(30);
+    world.application().run(2, "UPDATE t SET data = randomblob(50000) WHERE n = 1");
+    world.drive(30);
+    world.application().pause();
+    world.application().move_away();
+    world.drive(200);
+    assert!(world.application().state_aside().is_some(), "a visitor reads it");
+    world.application().die_in_checkpoint(2);
+    assert!(world.application().work_aside(), "others can work on it");
+    let worked_on = world.application().states().last().expect("there is one").crc;
+    for moves in [|_: &mut Application| (), Application::move_back] {
+        moves(&mut world.application());
+        world.application().show_all();
+        world.drive(200);
+    }
+    world.application().come_back();
+    world.application().remember_certainly();
+    assert!(world.application().is_certain(), "it is a database");
+    assert_eq!(world.application().states().last().expect("there is one").crc, worked_on);
+    world.settle();
+    world.check_all_is_replicated();
+    world.end();
+}
+
 /// Its frames and those of the last one are as many: only the header tells them apart.
 #[test]
 fn a_wal_that_is_as_long_as_the_last_one_is_not_taken_for_copied() {

@@ -18,10 +18,10 @@ use std::time::Duration;
 use wal_agent::control::{self, Request};
 
 const DEADLINE: Duration = Duration::from_secs(60);
-const BACK: &str = "the database was moved away and back";
+pub const BACK: &str = "the database was moved away and back";
 
 /// Removes all rows but two, under whatever name.
-fn work_on(database: &Path) {
+pub fn work_on(database: &Path) {
     let mut other = Shell::open(database);
     other.run("DELETE FROM t WHERE rowid > 2; VACUUM; PRAGMA wal_checkpoint(TRUNCATE)");
     other.close();
@@ -51,7 +51,7 @@ pub fn go_on(agent: &Agent) {
 
 /// What the log says of where a WAL is kept, and the WAL.
 #[track_caller]
-fn assert_is_kept(place: &Place, agent: &Agent) -> Vec<u8> {
+pub fn assert_is_kept(place: &Place, agent: &Agent) -> Vec<u8> {
     wait_until(&format!("one WAL is kept in {}", place.path("").display()), DEADLINE, || {
         kept_wals(place).len() == 1
     });
@@ -157,16 +157,16 @@ fn a_database_moved_to_another_folder_with_its_wal_has_every_commit_there_and_le
 
 /// How an agent is restarted.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Restart {
+pub enum Restart {
     Killed,
     Stopped,
     Reloaded,
 }
 
-const RESTARTS: [Restart; 3] = [Restart::Killed, Restart::Stopped, Restart::Reloaded];
+pub const RESTARTS: [Restart; 3] = [Restart::Killed, Restart::Stopped, Restart::Reloaded];
 
 /// Restarts the agent, with `meanwhile` before it looks again.
-fn restart(agent: Agent, how: Restart, meanwhile: impl FnOnce()) -> Agent {
+pub fn restart(agent: Agent, how: Restart, meanwhile: impl FnOnce()) -> Agent {
     let configuration = agent.configuration().to_owned();
     match how {
         Restart::Killed => agent.kill(),

@@ -3,7 +3,7 @@
 use crate::moved_away::{
     COUNT, GONE, PATIENT, assert_replicated, kept_wals, place_with_a_wal, put_another_in_place, rename,
 };
-use crate::moved_back::{go_on, hold};
+use crate::moved_back::{Restart, assert_is_kept, go_on, hold, restart, work_on};
 use crate::support::agent::Agent;
 use crate::support::place::{Place, is_streaming};
 use crate::support::sqlite::Shell;
@@ -223,5 +223,23 @@ fn a_renamed_file_that_is_read_at_once_gets_everything_when_its_reader_has_gone(
     assert_eq!(Shell::open(&renamed).value(COUNT), "11", "{}", agent.log());
     put_another_in_place(&place, "another");
     agent.wait_for_status("follows the new file", is_streaming);
+    assert_replicated(&place, agent);
+}
+
+/// Its program went on with a WAL that the agent does not know, and was killed; then others worked on the file.
+#[test]
+fn what_others_made_of_a_renamed_file_is_kept_though_the_agent_was_restarted() {
+    let (place, agent, mut application) = place_with_a_wal();
+    let aside = place.path("aside.db");
+    application.run("PRAGMA wal_checkpoint(PASSIVE)");
+    rename(&place.database(), &aside);
+    agent.wait_for_log(GONE);
+    application.run("INSERT INTO t VALUES ('in the next WAL')");
+    application.kill();
+    let agent = restart(agent, Restart::Stopped, || ());
+    work_on(&aside);
+    rename(&aside, &place.database());
+    assert_is_kept(&place, &agent);
+    assert_eq!(Shell::open(&place.database()).value(COUNT), "2", "{}", agent.log());
     assert_replicated(&place, agent);
 }

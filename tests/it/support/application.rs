@@ -59,7 +59,8 @@ impl Call {
         let name = std::fs::read_link(format!("/proc/self/fd/{descriptor}")).unwrap_or_default();
         let name = name.as_os_str().as_encoded_bytes();
         let is_wal = name.ends_with(b"-wal").then_some(Call::WalWrite);
-        is_wal.or(name.ends_with(b".db").then_some(Call::DatabaseWrite))
+        let is_database = name.ends_with(b".db") || name.ends_with(b".db-aside");
+        is_wal.or(is_database.then_some(Call::DatabaseWrite))
     }
 }
 

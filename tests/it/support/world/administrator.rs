@@ -92,11 +92,11 @@ impl World {
             self.drive(turns);
             moves(&mut self.application());
         }
+        self.application().come_back();
         // Whoever is killed in a checkpoint before the agent knows that the file is back has its WAL moved aside.
         self.held = |_| false;
         self.application().show_all();
         self.drive(200);
-        self.application().come_back();
     }
 
     /// What was made of the file is the database, whenever the agent has seen that it was away.
