@@ -353,6 +353,9 @@ impl Application {
     }
 
     fn sql(&mut self, connection: usize, sql: &str) {
+        if self.is_blocked(connection) {
+            return;
+        }
         let answer = self.tell(connection, &format!("sql {connection} {sql}"));
         let is_ok = matches!(answer, Answer::Ok(_));
         let slot = &mut self.slots[connection];
@@ -447,7 +450,7 @@ impl Application {
     fn take_state(&mut self, values: &str) {
         let values: Vec<&str> = values.split(' ').collect();
         let [crc, _pages, page_size, header, frames, _backfilled] = values[..] else {
-            panic!("not a state: {values:?}")
+            panic!("not a state: {values:?}\n{}", self.log())
         };
         let frames = frames.parse::<i64>().expect("a number").max(0) as u64;
         let state = State {
