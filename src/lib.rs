@@ -95,6 +95,13 @@
 //!   checkpoint and its next commit. A worker waits for that moment once the WAL is long; if it is missed, the next commit
 //!   checkpoints again, with two fsyncs. The write lock, which would make the moment, is taken only where the WAL has grown
 //!   beyond its bound: the application has no checkpoints of its own, then.
+//! - A checkpoint that waits for readers looks at a slot's mark once, and then waits for that slot as long as its busy
+//!   timeout, with the write lock. So a slot is ours for good only where no checkpoint was under way once its mark was
+//!   cleared; else another one is taken soon. Where four readers stand at four marks, such a checkpoint waits for up to 50 ms
+//!   longer than without us.
+//! - After a power cut, the shadow may end before what a replica holds, and the WAL may have been restarted since. The first
+//!   look of a run reads where the last segment ends: if that is behind the shadow's end for good, a new generation begins,
+//!   because rewriting the segment would take acknowledged commits away until the next index is there.
 //! - A writer that never pauses is looked at every half a millisecond, not at each event ([`core::pace`]), and the watch
 //!   sleeps meanwhile, so that the kernel makes one event of many writes: the writer pays for each that wakes us.
 //! - The inode of the database is kept beside the generation's name: after a file was replaced while the agent was
@@ -118,6 +125,11 @@
 //!   file; once it has ended, size, times and header must stay. Left over: who opens the file between its rename and our
 //!   leaving it, and locks it later, is taken for its program; and who only reads it, before the program writes it again, is
 //!   taken for a writer, so that the last commits are in the kept WAL only.
+//! - A program that is killed in a checkpoint leaves a file that may be no database without its WAL, and may be one that
+//!   others work on under its other name. That a checkpoint was cut off, the wal-index says (`nBackfillAttempted`); it says
+//!   the same after a recovery, so it only opens the question. While we are attached, the pages answer it. Afterwards
+//!   nothing can: the WAL is kept aside, for joining it to what others have written would destroy that, and the log says
+//!   what to do if SQLite calls the file malformed.
 //! - Where that cannot be (the file was removed, or a program has it open), the WAL stays where it is: the name may come
 //!   back, or somebody is moving both files. It gets a second name in the meta folder at once, that of its generation (or
 //!   beside the database, if that is on another file system), because SQLite removes a WAL beside an empty database; one that
