@@ -1,21 +1,20 @@
 //! Carrying out one job on a replica. It decides nothing: what is to be done stands in the job, and whatever goes
 //! wrong is handed back.
 
+mod look;
+
 use crate::core::checksum::Crc64;
-use crate::core::frame::FrameDecoder;
 use crate::core::names::{self, Object};
 use crate::core::page::{PageCount, PageSize};
 use crate::core::page_table::DatabaseState;
 use crate::core::position::{Generation, Index, Offset};
-use crate::core::replica::{
-    Failure, FailureCause, Job, Listing, Outcome, SegmentStart, SentSnapshot, cut_of,
-};
+use crate::core::replica::{Failure, FailureCause, Job, Outcome, SegmentStart, SentSnapshot, cut_of};
 use crate::core::segment::{
     self, EMPTY_LENGTH, END_MARK, FRAME_HEADER, SegmentTrailer, SnapshotTrailer, Trailer, Write,
 };
 use crate::database_file::DatabaseFile;
 use crate::disk::{Disk, read_full};
-use crate::remote::{Entry, FailureKind, Remote, RemoteError, join};
+use crate::remote::{FailureKind, Remote, RemoteError, join};
 use crate::shadow::{ShadowReadError, ShadowReader};
 use crossbeam_channel::{Receiver, bounded};
 use std::fs::File;
@@ -124,7 +123,7 @@ impl CarryError {
 /// Where it stopped. Anything of it may have been done.
 pub fn carry(remote: &mut dyn Remote, order: &Order) -> Result<Outcome, CarryError> {
     match order.job {
-        Job::Look { is_first } => look(remote, order, is_first).map(Outcome::Found),
+        Job::Look { is_first } => look::look(remote, order, is_first).map(Outcome::Found),
         Job::SendSnapshot { index } => send_snapshot(remote, order, index).map(Outcome::SnapshotSent),
         Job::PublishSnapshot { sent, valid_from, state } => {
             publish_snapshot(remote, order, sent, valid_from, state).map(|()| Outcome::SnapshotPublished)
@@ -152,98 +151,6 @@ impl Order {
         }
         Ok(())
     }
-}
-
-/// What is there of the generation. Objects that were never finished are removed: nobody will finish them. One that
-/// was set aside, and whose successor has not come, gets its name back: it holds what was acknowledged.
-fn look(remote: &mut dyn Remote, order: &Order, is_first: bool) -> Result<Listing, CarryError> {
-    let mut listing = Listing::default();
-    for folder in [names::snapshots_folder(order.generation), names::wal_folder(order.generation)] {
-        let folder = order.path(&folder);
-        let mut entries = remote.list(&folder)?;
-        entries.truncate(MOST_OBJECTS);
-        put_back(remote, &folder, &mut entries)?;
-        for entry in entries {
-            if let Some(index) = names::parse_snapshot(&entry.name) {
-                listing.snapshots.push(index);
-            } else if let Some((index, start)) = names::parse_segment(&entry.name) {
-                listing.segments.push((SegmentStart { index, start }, entry.size));
-            } else if names::is_temporary(&entry.name) {
-                remote.remove(&join(&folder, &entry.name))?;
-            }
-        }
-    }
-    if let Some(&(last, length)) = listing.segments.iter().max() {
-        listing.last_is_ours = is_ours(remote, order, last)?;
-        if listing.last_is_ours && is_first {
-            listing.last_end = Some(end_of(remote, order, last, length)?);
-        }
-    }
-    Ok(listing)
-}
-
-/// Where the WAL in a segment of ours ends: its trailer says, or its blocks, as far as they are whole.
-fn end_of(
-    remote: &mut dyn Remote,
-    order: &Order,
-    segment: SegmentStart,
-    length: u64,
-) -> Result<Offset, CarryError> {
-    let path = order.path(&order.segment(segment).path());
-    let mut trailer = [0; segment::TRAILER_LENGTH];
-    let read = remote.read_at(&path, length.saturating_sub(trailer.len() as u64), &mut trailer)?;
-    let trailer = trailer.get(..read).and_then(Trailer::parse);
-    if let Some((Trailer::Segment(trailer), _)) = trailer
-        && (trailer.index, trailer.start) == (segment.index, segment.start)
-    {
-        remote.close(&path);
-        return Ok(trailer.end);
-    }
-    let (mut decoder, mut buffer, mut at) = (FrameDecoder::new(), vec![0; BLOCK], 0);
-    loop {
-        let read = remote.read_at(&path, at, &mut buffer)?;
-        let mut bytes = buffer.get(..read).unwrap_or_default();
-        at += read as u64;
-        let mut is_whole = !bytes.is_empty();
-        while is_whole && !bytes.is_empty() {
-            is_whole = decoder.next_block(&mut bytes).is_ok();
-        }
-        if !is_whole {
-            remote.close(&path);
-            return Ok(segment.start.plus(decoder.length()));
-        }
-    }
-}
-
-/// Whether a segment begins with the bytes that the shadow has there. A frame's checksum covers everything before it
-/// in its WAL, and a header's salt is random: so the two histories are the same up to there. They are not after a
-/// rollback of this machine, or after a power cut that took what the server has.
-fn is_ours(remote: &mut dyn Remote, order: &Order, segment: SegmentStart) -> Result<bool, CarryError> {
-    let path = order.path(&order.segment(segment).path());
-    let mut bytes = vec![0; segment::MOST_BLOCK_BYTES];
-    let read = remote.read_at(&path, 0, &mut bytes)?;
-    remote.close(&path);
-    let Some(theirs) = segment::first_block(&bytes[..read]) else { return Ok(false) };
-    match open_shadow(order, segment.index, Offset::ZERO) {
-        Ok(reader) => Ok(reader.compare(segment.start, &theirs)?),
-        // The course knows what it means that the shadow has no such index.
-        Err(ShadowReadError::Disk(e)) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Gives objects that were set aside their names back where nothing has taken them.
-fn put_back(remote: &mut dyn Remote, folder: &str, entries: &mut [Entry]) -> Result<(), CarryError> {
-    // Of several for one name, the longest holds the most.
-    entries.sort_by_key(|entry| std::cmp::Reverse(entry.size));
-    for at in 0..entries.len() {
-        let name = names::parse_set_aside(&entries[at].name).map(|(name, _)| name.to_owned());
-        if let Some(name) = name.filter(|name| entries.iter().all(|entry| entry.name != *name)) {
-            remote.rename(&join(folder, &entries[at].name), &join(folder, &name))?;
-            entries[at].name = name;
-        }
-    }
-    Ok(())
 }
 
 /// Compresses pieces on a thread of their own while the caller sends: `produce` calls back with each raw piece, and

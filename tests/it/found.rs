@@ -1,7 +1,7 @@
 //! What the simulation has found, each in its shortest form.
 
 use crate::support::oracle::{Application, Habits};
-use crate::support::sqlite::Shell;
+use crate::support::sqlite::readers_in_all_slots;
 use crate::support::world::{Settings, World};
 use std::time::Duration;
 use wal_agent::config::CheckpointSettings;
@@ -15,11 +15,16 @@ const EAGER: Settings = Settings {
     ..Settings::PLAIN
 };
 
-/// A database with a first commit, replicated.
-fn world(settings: Settings) -> World {
-    let mut world =
-        World::new(settings, 1, |database| Application::new(database, Habits::PLAIN, Vec::new(), 1));
+/// A database with a first commit.
+fn without_agent(settings: Settings) -> World {
+    let world = World::new(settings, 1, |database| Application::new(database, Habits::PLAIN, Vec::new(), 1));
     world.application().create();
+    world
+}
+
+/// The same, replicated.
+fn world(settings: Settings) -> World {
+    let mut world = without_agent(settings);
     world.start_agent();
     world.settle();
     world
@@ -74,9 +79,7 @@ fn a_replica_that_needs_a_shadow_file_which_is_missing_begins_a_new_generation()
 /// What the shadow lost is in the database file, and only there: it comes to the replica later.
 #[test]
 fn a_replica_that_holds_more_than_a_power_cut_left_of_the_shadow_never_goes_back() {
-    let mut world =
-        World::new(Settings::PLAIN, 1, |database| Application::new(database, Habits::PLAIN, Vec::new(), 1));
-    world.application().create();
+    let mut world = without_agent(Settings::PLAIN);
     world.application().run(0, "INSERT INTO t (n, data) VALUES (1, randomblob(300000))");
     world.start_agent();
     world.drive(200);
@@ -104,9 +107,7 @@ fn a_replica_that_holds_more_than_a_power_cut_left_of_the_shadow_never_goes_back
 
 #[test]
 fn a_wal_that_was_backfilled_before_we_came_is_durable_here_before_the_next_index_begins() {
-    let mut world =
-        World::new(Settings::PLAIN, 1, |database| Application::new(database, Habits::PLAIN, Vec::new(), 1));
-    world.application().create();
+    let mut world = without_agent(Settings::PLAIN);
     world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
     world.start_agent();
     world.drive(30);
@@ -136,9 +137,7 @@ fn checkpoint_before_it_is_copied(world: &mut World) {
 /// The application's checkpoint brings what is not copied into the file, and then the file is read.
 #[test]
 fn a_page_table_that_knows_what_is_not_copied_does_not_stand_where_the_copy_ends() {
-    let mut world =
-        World::new(Settings::PLAIN, 1, |database| Application::new(database, Habits::PLAIN, Vec::new(), 1));
-    world.application().create();
+    let mut world = without_agent(Settings::PLAIN);
     world.held = |job| is_sync(job) || matches!(job, LocalJob::Table(TableJob::Build(_)));
     world.start_agent();
     world.rest_for(Duration::from_secs(1));
@@ -171,6 +170,26 @@ fn the_wal_of_a_renamed_file_is_emptied_though_it_was_checkpointed_before_it_was
     assert_eq!(length, 0, "whoever puts another file there meets the old WAL");
 }
 
+/// The CRC of the newest state's pages.
+fn newest(world: &World) -> u64 {
+    world.application().states().last().expect("there is one").crc
+}
+
+/// The file gets its own name back: it is a database, and in this state.
+#[track_caller]
+fn comes_back(mut world: World, state: u64) {
+    world.application().move_back();
+    world.application().show_all();
+    world.drive(200);
+    world.application().come_back();
+    world.application().remember_certainly();
+    assert!(world.application().is_certain(), "it is a database");
+    assert_eq!(newest(&world), state);
+    world.settle();
+    world.check_all_is_replicated();
+    world.end();
+}
+
 /// The file may be no database without its WAL then. That a checkpoint was cut off, the wal-index says; that nobody else
 /// has written the file, its pages.
 #[test]
@@ -178,20 +197,11 @@ fn a_file_that_is_renamed_as_its_application_is_killed_in_a_checkpoint_gets_what
     let mut world = world(Settings::PLAIN);
     world.application().run(0, "INSERT INTO t (n, data) VALUES (1, zeroblob(50000))");
     world.drive(30);
-    let before = world.application().states().last().expect("there is one").crc;
+    let before = newest(&world);
     world.application().die_in_checkpoint(2);
     world.application().move_away();
     world.drive(200);
-    world.application().move_back();
-    world.application().show_all();
-    world.drive(200);
-    world.application().come_back();
-    world.application().remember_certainly();
-    assert!(world.application().is_certain(), "it is a database");
-    assert_eq!(world.application().states().last().expect("there is one").crc, before);
-    world.settle();
-    world.check_all_is_replicated();
-    world.end();
+    comes_back(world, before);
 }
 
 /// Where the frames only change pages in place, a file that is checkpointed in part is a database that others can work on.
@@ -209,46 +219,26 @@ fn what_others_made_of_a_file_that_was_checkpointed_in_part_is_not_overwritten_b
     assert!(world.application().state_aside().is_some(), "a visitor reads it");
     world.application().die_in_checkpoint(2);
     assert!(world.application().work_aside(), "others can work on it");
-    let worked_on = world.application().states().last().expect("there is one").crc;
-    for moves in [|_: &mut Application| (), Application::move_back] {
-        moves(&mut world.application());
-        world.application().show_all();
-        world.drive(200);
-    }
-    world.application().come_back();
-    world.application().remember_certainly();
-    assert!(world.application().is_certain(), "it is a database");
-    assert_eq!(world.application().states().last().expect("there is one").crc, worked_on);
-    world.settle();
-    world.check_all_is_replicated();
-    world.end();
+    let worked_on = newest(&world);
+    world.application().show_all();
+    world.drive(200);
+    comes_back(world, worked_on);
 }
 
 /// Its frames and those of the last one are as many: only the header tells them apart.
 #[test]
 fn a_wal_that_is_as_long_as_the_last_one_is_not_taken_for_copied() {
     let mut world = world(Settings::PLAIN);
-    let four = |world: &mut World, after_each: &mut dyn FnMut()| {
-        for _ in 0..4 {
-            world.application().run(0, "UPDATE c SET n = n + 1");
-            after_each();
-        }
-    };
+    let commit = |world: &World| world.application().run(0, "UPDATE c SET n = n + 1");
     world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
     world.drive(30);
-    four(&mut world, &mut || {});
+    (0..4).for_each(|_| commit(&world));
     world.drive(30);
     world.held = is_sync;
     world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");
     world.rest_for(Duration::from_secs(1));
-    // Every reader has a slot of its own, so that we share one, and try to get one for us.
-    let mut readers = Vec::new();
-    let database = world.database().to_owned();
-    four(&mut world, &mut || {
-        let mut reader = Shell::open(&database);
-        reader.run("BEGIN; SELECT count(*) FROM t");
-        readers.push(reader);
-    });
+    // We share one of their slots, and try to get one for us.
+    let mut readers = readers_in_all_slots(world.database(), || commit(&world));
     world.drive(3);
     readers.iter_mut().for_each(|reader| drop(reader.run("COMMIT")));
     world.application().run(0, "PRAGMA wal_checkpoint(PASSIVE)");

@@ -2,7 +2,7 @@
 
 use crate::support::place::{Place, first};
 use crate::support::process::output;
-use crate::support::sqlite::{Shell, Writer};
+use crate::support::sqlite::{Shell, Writer, readers_in_all_slots};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -123,22 +123,15 @@ static int before_fsync(int fd)
 }
 "#;
 
-/// That a checkpoint is done, no event tells: it is said in `-shm` after the last fsync. For a second the checkpoint then
-/// waits for our slot, with the write lock.
 /// It looks once at each reader's mark, and then waits for that slot, as long as its busy timeout; also if it is ours.
 #[test]
 fn a_checkpoint_that_waits_for_a_slot_that_we_share_gets_it_when_its_readers_have_gone() {
     let place = Place::new();
     let mut application = Shell::open(&place.database());
     application.run("PRAGMA journal_mode=wal; PRAGMA wal_autocheckpoint=0; CREATE TABLE t (data BLOB)");
-    let mut readers: Vec<Shell> = (0..4)
-        .map(|_| {
-            application.run("INSERT INTO t VALUES (randomblob(3000))");
-            let mut reader = Shell::open(&place.database());
-            reader.run("BEGIN; SELECT count(*) FROM t");
-            reader
-        })
-        .collect();
+    let mut readers = readers_in_all_slots(&place.database(), || {
+        application.run("INSERT INTO t VALUES (randomblob(3000))");
+    });
     application.run("INSERT INTO t VALUES (1)");
     let agent = place.streaming_agent(&[]);
     application.run(".timeout 10000");
@@ -151,6 +144,8 @@ fn a_checkpoint_that_waits_for_a_slot_that_we_share_gets_it_when_its_readers_hav
     place.stop(agent);
 }
 
+/// That a checkpoint is done, no event tells: it is said in `-shm` after the last fsync. For a second the checkpoint then
+/// waits for our slot, with the write lock.
 #[test]
 fn a_checkpoint_whose_fsync_takes_long_does_not_wait_for_us_afterwards() {
     let place = Place::new();

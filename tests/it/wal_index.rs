@@ -1,7 +1,7 @@
 //! What our locks on the wal-index do to SQLite's connections, and what theirs do to ours.
 
 use crate::support::place::Place;
-use crate::support::sqlite::Shell;
+use crate::support::sqlite::{Shell, readers_in_all_slots};
 use wal_agent::locks::WalIndex;
 
 /// A database with a few frames in its WAL, somebody who has it open, and its wal-index.
@@ -66,14 +66,9 @@ fn read_lock_zero_lets_restart_once() {
 fn where_all_slots_are_used_one_is_shared_until_one_is_free() {
     let place = Place::new();
     let (mut application, index) = opened(&place);
-    let mut readers: Vec<Shell> = (0..4)
-        .map(|_| {
-            application.run("INSERT INTO t VALUES (1)");
-            let mut reader = Shell::open(&place.database());
-            reader.run("BEGIN; SELECT count(*) FROM t");
-            reader
-        })
-        .collect();
+    let mut readers = readers_in_all_slots(&place.database(), || {
+        application.run("INSERT INTO t VALUES (1)");
+    });
     let slot = index.take_slot(None).expect("it locks").expect("nobody is in the way");
     assert!(!slot.is_ours, "four readers stand on four marks");
     assert_eq!(index.take_slot(Some(slot)).expect("it locks"), Some(slot));

@@ -19,6 +19,18 @@ pub struct Shell {
     count: u32,
 }
 
+/// Four readers, each at a mark of its own, for which `commit` commits before each comes: then all slots of SQLite's readers
+/// are taken.
+pub fn readers_in_all_slots(database: &Path, mut commit: impl FnMut()) -> Vec<Shell> {
+    let readers = (0..4).map(|_| {
+        commit();
+        let mut reader = Shell::open(database);
+        reader.run("BEGIN; SELECT count(*) FROM t");
+        reader
+    });
+    readers.collect()
+}
+
 impl Shell {
     /// Opens a database, with a busy timeout of 5 s.
     pub fn open(database: &Path) -> Shell {

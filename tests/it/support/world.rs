@@ -21,7 +21,7 @@ use wal_agent::agent::{Agent, Now};
 use wal_agent::carry::{Order, carry};
 use wal_agent::config::{CheckpointSettings, Config, DatabaseConfig, Durability, ReplicaConfig};
 use wal_agent::core::names;
-use wal_agent::core::position::Index;
+use wal_agent::core::position::{Generation, Index};
 use wal_agent::core::replica::Outcome;
 use wal_agent::core::status::{DatabaseStatus, ReplicaStatus, SourceState};
 use wal_agent::database_file::FileIdentity;
@@ -444,7 +444,12 @@ impl World {
         let generation = std::fs::read_to_string(meta.join("generation")).expect("there is a generation");
         let generation =
             generation.split(' ').next().and_then(|text| text.parse().ok()).expect("it has a name");
-        let index = Index::new(index).expect("a small number");
+        self.shadow_of(generation, Index::new(index).expect("a small number"))
+    }
+
+    /// Where the copy of an index's WAL is.
+    fn shadow_of(&self, generation: Generation, index: Index) -> PathBuf {
+        let meta = &self.config.databases[0].meta_path;
         meta.join(names::wal_folder(generation)).join(names::shadow_file(index))
     }
 

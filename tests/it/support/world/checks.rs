@@ -77,8 +77,7 @@ impl World {
             return;
         };
         self.checked = Some(position.index);
-        let folder = self.config.databases[0].meta_path.join(names::wal_folder(position.generation));
-        let file = folder.join(names::shadow_file(before));
+        let file = self.shadow_of(position.generation, before);
         let is_safe = !file.exists() || self.disk.is_durable(&file);
         assert!(is_safe, "{} would not survive a power cut{}", file.display(), self.story());
     }
@@ -107,8 +106,7 @@ impl World {
             // The whole of the index before, which need not be the whole WAL: what came after it while nobody held
             // the database is in an index of our own making.
             index = index.previous()?;
-            let folder = self.config.databases[0].meta_path.join(names::wal_folder(position.generation));
-            end = std::fs::metadata(folder.join(names::shadow_file(index))).ok()?.len();
+            end = std::fs::metadata(self.shadow_of(position.generation, index)).ok()?.len();
         }
         let header = self.header(position.generation, index)?;
         let application = lock(&self.application);
@@ -124,8 +122,7 @@ impl World {
         if let Some(header) = self.headers.get(&key) {
             return Some(header.clone());
         }
-        let folder = self.config.databases[0].meta_path.join(names::wal_folder(generation));
-        let bytes = std::fs::read(folder.join(names::shadow_file(index))).ok()?;
+        let bytes = std::fs::read(self.shadow_of(generation, index)).ok()?;
         let header = bytes.get(..32)?.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         self.headers.insert(key, header.clone());
         Some(header)
