@@ -126,6 +126,11 @@ impl Agent {
         Some(next)
     }
 
+    /// Whether events of a database would only cost its writers something now.
+    pub fn needs_no_events(&self, database: usize, now: Now) -> bool {
+        self.databases[database].source.needs_no_events(now.mono)
+    }
+
     /// One database's turn; returns when its next one is due.
     fn turn(&mut self, at: usize, dirty: Dirty, now: Now) -> Option<Instant> {
         let database = &mut self.databases[at];
@@ -152,10 +157,13 @@ impl Agent {
         let next = [database.source.next_timeout(now.mono), database.source.table_timeout(now.mono)];
         let mut next = next.into_iter().flatten().min();
         if let Some((extent, folder)) = &database.shadow {
+            let is_tireless = database.source.needs_no_events(now.mono);
             for (number, room) in database.replicas.iter_mut().enumerate() {
                 let descriptor = || Some((database.source.descriptor()?, database.source.gaps()));
                 let attempt = self.random.random();
-                if let Some(order) = room.next_order(extent, folder, &self.disk, descriptor, attempt, now) {
+                if let Some(order) =
+                    room.next_order(extent, folder, &self.disk, descriptor, attempt, is_tireless, now)
+                {
                     self.workers.send_remote(at, number, &room.config.location, order);
                 }
                 let due = room.next_timeout(extent, database.source.descriptor().is_some());

@@ -8,7 +8,9 @@ use crate::core::names::{self, Object};
 use crate::core::page::{PageCount, PageSize};
 use crate::core::page_table::DatabaseState;
 use crate::core::position::{Generation, Index, Offset};
-use crate::core::replica::{Failure, FailureCause, Job, Outcome, SegmentStart, SentSnapshot, cut_of};
+use crate::core::replica::{
+    Failure, FailureCause, Job, Outcome, SEGMENT_LENGTH, SegmentStart, SentSnapshot, cut_of,
+};
 use crate::core::segment::{
     self, EMPTY_LENGTH, END_MARK, FRAME_HEADER, SegmentTrailer, SnapshotTrailer, Trailer, Write,
 };
@@ -387,19 +389,20 @@ fn extend(
     Ok(Outcome::Appended { end: reader.position(), length })
 }
 
-/// Reads, verifies and compresses what is to be sent; beside the sending, if it is more than one block.
+/// Reads, verifies and compresses what is to be sent; beside the sending, if it is more than a segment: less is sent while
+/// the application writes, which needs the processor, too.
 fn send_blocks(
     reader: &mut ShadowReader,
     start: Offset,
     to: Offset,
     mut send: impl FnMut(&mut Vec<u8>) -> Result<(), CarryError>,
 ) -> Result<(), CarryError> {
-    if to.since(reader.position()) > BLOCK as u64 {
+    if to.since(reader.position()) > SEGMENT_LENGTH {
         return pipelined(|piece| read_segment(reader, start, to, piece), |block, _| send(block));
     }
-    let mut result = Ok(());
+    let (mut result, mut block) = (Ok(()), Vec::new());
     read_segment(reader, start, to, &mut |raw| {
-        let mut block = Vec::new();
+        block.clear();
         segment::push_block(&mut block, raw);
         result = send(&mut block);
         result.is_ok()

@@ -31,10 +31,6 @@ const CONTROL: Token = Token(4);
 
 /// How long stopping may take before the agent goes without everything acknowledged.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
-/// A folder that is not there, or cannot be watched, is tried again after this.
-const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
-/// Watched folders are compared with those at their paths at least so often, when something wakes us anyway.
-const CHECK_PAUSE: Duration = Duration::from_secs(60);
 /// The kernel's list of what is mounted: urgent data stands for a change of it (proc(5)).
 const MOUNT_LIST: &str = "/proc/self/mounts";
 /// Events taken from the kernel at once.
@@ -97,7 +93,6 @@ pub fn run(config: &Config, check: Option<CheckConfig<'_>>) -> anyhow::Result<En
     };
     let service = Service::from_environment(Instant::now());
     service.ready(&agent.status(now()).summary());
-    let (follow_at, check_at) = (Some(Instant::now()), Instant::now() + CHECK_PAUSE);
     let (reload, _mounts) = (Reload { check, is_begun: false }, mounts.ok());
     let agent = ManuallyDrop::new(agent);
     let mut event_loop = EventLoop {
@@ -108,9 +103,7 @@ pub fn run(config: &Config, check: Option<CheckConfig<'_>>) -> anyhow::Result<En
         agent,
         control,
         service,
-        paths,
-        follow_at,
-        check_at,
+        databases: paths.len(),
         reload,
         _mounts,
     };
@@ -147,11 +140,7 @@ struct EventLoop<'a> {
     agent: ManuallyDrop<Agent>,
     control: Option<Server>,
     service: Service,
-    paths: Vec<PathBuf>,
-    /// When folders that are not watched are tried again.
-    follow_at: Option<Instant>,
-    /// When those that are watched are compared with what is there.
-    check_at: Instant,
+    databases: usize,
     /// Only polled; open as long as the loop runs.
     _mounts: Option<File>,
     reload: Reload<'a>,
@@ -170,10 +159,6 @@ impl EventLoop<'_> {
         let mut events = Events::with_capacity(EVENTS);
         let mut clients = Vec::new();
         loop {
-            if Instant::now() >= self.check_at {
-                self.check();
-            }
-            self.follow();
             let mut next = self.step();
             if !clients.is_empty() {
                 // What was committed before a question counts in its answer; and an answer may change what is due.
@@ -184,9 +169,10 @@ impl EventLoop<'_> {
                 let is_reload = self.reload.is_begun;
                 return Ok(if is_reload { Ended::Reload } else { Ended::Stopped { all_acknowledged } });
             }
+            self.doze();
             let Self { agent, service, .. } = self;
             service.turn(Instant::now(), &|| agent.status(now()).summary());
-            let next = [next, self.follow_at, self.service.next_timeout()].into_iter().flatten().min();
+            let next = [next, self.service.next_timeout()].into_iter().flatten().min();
             self.timer.set(next)?;
             self.wait(&mut events)?;
             for event in &events {
@@ -210,6 +196,14 @@ impl EventLoop<'_> {
         agent.step(now(), &mut |database| watch.take(database))
     }
 
+    /// Lets the watch pass over databases that are looked at by the clock.
+    fn doze(&mut self) {
+        let now = now();
+        for database in 0..self.databases {
+            self.watch.doze(database, self.agent.needs_no_events(database, now));
+        }
+    }
+
     fn wait(&mut self, events: &mut Events) -> anyhow::Result<()> {
         match self.poll.poll(events, None) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => {
@@ -217,31 +211,6 @@ impl EventLoop<'_> {
             }
             _ => Ok(()),
         }
-    }
-
-    fn check(&mut self) {
-        self.check_at = Instant::now() + CHECK_PAUSE;
-        self.watch.check();
-    }
-
-    /// Watches the folders that are not watched yet.
-    fn follow(&mut self) {
-        let is_due = self.follow_at.is_some_and(|at| Instant::now() >= at);
-        if !is_due && !self.watch.has_lost() {
-            return;
-        }
-        let mut missing = 0;
-        for database in 0..self.paths.len() {
-            match self.watch.follow(database) {
-                Ok(true) => {}
-                Ok(false) => missing += 1,
-                Err(error) => {
-                    missing += 1;
-                    warn!("{error}; changes are noticed late");
-                }
-            }
-        }
-        self.follow_at = (missing > 0).then(|| Instant::now() + FOLLOW_PAUSE);
     }
 
     /// Whether to go at once: a second signal says so.

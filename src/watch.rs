@@ -1,14 +1,17 @@
 //! What happens in the databases' folders, by inotify. Its thread only marks a database and wakes the loop.
 
+mod keeper;
+
 use crate::core::names;
 use crate::core::sync::Dirty;
+use crossbeam_channel::{Sender, unbounded};
+use keeper::{Keeper, Wish};
+use notify::Event;
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
-use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const WAL: u8 = 1;
@@ -22,9 +25,11 @@ struct Marks {
     /// A file, to the database it belongs to and what a write to it means.
     files: HashMap<PathBuf, (usize, u8)>,
     seen: Vec<AtomicU8>,
-    /// Folders whose watch is gone.
-    lost: Mutex<Vec<PathBuf>>,
-    any_lost: AtomicBool,
+    /// Databases whose file is watched instead of its folder.
+    dozing: Vec<AtomicBool>,
+    /// Somebody waits for the watch's thread to have read all events.
+    is_awaited: AtomicBool,
+    wishes: Sender<Wish>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -54,6 +59,7 @@ impl Marks {
         let is_write = matches!(event.kind, EventKind::Modify(ModifyKind::Data(_)));
         let (adds, keeps) = match event.kind {
             _ if is_write => (0, ALL),
+            EventKind::Modify(ModifyKind::Metadata(_)) if self.is_dozing(&event) => (FOLDER, 0),
             EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => {
                 (FOLDER, ALL)
             }
@@ -72,6 +78,12 @@ impl Marks {
         is_known
     }
 
+    /// Whether it is of a file that is watched by itself: that its name has gone is a change of its number of links then.
+    fn is_dozing(&self, event: &Event) -> bool {
+        let mut databases = event.paths.iter().filter_map(|path| self.files.get(path));
+        databases.any(|&(database, _)| self.dozing[database].load(Ordering::SeqCst))
+    }
+
     /// The watched folder itself went away.
     fn on_folder(&self, folder: &Path) {
         let inside = |file: &Path| file.parent() == Some(folder);
@@ -83,8 +95,8 @@ impl Marks {
             }
         }
         if is_ours {
-            self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(folder.to_owned());
-            self.any_lost.store(true, Ordering::SeqCst);
+            // The keeper ends only with the watch.
+            let _ = self.wishes.send(Wish::FollowAnew(folder.to_owned()));
         }
     }
 }
@@ -105,8 +117,8 @@ const NAP: Duration = Duration::from_micros(500);
 const READ_BEFORE: Duration = Duration::from_micros(20);
 
 impl Drowsing {
-    fn after(&mut self, is_known: bool) {
-        self.known = if is_known { self.known.saturating_add(1) } else { 0 };
+    fn after(&mut self, is_known: bool, is_awaited: bool) {
+        self.known = if is_known && !is_awaited { self.known.saturating_add(1) } else { 0 };
         if self.known >= MANY_KNOWN && self.woke.elapsed() > READ_BEFORE {
             std::thread::sleep(NAP);
             self.woke = Instant::now();
@@ -116,15 +128,15 @@ impl Drowsing {
 
 /// Watches the folders of all databases.
 pub struct Watch {
-    watcher: RecommendedWatcher,
     marks: Arc<Marks>,
-    databases: Vec<PathBuf>,
-    /// Folders, and which ones they were when they began to be watched: device and inode.
-    watched: HashMap<PathBuf, (u64, u64)>,
+    wishes: Sender<Wish>,
+    /// Which databases are to be followed without events.
+    dozing: Vec<bool>,
 }
 
 impl Watch {
-    /// Begins with no folder watched. `wake` is called when there is something new to [`Watch::take`].
+    /// Begins with no folder watched; soon all are that there are. `wake` is called when there is something new to
+    /// [`Watch::take`].
     ///
     /// # Errors
     /// The kernel has no inotify instance left, for example.
@@ -138,64 +150,35 @@ impl Watch {
             files.insert(beside("-journal"), (database, FOLDER));
         }
         let seen = databases.iter().map(|_| AtomicU8::new(ALL)).collect();
-        let (lost, any_lost) = (Mutex::new(Vec::new()), AtomicBool::new(false));
-        let marks = Arc::new(Marks { files, seen, lost, any_lost, wake });
+        let dozing = databases.iter().map(|_| AtomicBool::new(false)).collect();
+        let (wishes, wished) = unbounded();
+        let is_awaited = AtomicBool::new(false);
+        let marks = Arc::new(Marks { files, seen, dozing, is_awaited, wishes: wishes.clone(), wake });
         let handler = Arc::clone(&marks);
         let mut drowsing = Drowsing { known: 0, woke: Instant::now() };
-        let watcher = notify::recommended_watcher(move |event| drowsing.after(handler.on_event(event)))
-            .map_err(|error| format!("cannot watch files: {error}"))?;
-        Ok(Watch { watcher, marks, databases: databases.to_vec(), watched: HashMap::new() })
+        let watcher = notify::recommended_watcher(move |event| {
+            let is_known = handler.on_event(event);
+            drowsing.after(is_known, handler.is_awaited.load(Ordering::SeqCst));
+        });
+        let watcher = watcher.map_err(|error| format!("cannot watch files: {error}"))?;
+        let keeper = Keeper::new(watcher, Arc::clone(&marks), databases);
+        std::thread::spawn(move || keeper.run(&wished));
+        Ok(Watch { marks, wishes, dozing: vec![false; databases.len()] })
     }
 
-    /// Watches the folder of a database, if it is not watched already. `Ok(false)` if there is no such folder.
-    ///
-    /// # Errors
-    /// The kernel has no watch left, for example; then only the slow look notices what happens.
-    pub fn follow(&mut self, database: usize) -> Result<bool, String> {
-        if self.marks.any_lost.swap(false, Ordering::SeqCst) {
-            let mut lost = self.marks.lost.lock().unwrap_or_else(PoisonError::into_inner);
-            lost.drain(..).for_each(|folder| {
-                // The kernel has dropped the watch already; what is left is notify's own note of it.
-                let _ = self.watcher.unwatch(&folder);
-                self.watched.remove(&folder);
-            });
-        }
-        let Some(folder) = self.databases[database].parent() else { return Ok(false) };
-        if self.watched.contains_key(folder) {
-            return Ok(true);
-        }
-        let Some(identity) = identity_of(folder) else { return Ok(false) };
-        match self.watcher.watch(folder, RecursiveMode::NonRecursive) {
-            Ok(()) => {
-                self.watched.insert(folder.to_owned(), identity);
-                // What happened before the watch was there was not seen.
-                self.marks.mark(database, ALL);
-                Ok(true)
-            }
-            Err(_) if !folder.is_dir() => Ok(false),
-            Err(error) => Err(format!("cannot watch {}: {error}", folder.display())),
+    /// Whether a database is to be followed without the events of its WAL, which cost its writers more than anything else:
+    /// its file is watched then instead of its folder. Whatever was not heard meanwhile counts as seen afterwards. Does
+    /// nothing where the folder is that of other databases, too.
+    pub fn doze(&mut self, database: usize, is_dozing: bool) {
+        if std::mem::replace(&mut self.dozing[database], is_dozing) != is_dozing {
+            self.wish(Wish::Doze(database, is_dozing));
         }
     }
 
     /// Watches every folder anew, since what is mounted has changed: a file system that took the place of another one may
     /// have its numbers, device and inode.
     pub fn begin_anew(&self) {
-        self.watched.keys().for_each(|folder| self.marks.on_folder(folder));
-    }
-
-    /// Notices folders that are other ones now, of which no event tells: one above which a folder was renamed, or one
-    /// that something was mounted over where that cannot be seen.
-    pub fn check(&self) {
-        for (folder, identity) in &self.watched {
-            if identity_of(folder) != Some(*identity) {
-                self.marks.on_folder(folder);
-            }
-        }
-    }
-
-    /// Whether a watched folder went away, and [`Watch::follow`] is to be tried again.
-    pub fn has_lost(&self) -> bool {
-        self.marks.any_lost.load(Ordering::SeqCst)
+        self.wish(Wish::BeginAnew);
     }
 
     /// What was seen of a database since this was last called.
@@ -204,9 +187,15 @@ impl Watch {
         let has = |bit| bits & bit != 0;
         Dirty { wal: has(WAL), database: has(DATABASE), folder: has(FOLDER), closed: has(CLOSED) }
     }
+
+    fn wish(&self, wish: Wish) {
+        self.wishes.send(wish).expect("BUG: the keeper ends only with the watch");
+    }
 }
 
-/// Device and inode of a folder, if there is one.
-fn identity_of(folder: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(folder).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // It is not waited for: it may be waiting for the watch's thread.
+        self.wish(Wish::End);
+    }
 }

@@ -74,10 +74,12 @@ impl ReplicaRoom {
         disk: &Arc<dyn Disk>,
         database: impl FnOnce() -> Option<(DatabaseFile, u32)>,
         attempt: u64,
+        is_tireless: bool,
         now: Now,
     ) -> Option<Order> {
         self.observe_lag(extent, now);
         let course = self.course.as_mut()?;
+        course.stand_beside_tireless(is_tireless);
         let descriptor = match course.wants_database() {
             // The database is lent just now; a turn later it is back.
             true => Some(database()?),

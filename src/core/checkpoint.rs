@@ -13,6 +13,13 @@ pub struct CheckpointPolicy {
     pub interval: Option<Duration>,
 }
 
+impl CheckpointPolicy {
+    /// Frames from which on it is clear that the application does not checkpoint by itself, beside writers that never pause.
+    pub fn unhelped_pages(&self) -> u32 {
+        self.min_pages.saturating_add(self.min_pages / 2)
+    }
+}
+
 /// The wal-index at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {

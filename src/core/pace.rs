@@ -8,16 +8,18 @@ const AT_ONCE: Duration = Duration::from_micros(300);
 /// The first pause after which events are heard again; doubled while the writers go on.
 const FIRST_PAUSE: Duration = Duration::from_micros(100);
 const LONGEST_PAUSE: Duration = Duration::from_micros(500);
-/// Writers that checkpoint pause for two fsyncs.
-const LONGEST_CHECKPOINT: Duration = Duration::from_millis(20);
+/// Writers that checkpoint pause for two fsyncs, and we copy nothing before an fsync of our own has ended.
+const LONGEST_CHECKPOINT: Duration = Duration::from_millis(50);
+/// Writers that have not paused for so long are looked at by the clock only: to begin and to end that is work, too.
+const TIRELESS: Duration = Duration::from_millis(100);
 
 /// When events matter again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pace {
     pause: Duration,
     until: Option<Instant>,
-    /// When the pause was the longest the last time.
-    endless_at: Option<Instant>,
+    /// When the pause was the longest the last time, and the first time since they last paused for long.
+    endless: Option<(Instant, Instant)>,
 }
 
 impl Pace {
@@ -29,13 +31,24 @@ impl Pace {
             if is_busy { (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) } else { Duration::ZERO };
         self.until = Some(now + self.pause);
         if self.pause == LONGEST_PAUSE {
-            self.endless_at = Some(now);
+            let since = self.endless.filter(|_| self.is_endless(now)).map_or(now, |(_, since)| since);
+            self.endless = Some((now, since));
         }
     }
 
     /// Whether writers have not paused for long, but for a checkpoint of their own.
     pub fn is_endless(&self, now: Instant) -> bool {
-        self.endless_at.is_some_and(|at| now < at + LONGEST_CHECKPOINT)
+        self.endless.is_some_and(|(at, _)| now < at + LONGEST_CHECKPOINT)
+    }
+
+    /// Whether they have done so for long. Then each event that the kernel makes costs them more than all our looks.
+    pub fn is_tireless(&self, now: Instant) -> bool {
+        self.is_endless(now) && self.endless.is_some_and(|(_, since)| now >= since + TIRELESS)
+    }
+
+    /// When to look though no event says so, as long as they are endless.
+    pub fn next_look(&self, now: Instant) -> Option<Instant> {
+        self.is_endless(now).then(|| self.next_timeout(now).unwrap_or(now + LONGEST_PAUSE))
     }
 
     /// Whether events matter now.

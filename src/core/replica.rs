@@ -16,6 +16,8 @@ pub use tail::{SEGMENT_AGE, SEGMENT_LENGTH, cut_of};
 
 /// The pause after the first failure; doubled after each, and shortened by up to a half at random.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The least time between two pushes of an index that writers who never pause have not left yet.
+const TIRELESS_INTERVAL: Duration = Duration::from_millis(20);
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The longest pause of whoever tried, and could not reach the server: such a try costs little, and it is for the
@@ -90,6 +92,8 @@ pub struct Replica {
     /// The segment that was written last, and its length when that was acknowledged.
     last_segment: Option<(SegmentStart, u64)>,
     sync_interval: Duration,
+    /// The writers never pause, and what they have committed is there in a moment anyway.
+    is_beside_tireless: bool,
     /// The agent is about to stop, and nothing behind this is sent any more.
     finish_at: Option<Position>,
     last_error: Option<String>,
@@ -111,6 +115,7 @@ impl Replica {
             last_push: None,
             last_segment: None,
             sync_interval,
+            is_beside_tireless: false,
             finish_at: None,
             last_error: None,
         }
@@ -136,6 +141,19 @@ impl Replica {
     /// Pushes and tries again without pauses from now on: the agent is about to stop.
     pub fn hurry(&mut self) {
         (self.sync_interval, self.retry_at) = (Duration::ZERO, None);
+    }
+
+    /// Whether it stands beside writers that never pause: each push takes the processor from them, so that fewer are made.
+    pub fn stand_beside_tireless(&mut self, is_tireless: bool) {
+        self.is_beside_tireless = is_tireless;
+    }
+
+    /// The least time between two pushes.
+    fn interval(&self, shadow: &ShadowExtent) -> Duration {
+        let is_present = matches!(&self.phase, Phase::Streaming { tail, .. } if tail.index == shadow.index);
+        // An index that is over would only be waited for.
+        let tireless = if self.is_beside_tireless && is_present { TIRELESS_INTERVAL } else { Duration::ZERO };
+        self.sync_interval.max(tireless)
     }
 
     /// Whether it waits only for the server to be reached.
@@ -209,7 +227,7 @@ impl Replica {
             return None; // what is committed after the end is for the next run
         }
         if self.acked() != Some(shadow.position()) {
-            return self.last_push.map(|at| at + self.sync_interval);
+            return self.last_push.map(|at| at + self.interval(shadow));
         }
         match &self.phase {
             Phase::Streaming { tail, .. } => tail.seals_at(shadow),
@@ -233,7 +251,7 @@ impl Replica {
         if self.in_flight.is_some() || waits || shadow.generation != self.generation {
             return None;
         }
-        let is_finishing = self.is_finishing();
+        let (is_finishing, interval) = (self.is_finishing(), self.interval(shadow));
         let job = match &mut self.phase {
             // What this run has written, the shadow has.
             Phase::Unknown => Some(Job::Look { is_first: self.last_segment.is_none() }),
@@ -246,7 +264,7 @@ impl Replica {
                 let is_push = matches!(job, Some(Job::Begin { .. } | Job::Extend { .. }));
                 self.state_ahead =
                     shadow.end_of(tail.index).and_then(|end| Some((end, shadow.state_at(tail.index, end)?)));
-                let too_early = self.last_push.is_some_and(|at| now < at + self.sync_interval);
+                let too_early = self.last_push.is_some_and(|at| now < at + interval);
                 if is_push && !too_early {
                     self.last_push = Some(now);
                 }

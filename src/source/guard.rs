@@ -82,7 +82,7 @@ impl Guard {
     }
 
     /// Goes to read lock 0, if everything is backfilled, and `may` says so of what is committed then.
-    fn let_restart(
+    pub(super) fn let_restart(
         &mut self,
         query: &Handle,
         extent: WalExtent,

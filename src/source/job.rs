@@ -46,6 +46,8 @@ pub enum LocalJob {
         attached: Box<Attached>,
         /// As in `Checkpoint`.
         database: PathBuf,
+        /// Without the lock: from so many frames on we checkpoint, because nobody else does.
+        most_frames: u32,
         /// How long the write lock may be held; `None` if it is not taken.
         budget: Option<Duration>,
     },

@@ -46,7 +46,8 @@ impl Source {
         (self.break_at, self.retry, self.uncopied) = (None, None, None);
         // A checkpoint: the next WAL is not copied before the copy of this one is durable. While writers go on beside it,
         // nobody restarts the WAL.
-        self.needs_sync |= dirty.database && !is_overtaken && self.has_unsynced();
+        let is_endless = self.pace.is_endless(now);
+        self.needs_sync |= dirty.database && !is_overtaken && !is_endless && self.has_unsynced();
         let is_news = self.shadow_extent().map(ShadowExtent::position) != before;
         self.plan_backfill(awaits_backfill && !extent.is_backfilled(), dirty, now);
         // What is in flight now, was not before.
@@ -56,10 +57,20 @@ impl Source {
             let not_before = self.pace.next_timeout(now).unwrap_or(now);
             self.recheck = self.recheck.map(|recheck| Recheck { at: recheck.at.max(not_before), ..recheck });
         }
+        self.look_by_the_clock(now);
         self.bring_in_place(now);
         if let State::Attached(attached) = &self.state {
             // The next writer may restart the WAL at once.
-            self.needs_sync |= attached.guard.lets_restart() && self.extent.frames > 0 && self.has_unsynced();
+            self.needs_sync |=
+                !is_endless && attached.guard.lets_restart() && self.extent.frames > 0 && self.has_unsynced();
+        }
+    }
+
+    /// Beside endless writers, events may not be listened to.
+    fn look_by_the_clock(&mut self, now: Instant) {
+        let Some(at) = self.pace.next_look(now) else { return };
+        if self.recheck.is_none_or(|recheck| at < recheck.at) {
+            self.recheck = Some(Recheck { at, pause: at.duration_since(now), in_flight: false });
         }
     }
 
@@ -92,7 +103,11 @@ impl Source {
                 }
                 Ok(Look::More { left }) => uncopied = left,
                 Ok(Look::Unsynced { left }) => {
-                    self.needs_sync = true;
+                    // The one in flight may be just that.
+                    self.needs_sync = !self.job_in_flight;
+                    if self.pace.is_endless(now) {
+                        self.pace.on_news(true, now);
+                    }
                     self.is_uncopied(left, now);
                     return None;
                 }

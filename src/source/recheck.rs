@@ -78,4 +78,9 @@ impl Source {
         let is_written = self.recheck.is_some_and(|r| r.in_flight && r.pause <= DEAF_PAUSE && now < r.at);
         !is_written && self.pace.is_listening(now)
     }
+
+    /// Whether it is looked at by the clock, so that events would only cost its writers something.
+    pub fn needs_no_events(&self, now: Instant) -> bool {
+        matches!(self.state, State::Attached(_) | State::Lent) && self.pace.is_tireless(now)
+    }
 }

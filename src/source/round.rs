@@ -7,6 +7,7 @@ use super::checkpointer::patiently;
 use super::guard::GuardError;
 use crate::core::checkpoint::Round;
 use crate::core::sync::Break;
+use crate::locks::cut_off;
 use crate::sqlite::{SqliteError, WalExtent};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,7 +18,9 @@ pub(super) const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 /// small part of the budget.
 const FEW_FRAMES: u32 = 200;
 /// How long a round without the lock waits for a moment in which nothing is left.
-const WATCH: Duration = Duration::from_millis(4);
+const WATCH: Duration = Duration::from_millis(10);
+/// The pause between two looks at a checkpoint of many frames, whose first fsync takes longer.
+const CHECKPOINT_PAUSE: Duration = Duration::from_micros(50);
 /// So few come from writers that pause, while a checkpoint follows them. Between two of their commits nothing is left, and
 /// then no fsync is needed under the lock: that moment is tried for.
 const SPARSE_FRAMES: u32 = 20;
@@ -71,10 +74,16 @@ impl From<GuardError> for Stop {
 
 /// Carries out a round. With a `budget` it is an urgent one, which takes the write lock for so long at the most; without
 /// one it follows the writers, once. Invariant: the WAL is held throughout, and the write lock is free when this returns.
-pub fn round(attached: &mut Attached, database: &Path, budget: Option<Duration>) -> RoundReport {
+pub fn round(
+    attached: &mut Attached,
+    database: &Path,
+    most_frames: u32,
+    budget: Option<Duration>,
+) -> RoundReport {
     let mut held = None;
     let result = match budget {
-        None => follow(attached, database).and_then(|has_come| has_come.then_some(()).ok_or(Stop::Later)),
+        None => follow(attached, database, most_frames)
+            .and_then(|has_come| has_come.then_some(()).ok_or(Stop::Later)),
         Some(budget) => chase(attached, database).and_then(|()| {
             patiently(LOCK_PATIENCE, || attached.write_lock.begin_immediate())?;
             let locked = Instant::now();
@@ -95,30 +104,39 @@ pub fn round(attached: &mut Attached, database: &Path, budget: Option<Duration>)
 }
 
 /// Waits for the moment between two commits in which the application has checkpointed everything: then it restarts the
-/// WAL with the next one. Where it leaves much, we checkpoint. Whether it came.
-fn follow(attached: &mut Attached, database: &Path) -> Result<bool, Stop> {
+/// WAL with the next one. Where the application leaves much, we checkpoint. Whether it came.
+fn follow(attached: &mut Attached, database: &Path, most_frames: u32) -> Result<bool, Stop> {
     let until = Instant::now() + WATCH;
-    if copy_all(attached, None)?.left() > FEW_FRAMES {
+    let extent = copy_all(attached, None)?;
+    if extent.frames >= most_frames && extent.left() > FEW_FRAMES {
         sync_shadow(attached)?;
         checkpoint(attached, database, None, Duration::ZERO)?;
     }
-    loop {
+    while Instant::now() < until {
         let copied = copy_all(attached, None)?;
         while let Ok(extent) = attached.query.wal_extent() {
-            if extent.frames != copied.frames {
-                break;
-            }
-            if extent.is_backfilled() && bring_in_place(attached, extent)? {
+            // Everything is copied, and held by our slot since.
+            if extent.frames == copied.frames
+                && extent.is_backfilled()
+                && attached.guard.let_restart(&attached.query, extent, |_| true)?
+            {
                 return Ok(true);
             }
-            if Instant::now() >= until {
-                return Ok(false);
+            if extent.left() > FEW_FRAMES && !is_about_to_end(attached, extent) {
+                // The moment is not near, and a processor that we do not use is the writers'.
+                std::thread::sleep(CHECKPOINT_PAUSE);
+            }
+            if extent.frames != copied.frames || Instant::now() >= until {
+                break;
             }
         }
-        if Instant::now() >= until {
-            return Ok(false);
-        }
     }
+    Ok(false)
+}
+
+/// Whether a checkpoint has everything on its way into the database file, and only the last fsync is left, or less.
+fn is_about_to_end(attached: &Attached, extent: WalExtent) -> bool {
+    cut_off(attached.guard.index().file()).is_ok_and(|attempted| attempted >= extent.frames)
 }
 
 /// Follows the writers until little is left for the time under the lock. While somebody else's reader is in the way, the

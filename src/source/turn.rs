@@ -210,7 +210,8 @@ impl Source {
 
     fn round_job(&mut self, budget: Option<Duration>) -> Option<LocalJob> {
         let database = self.settings.database.clone();
-        Some(LocalJob::Round { attached: self.lend()?, database, budget })
+        let most_frames = self.settings.checkpoint.unhelped_pages();
+        Some(LocalJob::Round { attached: self.lend()?, database, most_frames, budget })
     }
 
     /// Everything that is held, for a worker.

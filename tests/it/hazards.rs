@@ -49,7 +49,7 @@ use crate::support::mounted::Mounted;
 use crate::support::oracle::{Application, Habits};
 use crate::support::place::{Place, first, is_resting, is_streaming};
 use crate::support::process::{output, signal};
-use crate::support::sqlite::Shell;
+use crate::support::sqlite::{Shell, Writer};
 use crate::support::wait::wait_until;
 use crate::support::world::{Settings, World};
 use rustix::process::Signal;
@@ -293,6 +293,36 @@ fn a_folder_that_is_removed_and_made_again_is_watched_again() {
         old = application(&database);
         follows(&place, &database, &format!("round {round}"));
     }
+    agent.stop();
+}
+
+/// The watch's thread is never done with the events of such a writer, and nobody waits for it.
+#[test]
+fn a_folder_that_appears_beside_a_writer_that_never_pauses_is_watched() {
+    let place = Place::new();
+    let busy = place.path("busy");
+    fs::create_dir(&busy).expect("the folder is ours");
+    let tireless = ["--size", "1-100", "--synchronous", "OFF", "--autocheckpoint", "10"];
+    let mut writer = Writer::start(&busy.join("busy.db"), &tireless);
+    writer.wait_for(1);
+    let folder = place.path("folder");
+    let database = folder.join("app.db");
+    let replica = |name: &str| format!("[{{type: file, path: '{}'}}]", place.path(name).display());
+    let configuration = format!(
+        "dbs:\n  - path: {}\n    replicas: {}\n  - path: {}\n    replicas: {}\n",
+        busy.join("busy.db").display(),
+        replica("busy-replica"),
+        database.display(),
+        replica("replica"),
+    );
+    let agent = Agent::start(&place.path(""), &configuration);
+    agent.wait_for_status("sends", |status| first(status)["replicas"][0]["state"] == "streaming");
+    writer.wait_for(20_000);
+    fs::create_dir(&folder).expect("the folder is ours");
+    let application = application(&database);
+    follows(&place, &database, "the new folder is followed");
+    application.close();
+    drop(writer.finish());
     agent.stop();
 }
 

@@ -16,7 +16,7 @@ const DOORS: [(&str, &[&str]); 16] = [
     ("base64", &["remote/sftp"]),
     ("clap", &["cli", "main"]),
     ("crc64fast", &["core/checksum"]),
-    ("crossbeam_channel", &["worker", "carry", "restore"]),
+    ("crossbeam_channel", &["worker", "carry", "restore", "watch"]),
     ("env_logger", &["main"]),
     ("libssh2_sys", &["remote/sftp"]),
     ("memmap2", &["disk"]),
