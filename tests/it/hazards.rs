@@ -320,6 +320,8 @@ fn a_folder_that_appears_beside_a_writer_that_never_pauses_is_watched() {
     writer.wait_for(20_000);
     fs::create_dir(&folder).expect("the folder is ours");
     let application = application(&database);
+    let has_backup = || !place.objects("snapshots").is_empty();
+    wait_until("the new folder is watched", BEFORE_THE_SLOW_LOOK, has_backup);
     follows(&place, &database, "the new folder is followed");
     application.close();
     drop(writer.finish());
