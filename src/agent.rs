@@ -159,11 +159,10 @@ impl Agent {
         if let Some((extent, folder)) = &database.shadow {
             let is_tireless = database.source.needs_no_events(now.mono);
             for (number, room) in database.replicas.iter_mut().enumerate() {
+                room.stand_beside_tireless(is_tireless);
                 let descriptor = || Some((database.source.descriptor()?, database.source.gaps()));
                 let attempt = self.random.random();
-                if let Some(order) =
-                    room.next_order(extent, folder, &self.disk, descriptor, attempt, is_tireless, now)
-                {
+                if let Some(order) = room.next_order(extent, folder, &self.disk, descriptor, attempt, now) {
                     self.workers.send_remote(at, number, &room.config.location, order);
                 }
                 let due = room.next_timeout(extent, database.source.descriptor().is_some());

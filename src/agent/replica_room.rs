@@ -66,6 +66,13 @@ impl ReplicaRoom {
         }
     }
 
+    /// As [`Replica::stand_beside_tireless`].
+    pub fn stand_beside_tireless(&mut self, is_tireless: bool) {
+        if let Some(course) = &mut self.course {
+            course.stand_beside_tireless(is_tireless);
+        }
+    }
+
     /// The order that is due, if any. `database` gives the descriptor for a snapshot, and the source's gaps.
     pub fn next_order(
         &mut self,
@@ -74,12 +81,10 @@ impl ReplicaRoom {
         disk: &Arc<dyn Disk>,
         database: impl FnOnce() -> Option<(DatabaseFile, u32)>,
         attempt: u64,
-        is_tireless: bool,
         now: Now,
     ) -> Option<Order> {
         self.observe_lag(extent, now);
         let course = self.course.as_mut()?;
-        course.stand_beside_tireless(is_tireless);
         let descriptor = match course.wants_database() {
             // The database is lent just now; a turn later it is back.
             true => Some(database()?),

@@ -43,7 +43,13 @@ impl Pace {
 
     /// Whether they have done so for long. Then each event that the kernel makes costs them more than all our looks.
     pub fn is_tireless(&self, now: Instant) -> bool {
-        self.is_endless(now) && self.endless.is_some_and(|(_, since)| now >= since + TIRELESS)
+        self.tireless_until(now).is_some()
+    }
+
+    /// Until when they are tireless, if they pause from now on.
+    pub fn tireless_until(&self, now: Instant) -> Option<Instant> {
+        let (at, _) = self.endless.filter(|(_, since)| self.is_endless(now) && now >= *since + TIRELESS)?;
+        Some(at + LONGEST_CHECKPOINT)
     }
 
     /// When to look though no event says so, as long as they are endless.
@@ -64,7 +70,7 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use super::{LONGEST_PAUSE, Pace};
+    use super::{LONGEST_PAUSE, Pace, TIRELESS};
     use std::time::{Duration, Instant};
 
     #[test]
@@ -107,5 +113,26 @@ mod tests {
         }
         pace.on_news(true, now);
         assert!(pace.is_endless(now));
+    }
+
+    #[test]
+    fn writers_that_have_not_paused_for_long_are_looked_at_by_the_clock_until_they_do() {
+        let (mut pace, begin) = (Pace::default(), Instant::now());
+        let mut now = begin;
+        while !pace.is_tireless(now) {
+            assert!(now < begin + TIRELESS * 2);
+            pace.on_news(true, now);
+            now += LONGEST_PAUSE;
+        }
+        assert!(now >= begin + TIRELESS);
+        let until = pace.tireless_until(now).expect("they are tireless");
+        let mut looks = 0;
+        while let Some(next) = pace.next_look(now) {
+            assert!(next > now && next <= now + LONGEST_PAUSE && pace.tireless_until(now) == Some(until));
+            (now, looks) = (next, looks + 1);
+        }
+        assert!(now >= until && looks > 10 && !pace.is_tireless(now) && !pace.is_endless(now));
+        pace.on_news(true, now);
+        assert!(!pace.is_tireless(now), "they have to prove it anew");
     }
 }

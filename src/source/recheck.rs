@@ -81,6 +81,12 @@ impl Source {
 
     /// Whether it is looked at by the clock, so that events would only cost its writers something.
     pub fn needs_no_events(&self, now: Instant) -> bool {
-        matches!(self.state, State::Attached(_) | State::Lent) && self.pace.is_tireless(now)
+        self.needs_events_at(now).is_some()
+    }
+
+    /// When it needs events again, if it does not now.
+    pub(super) fn needs_events_at(&self, now: Instant) -> Option<Instant> {
+        let is_held = matches!(self.state, State::Attached(_) | State::Lent);
+        self.pace.tireless_until(now).filter(|_| is_held)
     }
 }

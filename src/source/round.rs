@@ -107,6 +107,8 @@ pub fn round(
 /// WAL with the next one. Where the application leaves much, we checkpoint. Whether it came.
 fn follow(attached: &mut Attached, database: &Path, most_frames: u32) -> Result<bool, Stop> {
     let until = Instant::now() + WATCH;
+    // On read lock 0 alone, we would keep the application from its checkpoint all the while.
+    attached.guard.forbid_restart().map_err(GuardError::from)?;
     let extent = copy_all(attached, None)?;
     if extent.frames >= most_frames && extent.left() > FEW_FRAMES {
         sync_shadow(attached)?;

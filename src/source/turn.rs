@@ -18,7 +18,9 @@ impl Source {
     /// When the next turn is due though nothing happens.
     pub fn next_timeout(&self, now: Instant) -> Option<Instant> {
         let asks = self.awaits_program().then(|| now + PROGRAM_PAUSE);
-        [self.timeout_of_state(now), asks].into_iter().flatten().min()
+        // Whoever listens to events must hear then that they matter again.
+        let times = [self.timeout_of_state(now), asks, self.needs_events_at(now)];
+        times.into_iter().flatten().min()
     }
 
     fn timeout_of_state(&self, now: Instant) -> Option<Instant> {

@@ -50,4 +50,5 @@ mod stop;
 #[allow(dead_code, reason = "what one file of tests does not use, another does")]
 mod support;
 mod sync;
+mod tireless;
 mod wal_index;
