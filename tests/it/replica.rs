@@ -375,6 +375,25 @@ fn pushes_keep_the_least_time_between_them() {
 }
 
 #[test]
+fn beside_writers_that_never_pause_an_index_is_pushed_in_larger_parts_until_it_is_over() {
+    let now = Instant::now();
+    let mut replica = streaming(1000, now);
+    replica.stand_beside_tireless(true);
+    assert_eq!(replica.next_job(&shadow(5000), now), None, "it has just been pushed");
+    let at = replica.next_timeout(&shadow(5000)).expect("there is something to push");
+    assert!(at > now);
+    let mut over = shadow(100);
+    over.complete.insert(INDEX, Offset::new(5000));
+    over.index = next(INDEX);
+    for (extent, then) in [(&shadow(5000), at), (&over, now)] {
+        let job = replica.clone().next_job(extent, then);
+        assert!(matches!(job, Some(Job::Extend { .. })), "{job:?}");
+    }
+    replica.stand_beside_tireless(false);
+    assert!(matches!(replica.next_job(&shadow(5000), now), Some(Job::Extend { .. })), "they pause");
+}
+
+#[test]
 fn an_agent_that_stops_pushes_without_pauses() {
     let now = Instant::now();
     let mut replica = streaming_with(1000, Duration::from_secs(1), now);
