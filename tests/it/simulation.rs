@@ -43,7 +43,8 @@ const THREADS: usize = 3;
 const EARLIER_COMMITS: usize = 3;
 
 /// What the application meets in so many histories: a shim that SQLite does not call any more would be silent.
-const CERTAIN: [&str; 8] = [
+const CERTAIN: [&str; 9] = [
+    "dozed beside a writer",
     "writer dies at wal",
     "writer dies at db",
     "writer dies at sync",
@@ -163,7 +164,7 @@ fn history(seed: u64, processes: Vec<Process>) -> (Vec<Process>, BTreeMap<String
     }
     let is_faulty = random.random_bool(0.8);
     // In some histories an administrator puts other files in the database's place.
-    let kinds = if random.random_bool(0.4) { 120 } else { 104 };
+    let kinds = if random.random_bool(0.4) { 121 } else { 105 };
     for _ in 0..random.random_range(5..60) {
         event(&mut world, &mut random, settings, is_faulty, kinds);
     }
@@ -263,10 +264,11 @@ fn event(world: &mut World, random: &mut StdRng, settings: Settings, is_faulty: 
             world.application().remember_certainly();
         }
         100..104 => world.held = SLOW[random.random_range(0..SLOW.len())],
-        104..110 => world.application().back_up(),
-        110..115 if is_made => world.replace_database(),
-        115 if is_made => world.remove_database(),
-        116..120 if is_made => world.move_database(),
+        104 if is_made => world.write_without_a_pause(random.random_range(1..500)),
+        105..111 => world.application().back_up(),
+        111..116 if is_made => world.replace_database(),
+        116 if is_made => world.remove_database(),
+        117..121 if is_made => world.move_database(),
         99 if random.random_bool(0.3) => world.jump(random.random_range(-100_000..100_000)),
         _ if !world.has_agent() => world.start_agent(),
         _ => {}

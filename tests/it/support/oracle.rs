@@ -246,9 +246,15 @@ impl Application {
         self.injected.clone()
     }
 
-    /// What a watch has seen since this was last asked.
-    pub fn take_dirty(&mut self) -> Dirty {
-        std::mem::take(&mut self.dirty)
+    /// Counts something that has happened.
+    pub fn count(&mut self, what: &str) {
+        *self.injected.entry(what.to_owned()).or_default() += 1;
+    }
+
+    /// What a watch has seen since this was last asked; of the WAL, it hears nothing if it `dozes`.
+    pub fn take_dirty(&mut self, dozes: bool) -> Dirty {
+        let dirty = std::mem::take(&mut self.dirty);
+        if dozes { Dirty { wal: false, closed: false, ..dirty } } else { dirty }
     }
 
     /// All connections are closed; the processes go back.

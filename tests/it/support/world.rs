@@ -122,6 +122,8 @@ pub struct World {
     checked: Option<Index>,
     was_attached: bool,
     retry_at: Duration,
+    /// The watch hears only of the database's file.
+    dozes: bool,
     kill_behind: Option<usize>,
     /// Local jobs that take for ever.
     pub held: fn(&LocalJob) -> bool,
@@ -178,6 +180,7 @@ impl World {
             checked: None,
             was_attached: false,
             retry_at: Duration::ZERO,
+            dozes: false,
             kill_behind: None,
             held: |_| false,
             lost: BTreeSet::new(),
@@ -299,6 +302,19 @@ impl World {
         }
     }
 
+    /// The application commits again and again, and the agent looks each time.
+    pub fn write_without_a_pause(&mut self, commits: usize) {
+        for _ in 0..commits {
+            self.application().commit_once_more();
+            if !self.turn(false) {
+                break;
+            }
+        }
+        if self.dozes {
+            self.application().count("dozed beside a writer");
+        }
+    }
+
     /// Lets everything come to rest.
     pub fn settle(&mut self) {
         self.rest_for(REST);
@@ -325,7 +341,12 @@ impl World {
         }
         let Some(agent) = &mut self.agent else { return false };
         let application = Arc::clone(&self.application);
-        let next = agent.step(now, &mut |_| lock(&application).take_dirty());
+        // As the watch does: only the database's file is watched then, and everything counts as seen afterwards.
+        let dozes = agent.needs_no_events(0, now);
+        if std::mem::replace(&mut self.dozes, dozes) && !dozes {
+            lock(&application).show_all();
+        }
+        let next = agent.step(now, &mut |_| lock(&application).take_dirty(dozes));
         if self.disk.has_crashed() {
             self.kill_agent();
             return false;

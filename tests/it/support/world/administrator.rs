@@ -51,7 +51,7 @@ impl World {
         assert!(self.come_to_know() && self.is_attached(), "the agent holds it");
         std::thread::sleep(FILE_CLOCK);
         self.application().put_in_place(Placing::Copied, false);
-        self.application().take_dirty();
+        self.application().take_dirty(false);
         self.await_removal_of_wal();
         self.application().come_back();
     }
