@@ -263,8 +263,8 @@ fn event(world: &mut World, random: &mut StdRng, settings: Settings, is_faulty: 
             world.lose_power();
             world.application().remember_certainly();
         }
-        100..104 => world.held = SLOW[random.random_range(0..SLOW.len())],
-        104 if is_made => world.write_without_a_pause(random.random_range(1..500)),
+        100..103 => world.held = SLOW[random.random_range(0..SLOW.len())],
+        103..105 if is_made => world.write_without_a_pause(random.random_range(1..700)),
         105..111 => world.application().back_up(),
         111..116 if is_made => world.replace_database(),
         116 if is_made => world.remove_database(),
