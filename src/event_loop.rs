@@ -4,7 +4,7 @@ use crate::agent::{self, Agent, Now};
 use crate::config::Config;
 use crate::control::{self, Request, Server};
 use crate::disk::OsDisk;
-use crate::service::Service;
+use crate::service::{self, Service};
 use crate::watch::Watch;
 use crate::worker::Threads;
 use anyhow::Context;
@@ -63,6 +63,7 @@ pub fn run(config: &Config, check: Option<CheckConfig<'_>>) -> anyhow::Result<En
     // First of all: a signal that nobody catches would end the process.
     let signals = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
     let mut signals = Signals::new(signals).context("cannot catch signals")?;
+    service::take_reloads();
     let mut config = config.clone();
     config.databases.iter_mut().for_each(|database| follow_link(&mut database.path));
     config.notices.iter().for_each(|notice| info!("{notice}"));

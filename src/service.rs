@@ -1,6 +1,7 @@
 //! The service manager that started the agent: what systemd is told. Without one, nothing is said.
 
 use log::warn;
+use nix::sys::signal::{SigSet, Signal};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use std::os::unix::fs::MetadataExt;
@@ -23,6 +24,26 @@ pub fn open_as_many_files_as_allowed() {
     let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     // What is missing then is said of each database.
     raised.unwrap_or_else(|error| warn!("cannot open more than {:?} files: {error}", limit.current));
+}
+
+/// Lets no SIGHUP end the program until [`take_reloads`]: this thread blocks them, and so does the program that takes the
+/// place of this one. The kernel keeps one that comes meanwhile.
+pub fn keep_reloads() {
+    let result = hangups().thread_block();
+    result.unwrap_or_else(|error| {
+        warn!("cannot block SIGHUP: {error}; one at the wrong moment ends the agent")
+    });
+}
+
+/// Takes SIGHUP again, once there is somebody who catches it.
+pub fn take_reloads() {
+    let result = hangups().thread_unblock();
+    result
+        .unwrap_or_else(|error| warn!("cannot unblock SIGHUP: {error}; the configuration is not read anew"));
+}
+
+fn hangups() -> SigSet {
+    SigSet::from_iter([Signal::SIGHUP])
 }
 
 /// The way to the service manager.

@@ -21,7 +21,7 @@ const DOORS: [(&str, &[&str]); 16] = [
     ("libssh2_sys", &["remote/sftp"]),
     ("memmap2", &["disk"]),
     ("mio", &["event_loop", "control"]),
-    ("nix", &["locks"]),
+    ("nix", &["locks", "service"]),
     ("notify", &["watch"]),
     ("rand", &["agent"]),
     ("rusqlite", &["sqlite"]),

@@ -141,6 +141,21 @@ fn reloads_under_load_lose_nothing_and_leak_nothing() {
 }
 
 #[test]
+fn signals_to_reload_that_follow_each_other_closely_never_end_the_agent() {
+    let several = Several::new();
+    let writer = several.application("app");
+    let agent = Agent::start(several.0.path(), &several.configuration(&["app"]));
+    agent.wait_for_status("it streams", streams);
+    wait_until("it has begun anew often", Duration::from_secs(60), || {
+        signal(agent.pid(), Signal::HUP);
+        agent.log().matches("the configuration is read anew").count() >= 10
+    });
+    agent.wait_for_status("it streams again", streams);
+    several.wait_until_restores("app", &writer.finish());
+    assert_eq!(agent.stop().code(), Some(0));
+}
+
+#[test]
 fn a_signal_to_stop_during_a_reload_stops_for_good() {
     let several = Several::new();
     let writer = several.application("app");
