@@ -24,6 +24,8 @@ const ALL: u8 = WAL | DATABASE | FOLDER | CLOSED;
 struct Marks {
     /// A file, to the database it belongs to and what a write to it means.
     files: HashMap<PathBuf, (usize, u8)>,
+    /// A folder, to the databases in it.
+    folders: HashMap<PathBuf, Vec<usize>>,
     seen: Vec<AtomicU8>,
     /// Databases whose file is watched instead of its folder.
     dozing: Vec<AtomicBool>,
@@ -84,29 +86,25 @@ impl Marks {
         databases.any(|&(database, _)| self.dozing[database].load(Ordering::SeqCst))
     }
 
-    /// The watched folder itself went away.
+    /// The watched folder itself went away. The keeper marks its databases once more when it has watched what is there then.
     fn on_folder(&self, folder: &Path) {
-        let inside = |file: &Path| file.parent() == Some(folder);
-        let mut is_ours = false;
-        for (file, (database, _)) in &self.files {
-            if inside(file) {
-                is_ours = true;
-                self.mark(*database, ALL);
-            }
+        let Some(databases) = self.folders.get(folder) else { return };
+        for database in databases {
+            self.mark(*database, ALL);
         }
-        if is_ours {
-            // The keeper ends only with the watch.
-            let _ = self.wishes.send(Wish::FollowAnew(folder.to_owned()));
-        }
+        // The keeper ends only with the watch.
+        let _ = self.wishes.send(Wish::FollowAnew(folder.to_owned()));
     }
 }
 
 /// A writer that does not pause would wake the watch's thread for each of its writes, and pay for it. While the thread
 /// sleeps, the kernel makes one event of them.
+#[derive(Default)]
 struct Drowsing {
     /// Writes in a row that said nothing new.
     known: u32,
-    woke: Instant,
+    /// The end of the last nap, as long as events go on.
+    woke: Option<Instant>,
 }
 
 /// So many writes in a row that say nothing new are a writer that does not pause.
@@ -115,14 +113,22 @@ const MANY_KNOWN: u32 = 8;
 const NAP: Duration = Duration::from_micros(500);
 /// Events that come sooner after a nap were read before it.
 const READ_BEFORE: Duration = Duration::from_micros(20);
+/// If none comes for so long after a nap, the writer has paused.
+const AT_ONCE: Duration = Duration::from_micros(300);
 
 impl Drowsing {
+    /// After each event. Nobody may wait for the thread then.
     fn after(&mut self, is_known: bool, is_awaited: bool) {
-        self.known = if is_known && !is_awaited { self.known.saturating_add(1) } else { 0 };
-        if self.known >= MANY_KNOWN && self.woke.elapsed() > READ_BEFORE {
-            std::thread::sleep(NAP);
-            self.woke = Instant::now();
+        let since = self.woke.map(|woke| woke.elapsed()).filter(|since| *since <= AT_ONCE && !is_awaited);
+        if since.is_some_and(|since| since <= READ_BEFORE) {
+            return;
         }
+        self.known = if is_known && !is_awaited { self.known.saturating_add(1) } else { 0 };
+        let is_drowsy = since.is_some() || self.known >= MANY_KNOWN;
+        self.woke = is_drowsy.then(|| {
+            std::thread::sleep(NAP);
+            Instant::now()
+        });
     }
 }
 
@@ -141,21 +147,25 @@ impl Watch {
     /// # Errors
     /// The kernel has no inotify instance left, for example.
     pub fn new(databases: &[PathBuf], wake: Box<dyn Fn() + Send + Sync>) -> Result<Self, String> {
-        let mut files = HashMap::new();
+        let (mut files, mut folders) = (HashMap::new(), HashMap::<_, Vec<_>>::new());
         for (database, path) in databases.iter().enumerate() {
             let beside = |suffix| names::beside(path, suffix);
             files.insert(path.clone(), (database, DATABASE));
             files.insert(beside("-wal"), (database, WAL));
             files.insert(beside("-shm"), (database, WAL));
             files.insert(beside("-journal"), (database, FOLDER));
+            if let Some(folder) = path.parent() {
+                folders.entry(folder.to_owned()).or_default().push(database);
+            }
         }
         let seen = databases.iter().map(|_| AtomicU8::new(ALL)).collect();
         let dozing = databases.iter().map(|_| AtomicBool::new(false)).collect();
         let (wishes, wished) = unbounded();
         let is_awaited = AtomicBool::new(false);
-        let marks = Arc::new(Marks { files, seen, dozing, is_awaited, wishes: wishes.clone(), wake });
+        let marks =
+            Arc::new(Marks { files, folders, seen, dozing, is_awaited, wishes: wishes.clone(), wake });
         let handler = Arc::clone(&marks);
-        let mut drowsing = Drowsing { known: 0, woke: Instant::now() };
+        let mut drowsing = Drowsing::default();
         let watcher = notify::recommended_watcher(move |event| {
             let is_known = handler.on_event(event);
             drowsing.after(is_known, handler.is_awaited.load(Ordering::SeqCst));

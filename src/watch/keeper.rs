@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
 /// Watched folders are compared with those at their paths so often.
 const CHECK_PAUSE: Duration = Duration::from_secs(60);
+/// The same while only a database's file is watched, of which no event tells that its folder was renamed.
+const DOZING_CHECK_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is asked of the keeper.
 pub(super) enum Wish {
@@ -29,40 +31,74 @@ pub(super) enum Wish {
     End,
 }
 
+/// What is watched of a folder.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Watched {
+    /// Nothing; it is tried at that time. Whether anything may have happened there that nobody has heard of.
+    Nothing { try_at: Instant, is_unheard: bool },
+    /// The folder, and which one that was: device and inode.
+    Folder(u64, u64),
+    /// The file of its only database.
+    File,
+}
+
 /// Has all watches.
 pub(super) struct Keeper {
     watcher: RecommendedWatcher,
     marks: Arc<Marks>,
     databases: Vec<PathBuf>,
-    /// Folders, and which ones they were when they began to be watched: device and inode.
-    watched: HashMap<PathBuf, (u64, u64)>,
+    folders: HashMap<PathBuf, Watched>,
+    /// Why folders could not be watched, the last time.
+    failures: HashMap<PathBuf, String>,
 }
 
 impl Keeper {
     pub(super) fn new(watcher: RecommendedWatcher, marks: Arc<Marks>, databases: &[PathBuf]) -> Keeper {
-        Keeper { watcher, marks, databases: databases.to_vec(), watched: HashMap::new() }
+        let unheard = Watched::Nothing { try_at: Instant::now(), is_unheard: true };
+        let folders = marks.folders.keys().map(|folder| (folder.clone(), unheard)).collect();
+        Keeper { watcher, marks, databases: databases.to_vec(), folders, failures: HashMap::new() }
     }
 
     /// Keeps the watches until it is to end.
     pub(super) fn run(mut self, wishes: &Receiver<Wish>) {
-        let mut check_at = Instant::now() + CHECK_PAUSE;
+        let mut checked = Instant::now();
         loop {
-            let is_complete = self.follow_all();
-            let until_check = check_at.saturating_duration_since(Instant::now());
-            let pause = if is_complete { until_check } else { until_check.min(FOLLOW_PAUSE) };
-            match wishes.recv_timeout(pause) {
-                Ok(Wish::FollowAnew(folder)) => self.forget(&folder),
-                Ok(Wish::BeginAnew) => self.begin_anew(),
-                Ok(Wish::Doze(database, true)) => self.begin_dozing(database),
-                Ok(Wish::Doze(database, false)) => self.end_dozing(database),
-                Ok(Wish::End) | Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) => {}
+            self.follow();
+            let check_at = checked + if self.has_dozing() { DOZING_CHECK_PAUSE } else { CHECK_PAUSE };
+            let next = self.next_try().map_or(check_at, |at| at.min(check_at));
+            let first = match wishes.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Ok(wish) => Some(wish),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let (mut is_anew, is_checked) = (false, Instant::now() >= check_at);
+            for wish in first.into_iter().chain(wishes.try_iter()) {
+                match wish {
+                    Wish::FollowAnew(folder) => self.forget(&folder),
+                    // Mounts often come in numbers.
+                    Wish::BeginAnew => is_anew = true,
+                    Wish::Doze(database, true) => self.begin_dozing(database),
+                    Wish::Doze(database, false) => self.end_dozing(database),
+                    Wish::End => return,
+                }
             }
-            if Instant::now() >= check_at {
-                check_at = Instant::now() + CHECK_PAUSE;
-                self.check();
+            if is_anew || is_checked {
+                checked = Instant::now();
+                self.check(is_anew);
             }
         }
+    }
+
+    fn has_dozing(&self) -> bool {
+        self.folders.values().any(|watched| *watched == Watched::File)
+    }
+
+    fn next_try(&self) -> Option<Instant> {
+        let try_at = |watched: &Watched| match watched {
+            Watched::Nothing { try_at, .. } => Some(*try_at),
+            _ => None,
+        };
+        self.folders.values().filter_map(try_at).min()
     }
 
     /// Asks something of the watch's thread, which hurries to answer.
@@ -73,111 +109,106 @@ impl Keeper {
         answer
     }
 
-    /// Watches the folders that are not watched yet; whether all are.
-    fn follow_all(&mut self) -> bool {
-        let mut is_complete = true;
-        for database in 0..self.databases.len() {
-            match self.follow(database) {
-                Ok(is_watched) => is_complete &= is_watched,
-                Err(error) => {
-                    is_complete = false;
-                    warn!("{error}; changes are noticed late");
+    /// Tries to watch each folder for which it is time.
+    fn follow(&mut self) {
+        let now = Instant::now();
+        let is_due = |(folder, watched): (&PathBuf, &Watched)| match watched {
+            Watched::Nothing { try_at, is_unheard } if *try_at <= now => Some((folder.clone(), *is_unheard)),
+            _ => None,
+        };
+        for (folder, is_unheard) in self.folders.iter().filter_map(is_due).collect::<Vec<_>>() {
+            let watched = self.try_to_watch(&folder);
+            if watched.is_some() || is_unheard {
+                // What happened before the watch was there was not heard.
+                self.mark_all(&folder);
+            }
+            let nothing = Watched::Nothing { try_at: now + FOLLOW_PAUSE, is_unheard: false };
+            self.folders.insert(folder, watched.unwrap_or(nothing));
+        }
+    }
+
+    fn mark_all(&self, folder: &Path) {
+        for database in self.marks.folders.get(folder).into_iter().flatten() {
+            self.marks.mark(*database, ALL);
+        }
+    }
+
+    fn try_to_watch(&mut self, folder: &Path) -> Option<Watched> {
+        let (device, inode) = identity_of(folder)?;
+        match self.ask(|watcher| watcher.watch(folder, RecursiveMode::NonRecursive)) {
+            Ok(()) => {
+                self.failures.remove(folder);
+                return Some(Watched::Folder(device, inode));
+            }
+            Err(error) if folder.is_dir() => {
+                let error = error.to_string();
+                if self.failures.get(folder) != Some(&error) {
+                    warn!("cannot watch {}: {error}; changes are noticed late", folder.display());
+                    self.failures.insert(folder.to_owned(), error);
+                }
+            }
+            // It has just gone.
+            Err(_) => {}
+        }
+        None
+    }
+
+    /// Drops the watch of a folder, which is followed anew then.
+    fn forget(&mut self, folder: &Path) {
+        let Some(watched) = self.folders.get_mut(folder) else { return };
+        let before = *watched;
+        *watched = Watched::Nothing { try_at: Instant::now(), is_unheard: true };
+        match before {
+            Watched::Nothing { .. } => {}
+            // The kernel has dropped it already if it has gone; what is left is notify's own note of it.
+            Watched::Folder(..) => drop(self.ask(|watcher| watcher.unwatch(folder))),
+            Watched::File => {
+                for database in self.marks.folders.get(folder).cloned().unwrap_or_default() {
+                    self.marks.dozing[database].store(false, Ordering::SeqCst);
+                    let file = self.databases[database].clone();
+                    drop(self.ask(|watcher| watcher.unwatch(&file)));
                 }
             }
         }
-        is_complete
-    }
-
-    /// `Ok(false)` if there is no such folder.
-    fn follow(&mut self, database: usize) -> Result<bool, String> {
-        let Some(folder) = self.folder(database) else { return Ok(false) };
-        if self.watched.contains_key(&folder) || self.is_dozing(database) {
-            return Ok(true);
-        }
-        let Some(identity) = identity_of(&folder) else { return Ok(false) };
-        match self.ask(|watcher| watcher.watch(&folder, RecursiveMode::NonRecursive)) {
-            Ok(()) => {
-                self.watched.insert(folder, identity);
-                // What happened before the watch was there was not seen.
-                self.marks.mark(database, ALL);
-                Ok(true)
-            }
-            Err(_) if !folder.is_dir() => Ok(false),
-            Err(error) => Err(format!("cannot watch {}: {error}", folder.display())),
-        }
-    }
-
-    fn folder(&self, database: usize) -> Option<PathBuf> {
-        self.databases[database].parent().map(Path::to_owned)
-    }
-
-    fn is_dozing(&self, database: usize) -> bool {
-        self.marks.dozing[database].load(Ordering::SeqCst)
-    }
-
-    fn forget(&mut self, folder: &Path) {
-        // The kernel has dropped the watch already; what is left is notify's own note of it.
-        let _ = self.ask(|watcher| watcher.unwatch(folder));
-        self.watched.remove(folder);
-    }
-
-    fn begin_anew(&mut self) {
-        let dozing = self.wake_all();
-        for folder in self.watched.keys().cloned().collect::<Vec<_>>() {
-            self.lose(&folder);
-        }
-        self.send_to_sleep(&dozing);
     }
 
     /// Notices folders that are other ones now, of which no event tells: one above which a folder was renamed, or one
-    /// that something was mounted over where that cannot be seen.
-    fn check(&mut self) {
-        let dozing = self.wake_all();
-        let is_other = |(folder, identity): (&PathBuf, &(u64, u64))| {
-            (identity_of(folder) != Some(*identity)).then(|| folder.clone())
+    /// that something was mounted over where that cannot be seen. `is_anew`: any may be, even one with the same numbers.
+    fn check(&mut self, is_anew: bool) {
+        let is_other = |(folder, watched): (&PathBuf, &Watched)| match *watched {
+            Watched::Nothing { .. } => false,
+            Watched::Folder(device, inode) => is_anew || identity_of(folder) != Some((device, inode)),
+            Watched::File => true,
         };
-        for folder in self.watched.iter().filter_map(is_other).collect::<Vec<_>>() {
-            self.lose(&folder);
+        let others = self.folders.iter().filter(|entry| is_other(*entry));
+        let others: Vec<_> = others.map(|(folder, watched)| (folder.clone(), *watched)).collect();
+        others.iter().for_each(|(folder, _)| self.forget(folder));
+        self.follow();
+        for (folder, _) in others.iter().filter(|(_, before)| *before == Watched::File) {
+            let databases = self.marks.folders.get(folder).cloned().unwrap_or_default();
+            databases.into_iter().for_each(|database| self.begin_dozing(database));
         }
-        self.send_to_sleep(&dozing);
-    }
-
-    fn lose(&mut self, folder: &Path) {
-        self.forget(folder);
-        self.marks.on_folder(folder);
-    }
-
-    /// Whatever became of their folders meanwhile is seen then.
-    fn wake_all(&mut self) -> Vec<usize> {
-        let dozing: Vec<_> = (0..self.databases.len()).filter(|database| self.is_dozing(*database)).collect();
-        dozing.iter().for_each(|database| self.end_dozing(*database));
-        dozing
-    }
-
-    fn send_to_sleep(&mut self, databases: &[usize]) {
-        self.follow_all();
-        databases.iter().for_each(|database| self.begin_dozing(*database));
     }
 
     fn begin_dozing(&mut self, database: usize) {
         let path = self.databases[database].clone();
-        let Some(folder) = self.folder(database).filter(|folder| self.watched.contains_key(folder)) else {
-            return;
-        };
-        let is_alone = self.databases.iter().filter(|other| other.parent() == Some(&folder)).count() == 1;
-        if is_alone && self.ask(|watcher| watcher.watch(&path, RecursiveMode::NonRecursive)).is_ok() {
+        let Some(folder) = path.parent() else { return };
+        let is_alone = self.marks.folders.get(folder).is_some_and(|databases| databases.len() == 1);
+        let is_watched = matches!(self.folders.get(folder), Some(Watched::Folder(..)));
+        if is_alone && is_watched && self.ask(|w| w.watch(&path, RecursiveMode::NonRecursive)).is_ok() {
+            self.forget(folder);
             self.marks.dozing[database].store(true, Ordering::SeqCst);
-            self.forget(&folder);
+            self.folders.insert(folder.to_owned(), Watched::File);
             // The file may have gone before it was watched.
             self.marks.mark(database, ALL);
         }
     }
 
     fn end_dozing(&mut self, database: usize) {
-        if self.marks.dozing[database].swap(false, Ordering::SeqCst) {
-            let path = self.databases[database].clone();
-            // The kernel has dropped it already if the file has gone.
-            let _ = self.ask(|watcher| watcher.unwatch(&path));
+        let folder = self.databases[database].parent().map(Path::to_owned);
+        let dozes = |folder: &PathBuf| self.folders.get(folder) == Some(&Watched::File);
+        if let Some(folder) = folder.filter(dozes) {
+            self.forget(&folder);
         }
     }
 }

@@ -47,7 +47,7 @@ use crate::support::agent::Agent;
 use crate::support::compare::assert_same;
 use crate::support::mounted::Mounted;
 use crate::support::oracle::{Application, Habits};
-use crate::support::place::{Place, first, is_resting, is_streaming};
+use crate::support::place::{Place, first, is_resting, is_streaming, objects};
 use crate::support::process::{output, signal};
 use crate::support::sqlite::{Shell, Writer};
 use crate::support::wait::wait_until;
@@ -292,6 +292,31 @@ fn a_folder_that_is_removed_and_made_again_is_watched_again() {
         fs::remove_dir_all(&folder).and_then(|()| fs::create_dir(&folder)).expect("the folder is ours");
         old = application(&database);
         follows(&place, &database, &format!("round {round}"));
+    }
+    agent.stop();
+}
+
+#[test]
+fn both_databases_of_a_folder_that_appears_are_noticed() {
+    let place = Place::new();
+    let names = ["a", "b"];
+    let part = |name: &str| {
+        let replica = place.path(&format!("replica-{name}"));
+        let database = place.path(&format!("folder/{name}.db"));
+        let replicas = format!("[{{type: file, path: '{}'}}]", replica.display());
+        format!("  - path: {}\n    replicas: {replicas}\n", database.display())
+    };
+    let agent = Agent::start(&place.path(""), &format!("dbs:\n{}", names.map(part).concat()));
+    agent.wait_for_status("looks", |status| first(status)["state"] == "absent");
+    let made = place.path("made");
+    fs::create_dir(&made).expect("the folder is ours");
+    for name in names {
+        application(&made.join(format!("{name}.db"))).close();
+    }
+    fs::rename(made, place.path("folder")).expect("the folder is ours");
+    for name in names {
+        let replica = place.path(&format!("replica-{name}"));
+        wait_until(name, BEFORE_THE_SLOW_LOOK, || !objects(&replica, "snapshots").is_empty());
     }
     agent.stop();
 }
