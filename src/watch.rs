@@ -99,12 +99,10 @@ impl Marks {
 
 /// A writer that does not pause would wake the watch's thread for each of its writes, and pay for it. While the thread
 /// sleeps, the kernel makes one event of them.
-#[derive(Default)]
 struct Drowsing {
     /// Writes in a row that said nothing new.
     known: u32,
-    /// The end of the last nap, as long as events go on.
-    woke: Option<Instant>,
+    woke: Instant,
 }
 
 /// So many writes in a row that say nothing new are a writer that does not pause.
@@ -113,22 +111,14 @@ const MANY_KNOWN: u32 = 8;
 const NAP: Duration = Duration::from_micros(500);
 /// Events that come sooner after a nap were read before it.
 const READ_BEFORE: Duration = Duration::from_micros(20);
-/// If none comes for so long after a nap, the writer has paused.
-const AT_ONCE: Duration = Duration::from_micros(300);
 
 impl Drowsing {
-    /// After each event. Nobody may wait for the thread then.
     fn after(&mut self, is_known: bool, is_awaited: bool) {
-        let since = self.woke.map(|woke| woke.elapsed()).filter(|since| *since <= AT_ONCE && !is_awaited);
-        if since.is_some_and(|since| since <= READ_BEFORE) {
-            return;
-        }
         self.known = if is_known && !is_awaited { self.known.saturating_add(1) } else { 0 };
-        let is_drowsy = since.is_some() || self.known >= MANY_KNOWN;
-        self.woke = is_drowsy.then(|| {
+        if self.known >= MANY_KNOWN && self.woke.elapsed() > READ_BEFORE {
             std::thread::sleep(NAP);
-            Instant::now()
-        });
+            self.woke = Instant::now();
+        }
     }
 }
 
@@ -165,7 +155,7 @@ impl Watch {
         let marks =
             Arc::new(Marks { files, folders, seen, dozing, is_awaited, wishes: wishes.clone(), wake });
         let handler = Arc::clone(&marks);
-        let mut drowsing = Drowsing::default();
+        let mut drowsing = Drowsing { known: 0, woke: Instant::now() };
         let watcher = notify::recommended_watcher(move |event| {
             let is_known = handler.on_event(event);
             drowsing.after(is_known, handler.is_awaited.load(Ordering::SeqCst));
