@@ -15,14 +15,15 @@ const BEFORE_THE_SLOW_LOOK: Duration = Duration::from_secs(45);
 /// A writer that does not wait for any fsync.
 const TIRELESS: [&str; 4] = ["--size", "1-100", "--synchronous", "OFF"];
 
-/// An agent that has stopped to listen to a writer.
+/// An agent that has stopped to listen to a writer, and has a backup of its database.
 fn dozing(place: &Place) -> (Writer, Agent) {
     let database = place.database();
     let mut writer = Writer::start(&database, &TIRELESS);
     writer.wait_for(1);
     let agent = place.agent(&[]);
     wait_until("it dozes", BEFORE_THE_SLOW_LOOK, || {
-        is_watched(&agent, &database) && !is_watched(&agent, &place.path(""))
+        let dozes = is_watched(&agent, &database) && !is_watched(&agent, &place.path(""));
+        dozes && !place.objects("snapshots").is_empty()
     });
     (writer, agent)
 }
