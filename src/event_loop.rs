@@ -63,7 +63,7 @@ pub fn run(config: &Config, check: Option<CheckConfig<'_>>) -> anyhow::Result<En
     // First of all: a signal that nobody catches would end the process.
     let signals = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
     let mut signals = Signals::new(signals).context("cannot catch signals")?;
-    service::take_reloads();
+    service::take_signals();
     let mut config = config.clone();
     config.databases.iter_mut().for_each(|database| follow_link(&mut database.path));
     config.notices.iter().for_each(|notice| info!("{notice}"));

@@ -26,24 +26,23 @@ pub fn open_as_many_files_as_allowed() {
     raised.unwrap_or_else(|error| warn!("cannot open more than {:?} files: {error}", limit.current));
 }
 
-/// Lets no SIGHUP end the program until [`take_reloads`]: this thread blocks them, and so does the program that takes the
-/// place of this one. The kernel keeps one that comes meanwhile.
-pub fn keep_reloads() {
-    let result = hangups().thread_block();
+/// Lets no signal end the program until [`take_signals`]: this thread blocks those that the event loop catches, and so does
+/// the program that takes the place of this one. The kernel keeps what comes meanwhile.
+pub fn keep_signals() {
+    let result = caught().thread_block();
     result.unwrap_or_else(|error| {
-        warn!("cannot block SIGHUP: {error}; one at the wrong moment ends the agent")
+        warn!("cannot block signals: {error}; one at the wrong moment ends the agent")
     });
 }
 
-/// Takes SIGHUP again, once there is somebody who catches it.
-pub fn take_reloads() {
-    let result = hangups().thread_unblock();
-    result
-        .unwrap_or_else(|error| warn!("cannot unblock SIGHUP: {error}; the configuration is not read anew"));
+/// Takes signals again, once there is somebody who catches them.
+pub fn take_signals() {
+    let result = caught().thread_unblock();
+    result.unwrap_or_else(|error| warn!("cannot unblock signals: {error}; only SIGKILL ends the agent"));
 }
 
-fn hangups() -> SigSet {
-    SigSet::from_iter([Signal::SIGHUP])
+fn caught() -> SigSet {
+    SigSet::from_iter([Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT])
 }
 
 /// The way to the service manager.

@@ -52,8 +52,8 @@ pub fn run(arguments: Arguments) -> Result<u8, Failure> {
 /// Begins anew in this very process, as after any restart: with no thread, lock or login of before. Returns only if
 /// that fails.
 fn begin_anew() -> Failure {
-    // Nobody catches it between here and there.
-    service::keep_reloads();
+    // Nobody catches them between here and there.
+    service::keep_signals();
     let mut words = std::env::args_os();
     let program = words.next().unwrap_or_else(|| "agent".into());
     let error = Command::new(&program).args(words).exec();

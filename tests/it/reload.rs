@@ -152,7 +152,8 @@ fn signals_to_reload_that_follow_each_other_closely_never_end_the_agent() {
     });
     agent.wait_for_status("it streams again", streams);
     several.wait_until_restores("app", &writer.finish());
-    assert_eq!(agent.stop().code(), Some(0));
+    // The last one may just be followed.
+    assert_eq!(agent.stop().code(), Some(0), "it stops as at any time");
 }
 
 #[test]
