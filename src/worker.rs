@@ -272,8 +272,8 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
             let stamp = may_have_written(result.as_ref()).then(|| stamp_at(&database)).flatten();
             LocalOutcome::Checkpointed { checkpointer, synced, result, stamp }
         }
-        LocalJob::Round { mut attached, database, most_frames, budget } => {
-            let report = round(&mut attached, &database, most_frames, budget);
+        LocalJob::Round { mut attached, database, plan } => {
+            let report = round(&mut attached, &database, plan);
             LocalOutcome::Round(attached, report)
         }
         LocalJob::Compare { mut attached, database, wal, next_generation } => {

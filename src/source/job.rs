@@ -6,7 +6,7 @@ use super::compare::{Compared, Doubt};
 use super::inspect::Inspection;
 use super::leave::{LeaveOutcome, LeaveRequest};
 use super::let_go::{LetGoOutcome, LetGoRequest};
-use super::round::RoundReport;
+use super::round::{RoundPlan, RoundReport};
 use crate::core::evidence::Stamp;
 use crate::core::position::Generation;
 use crate::database_file::FileIdentity;
@@ -46,10 +46,8 @@ pub enum LocalJob {
         attached: Box<Attached>,
         /// As in `Checkpoint`.
         database: PathBuf,
-        /// Without the lock: from so many frames on we checkpoint, because nobody else does.
-        most_frames: u32,
-        /// How long the write lock may be held; `None` if it is not taken.
-        budget: Option<Duration>,
+        /// Whether the write lock is taken.
+        plan: RoundPlan,
     },
     /// Prove by the page table what became of the database while nobody of us held it.
     Compare {

@@ -37,7 +37,7 @@ pub use leave::{LeaveOutcome, LeaveRequest, leave};
 pub use let_go::{LetGoOutcome, LetGoRequest, Resting, Stay, let_go};
 pub use proof::stamp_at;
 pub use refusal::Refusal;
-pub use round::{RoundReport, round};
+pub use round::{RoundPlan, RoundReport, round};
 
 use crate::core::checkpoint::{CheckpointPolicy, CheckpointState};
 use crate::core::evidence::Sighting;

@@ -72,35 +72,55 @@ impl From<GuardError> for Stop {
     }
 }
 
-/// Carries out a round. With a `budget` it is an urgent one, which takes the write lock for so long at the most; without
-/// one it follows the writers, once. Invariant: the WAL is held throughout, and the write lock is free when this returns.
-pub fn round(
-    attached: &mut Attached,
-    database: &Path,
-    most_frames: u32,
-    budget: Option<Duration>,
-) -> RoundReport {
+/// How a round beside writers that never pause is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoundPlan {
+    /// It follows the writers, once.
+    Following {
+        /// From so many frames on we checkpoint, because nobody else does.
+        most_frames: u32,
+    },
+    /// It takes the write lock.
+    Urgent {
+        /// For so long at the most.
+        budget: Duration,
+    },
+}
+
+/// Carries out a round. Invariant: the WAL is held throughout, and the write lock is free when this returns.
+pub fn round(attached: &mut Attached, database: &Path, plan: RoundPlan) -> RoundReport {
     let mut held = None;
-    let result = match budget {
-        None => follow(attached, database, most_frames)
-            .and_then(|has_come| has_come.then_some(()).ok_or(Stop::Later)),
-        Some(budget) => chase(attached, database).and_then(|()| {
-            patiently(LOCK_PATIENCE, || attached.write_lock.begin_immediate())?;
-            let locked = Instant::now();
-            let result = locked_part(attached, database, budget);
-            attached.write_lock.rollback();
-            held = Some(locked.elapsed());
-            // What was copied under the lock is made durable without it, before anything of the next WAL is copied.
-            result.and_then(|()| sync_shadow(attached))
-        }),
+    let (round, result) = match plan {
+        RoundPlan::Following { most_frames } => {
+            let has_come = follow(attached, database, most_frames);
+            (Round::Following, has_come.and_then(|has_come| has_come.then_some(()).ok_or(Stop::Later)))
+        }
+        RoundPlan::Urgent { budget } => (Round::Urgent, urgent(attached, database, budget, &mut held)),
     };
-    let round = if budget.is_some() { Round::Urgent } else { Round::Following };
     let report = RoundReport { round, held, finished: result.is_ok(), broken: None, error: None };
     match result {
         Ok(()) | Err(Stop::Later) => report,
         Err(Stop::Broken(reason)) => RoundReport { broken: Some(reason), ..report },
         Err(Stop::Failed(error)) => RoundReport { error: Some(error), ..report },
     }
+}
+
+/// Follows the writers, and checkpoints the rest under the write lock; how long that was `held`, if we got it.
+fn urgent(
+    attached: &mut Attached,
+    database: &Path,
+    budget: Duration,
+    held: &mut Option<Duration>,
+) -> Result<(), Stop> {
+    chase(attached, database)?;
+    patiently(LOCK_PATIENCE, || attached.write_lock.begin_immediate())?;
+    let locked = Instant::now();
+    let result = locked_part(attached, database, budget);
+    attached.write_lock.rollback();
+    *held = Some(locked.elapsed());
+    result?;
+    // What was copied under the lock is made durable without it, before anything of the next WAL is copied.
+    sync_shadow(attached)
 }
 
 /// Waits for the moment between two commits in which the application has checkpointed everything: then it restarts the

@@ -3,7 +3,7 @@
 use super::attach::AttachRequest;
 use super::job::LocalJob;
 use super::recheck::Recheck;
-use super::round::LOCK_PATIENCE;
+use super::round::{LOCK_PATIENCE, RoundPlan};
 use super::{Attached, Source, State, Task};
 use crate::core::checkpoint::{Extent, Round};
 use crate::core::position::Generation;
@@ -184,7 +184,7 @@ impl Source {
             return Some(LocalJob::Sync(sync));
         }
         if std::mem::take(&mut self.urgent_next) {
-            return self.round_job(Some(self.settings.max_write_block));
+            return self.round_job(RoundPlan::Urgent { budget: self.settings.max_write_block });
         }
         self.checkpoint_job(now)
     }
@@ -197,7 +197,8 @@ impl Source {
         let is_endless = self.pace.is_endless(now);
         let round = self.checkpoint.due(&self.settings.checkpoint, extent, is_endless, now)?;
         if round == Round::Following {
-            return self.round_job(None);
+            let most_frames = self.settings.checkpoint.unhelped_pages();
+            return self.round_job(RoundPlan::Following { most_frames });
         }
         let State::Attached(attached) = &mut self.state else { return None };
         let sync = attached.capture.shadow.to_sync();
@@ -210,10 +211,9 @@ impl Source {
         Some(LocalJob::Checkpoint { checkpointer, sync, database, identity, stamp, patience })
     }
 
-    fn round_job(&mut self, budget: Option<Duration>) -> Option<LocalJob> {
+    fn round_job(&mut self, plan: RoundPlan) -> Option<LocalJob> {
         let database = self.settings.database.clone();
-        let most_frames = self.settings.checkpoint.unhelped_pages();
-        Some(LocalJob::Round { attached: self.lend()?, database, most_frames, budget })
+        Some(LocalJob::Round { attached: self.lend()?, database, plan })
     }
 
     /// Everything that is held, for a worker.

@@ -32,14 +32,14 @@ pub(super) enum Wish {
 }
 
 /// What is watched of a folder.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Watched {
     /// Nothing; it is tried at that time. Whether anything may have happened there that nobody has heard of.
     Nothing { try_at: Instant, is_unheard: bool },
     /// The folder, and which one that was: device and inode.
     Folder(u64, u64),
     /// The file of its only database.
-    File,
+    File(usize),
 }
 
 /// Has all watches.
@@ -90,7 +90,7 @@ impl Keeper {
     }
 
     fn has_dozing(&self) -> bool {
-        self.folders.values().any(|watched| *watched == Watched::File)
+        self.folders.values().any(|watched| matches!(watched, Watched::File(_)))
     }
 
     fn next_try(&self) -> Option<Instant> {
@@ -162,12 +162,10 @@ impl Keeper {
             Watched::Nothing { .. } => {}
             // The kernel has dropped it already if it has gone; what is left is notify's own note of it.
             Watched::Folder(..) => drop(self.ask(|watcher| watcher.unwatch(folder))),
-            Watched::File => {
-                for database in self.marks.folders.get(folder).cloned().unwrap_or_default() {
-                    self.marks.dozing[database].store(false, Ordering::SeqCst);
-                    let file = self.databases[database].clone();
-                    drop(self.ask(|watcher| watcher.unwatch(&file)));
-                }
+            Watched::File(database) => {
+                self.marks.dozing[database].store(false, Ordering::SeqCst);
+                let file = self.databases[database].clone();
+                drop(self.ask(|watcher| watcher.unwatch(&file)));
             }
         }
     }
@@ -178,15 +176,16 @@ impl Keeper {
         let is_other = |(folder, watched): (&PathBuf, &Watched)| match *watched {
             Watched::Nothing { .. } => false,
             Watched::Folder(device, inode) => is_anew || identity_of(folder) != Some((device, inode)),
-            Watched::File => true,
+            Watched::File(_) => true,
         };
         let others = self.folders.iter().filter(|entry| is_other(*entry));
         let others: Vec<_> = others.map(|(folder, watched)| (folder.clone(), *watched)).collect();
         others.iter().for_each(|(folder, _)| self.forget(folder));
         self.follow();
-        for (folder, _) in others.iter().filter(|(_, before)| *before == Watched::File) {
-            let databases = self.marks.folders.get(folder).cloned().unwrap_or_default();
-            databases.into_iter().for_each(|database| self.begin_dozing(database));
+        for (_, before) in others {
+            if let Watched::File(database) = before {
+                self.begin_dozing(database);
+            }
         }
     }
 
@@ -198,17 +197,17 @@ impl Keeper {
         if is_alone && is_watched && self.ask(|w| w.watch(&path, RecursiveMode::NonRecursive)).is_ok() {
             self.forget(folder);
             self.marks.dozing[database].store(true, Ordering::SeqCst);
-            self.folders.insert(folder.to_owned(), Watched::File);
+            self.folders.insert(folder.to_owned(), Watched::File(database));
             // The file may have gone before it was watched.
             self.marks.mark(database, ALL);
         }
     }
 
     fn end_dozing(&mut self, database: usize) {
-        let folder = self.databases[database].parent().map(Path::to_owned);
-        let dozes = |folder: &PathBuf| self.folders.get(folder) == Some(&Watched::File);
-        if let Some(folder) = folder.filter(dozes) {
-            self.forget(&folder);
+        let path = self.databases[database].clone();
+        let Some(folder) = path.parent() else { return };
+        if matches!(self.folders.get(folder), Some(Watched::File(_))) {
+            self.forget(folder);
         }
     }
 }

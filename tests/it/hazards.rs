@@ -50,19 +50,17 @@ use crate::support::oracle::{Application, Habits};
 use crate::support::place::{Place, first, is_resting, is_streaming, objects};
 use crate::support::process::{output, signal};
 use crate::support::sqlite::{Shell, Writer};
-use crate::support::wait::wait_until;
+use crate::support::wait::{BEFORE_THE_SLOW_LOOK, wait_until};
 use crate::support::world::{Settings, World};
 use rustix::process::Signal;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use wal_agent::config::CheckpointSettings;
 
 const INSERT: &str = "INSERT INTO t (data) VALUES (randomblob(3000))";
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, data BLOB)";
-/// The slow look that finds everything comes after 60 s: what must be noticed by itself is, before.
-const BEFORE_THE_SLOW_LOOK: Duration = Duration::from_secs(45);
 /// inotify's queue holds 16,384 events unless it was set otherwise; each file that comes and goes is four.
 const FLOOD: usize = 20_000;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -296,17 +294,22 @@ fn a_folder_that_is_removed_and_made_again_is_watched_again() {
     agent.stop();
 }
 
+/// Several databases, each with its replica.
+fn configuration(files: &[(PathBuf, PathBuf)]) -> String {
+    let entry = |(database, replica): &(PathBuf, PathBuf)| {
+        let replicas = format!("[{{type: file, path: '{}'}}]", replica.display());
+        format!("  - path: {}\n    replicas: {replicas}\n", database.display())
+    };
+    format!("dbs:\n{}", files.iter().map(entry).collect::<String>())
+}
+
 #[test]
 fn both_databases_of_a_folder_that_appears_are_noticed() {
     let place = Place::new();
     let names = ["a", "b"];
-    let part = |name: &str| {
-        let replica = place.path(&format!("replica-{name}"));
-        let database = place.path(&format!("folder/{name}.db"));
-        let replicas = format!("[{{type: file, path: '{}'}}]", replica.display());
-        format!("  - path: {}\n    replicas: {replicas}\n", database.display())
-    };
-    let agent = Agent::start(&place.path(""), &format!("dbs:\n{}", names.map(part).concat()));
+    let files =
+        names.map(|name| (place.path(&format!("folder/{name}.db")), place.path(&format!("replica-{name}"))));
+    let agent = Agent::start(&place.path(""), &configuration(&files));
     agent.wait_for_status("looks", |status| first(status)["state"] == "absent");
     let made = place.path("made");
     fs::create_dir(&made).expect("the folder is ours");
@@ -314,9 +317,9 @@ fn both_databases_of_a_folder_that_appears_are_noticed() {
         application(&made.join(format!("{name}.db"))).close();
     }
     fs::rename(made, place.path("folder")).expect("the folder is ours");
-    for name in names {
-        let replica = place.path(&format!("replica-{name}"));
-        wait_until(name, BEFORE_THE_SLOW_LOOK, || !objects(&replica, "snapshots").is_empty());
+    for (database, replica) in files {
+        let name = database.display().to_string();
+        wait_until(&name, BEFORE_THE_SLOW_LOOK, || !objects(&replica, "snapshots").is_empty());
     }
     agent.stop();
 }
@@ -332,15 +335,8 @@ fn a_folder_that_appears_beside_a_writer_that_never_pauses_is_watched() {
     writer.wait_for(1);
     let folder = place.path("folder");
     let database = folder.join("app.db");
-    let replica = |name: &str| format!("[{{type: file, path: '{}'}}]", place.path(name).display());
-    let configuration = format!(
-        "dbs:\n  - path: {}\n    replicas: {}\n  - path: {}\n    replicas: {}\n",
-        busy.join("busy.db").display(),
-        replica("busy-replica"),
-        database.display(),
-        replica("replica"),
-    );
-    let agent = Agent::start(&place.path(""), &configuration);
+    let files = [(busy.join("busy.db"), place.path("busy-replica")), (database.clone(), place.replica())];
+    let agent = Agent::start(&place.path(""), &configuration(&files));
     agent.wait_for_status("sends", |status| first(status)["replicas"][0]["state"] == "streaming");
     writer.wait_for(20_000);
     fs::create_dir(&folder).expect("the folder is ours");

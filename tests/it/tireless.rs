@@ -3,14 +3,10 @@
 use crate::support::agent::Agent;
 use crate::support::place::{Place, first};
 use crate::support::sqlite::{Shell, Writer};
-use crate::support::wait::wait_until;
+use crate::support::wait::{BEFORE_THE_SLOW_LOOK, wait_until};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
-
-/// The slow look that finds everything comes after 60 s.
-const BEFORE_THE_SLOW_LOOK: Duration = Duration::from_secs(45);
 
 /// A writer that does not wait for any fsync.
 const TIRELESS: [&str; 4] = ["--size", "1-100", "--synchronous", "OFF"];

@@ -34,7 +34,7 @@ impl Drop for Mounted<'_> {
 }
 
 /// Runs a command by sudo, if we are not root already.
-fn as_root(command: &mut Command) {
+fn as_root(command: &Command) {
     output(&mut command_as_root(command));
 }
 

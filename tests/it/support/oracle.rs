@@ -563,7 +563,7 @@ impl Application {
         self.has_closed = false;
         let seen = match self.random.random_range(0..20) {
             0 if self.habits.is_overlooked && exact.any() => {
-                *self.injected.entry("event lost".to_owned()).or_default() += 1;
+                self.count("event lost");
                 Dirty::default()
             }
             1 => Dirty::ALL,

@@ -4,6 +4,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(5);
+/// The agent's slow look that finds everything comes after 60 s: what must be noticed by itself is, before.
+pub const BEFORE_THE_SLOW_LOOK: Duration = Duration::from_secs(45);
 
 /// Waits until `condition` holds.
 ///

@@ -249,7 +249,7 @@ impl Application {
     fn fail_sync(&mut self, connection: usize) {
         let count = self.random.random_range(1..3);
         self.tell(connection, &format!("fail sync {count}"));
-        *self.injected.entry("writer's fsync fails".to_owned()).or_default() += 1;
+        self.count("writer's fsync fails");
         match self.random.random_bool(0.7) {
             true => self.commit(connection),
             false => self.sql(connection, "PRAGMA wal_checkpoint(PASSIVE)"),

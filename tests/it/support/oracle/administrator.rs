@@ -10,7 +10,7 @@ impl Application {
         self.is_between = true;
         let (here, aside) = (self.database.clone(), self.beside("-aside"));
         self.administer(&format!("move {} {}", here.display(), aside.display()));
-        *self.injected.entry("moved away and back".to_owned()).or_default() += 1;
+        self.count("moved away and back");
     }
 
     /// Somebody works on the file under its other name; `false` if that changed nothing.
@@ -109,7 +109,7 @@ impl Application {
             Placing::Moved => vec![format!("copy {from} {from}-moved"), format!("move {from}-moved {to}")],
         };
         put.iter().for_each(|line| self.administer(line));
-        *self.injected.entry(format!("{kind} is {placing:?}")).or_default() += 1;
+        self.count(&format!("{kind} is {placing:?}"));
     }
 
     /// Removes files of the database by what follows its name.
