@@ -2,23 +2,22 @@
 //! wrong is handed back.
 
 mod look;
+mod segments;
 
 use crate::core::checksum::Crc64;
 use crate::core::names::{self, Object};
 use crate::core::page::{PageCount, PageSize};
 use crate::core::page_table::DatabaseState;
 use crate::core::position::{Generation, Index, Offset};
-use crate::core::replica::{
-    Failure, FailureCause, Job, Outcome, SEGMENT_LENGTH, SegmentStart, SentSnapshot, cut_of,
-};
-use crate::core::segment::{
-    self, EMPTY_LENGTH, END_MARK, FRAME_HEADER, SegmentTrailer, SnapshotTrailer, Trailer, Write,
-};
+use crate::core::replica::{Failure, FailureCause, Job, Outcome, SegmentStart, SentSnapshot};
+use crate::core::segment::{self, END_MARK, FRAME_HEADER, SegmentTrailer, SnapshotTrailer, Trailer};
 use crate::database_file::DatabaseFile;
 use crate::disk::{Disk, read_full};
+use crate::precedence::Deference;
 use crate::remote::{FailureKind, Remote, RemoteError, join};
-use crate::shadow::{ShadowReadError, ShadowReader};
+use crate::shadow::ShadowReadError;
 use crossbeam_channel::{Receiver, bounded};
+use segments::Content;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -119,23 +118,41 @@ impl CarryError {
     }
 }
 
-/// Carries out `order`.
-///
-/// # Errors
-/// Where it stopped. Anything of it may have been done.
-pub fn carry(remote: &mut dyn Remote, order: &Order) -> Result<Outcome, CarryError> {
-    match order.job {
-        Job::Look { is_first } => look::look(remote, order, is_first).map(Outcome::Found),
-        Job::SendSnapshot { index } => send_snapshot(remote, order, index).map(Outcome::SnapshotSent),
-        Job::PublishSnapshot { sent, valid_from, state } => {
-            publish_snapshot(remote, order, sent, valid_from, state).map(|()| Outcome::SnapshotPublished)
-        }
-        Job::Begin { segment, to, replace } => begin(remote, order, segment, to, replace),
-        Job::Extend { segment, length, from, to } => extend(remote, order, segment, length, from, to),
-        Job::Seal { segment, length, end, last_of_index, state } => {
-            let SegmentStart { index, start } = segment;
-            let trailer = SegmentTrailer { index, start, end, last_of_index, crc: 0, state };
-            seal(remote, order, segment, length, trailer).map(|()| Outcome::Sealed)
+/// Carries out orders, one after the other.
+#[derive(Default)]
+pub struct Carrier {
+    /// What was read of the segment that was sent last, while it grows.
+    content: Option<Content>,
+    /// Who goes first.
+    deference: Deference,
+}
+
+impl Carrier {
+    /// One that lets others go first.
+    pub fn new(deference: Deference) -> Self {
+        Carrier { content: None, deference }
+    }
+
+    /// Carries out `order`.
+    ///
+    /// # Errors
+    /// Where it stopped. Anything of it may have been done.
+    pub fn carry(&mut self, remote: &mut dyn Remote, order: &Order) -> Result<Outcome, CarryError> {
+        match order.job {
+            Job::Look { is_first } => look::look(remote, order, is_first).map(Outcome::Found),
+            Job::SendSnapshot { index } => send_snapshot(remote, order, index).map(Outcome::SnapshotSent),
+            Job::PublishSnapshot { sent, valid_from, state } => {
+                publish_snapshot(remote, order, sent, valid_from, state).map(|()| Outcome::SnapshotPublished)
+            }
+            Job::Begin { segment, to, replace } => self.begin(remote, order, segment, to, replace),
+            Job::Extend { segment, length, from, to } => {
+                self.extend(remote, order, segment, length, from, to)
+            }
+            Job::Seal { segment, length, end, last_of_index, state } => {
+                let SegmentStart { index, start } = segment;
+                let trailer = SegmentTrailer { index, start, end, last_of_index, crc: 0, state };
+                self.seal(remote, order, segment, length, trailer).map(|()| Outcome::Sealed)
+            }
         }
     }
 }
@@ -298,140 +315,4 @@ fn newest_of_others(remote: &mut dyn Remote, order: &Order) -> Result<Option<i64
 /// When anything in a folder was last written, by the server's clock.
 fn newest(remote: &mut dyn Remote, folder: &str) -> Result<Option<i64>, CarryError> {
     Ok(remote.list(folder)?.iter().filter_map(|entry| entry.modified).max())
-}
-
-/// Hands out the frames of a segment in pieces of at most [`BLOCK`], up to `to` or where the segment is cut.
-fn read_segment(
-    reader: &mut ShadowReader,
-    start: Offset,
-    to: Offset,
-    piece: &mut dyn FnMut(&[u8]) -> bool,
-) -> Result<(), ShadowReadError> {
-    let mut buffer = Vec::new();
-    loop {
-        reader.read(&mut buffer, to, cut_of(start), BLOCK)?;
-        if buffer.is_empty() || !piece(&buffer) {
-            return Ok(());
-        }
-    }
-}
-
-fn open_shadow(order: &Order, index: Index, from: Offset) -> Result<ShadowReader, ShadowReadError> {
-    ShadowReader::open(&*order.disk, &order.shadow, index, from)
-}
-
-/// Writes a segment as a whole, under a temporary name. Under its own name it then grows.
-fn begin(
-    remote: &mut dyn Remote,
-    order: &Order,
-    segment: SegmentStart,
-    to: Offset,
-    replace: bool,
-) -> Result<Outcome, CarryError> {
-    let object = order.segment(segment);
-    let (path, temporary) = (order.path(&object.path()), order.path(&object.temporary_path(order.attempt)));
-    let set_aside = order.path(&object.set_aside_path(order.attempt));
-    let mut reader = open_shadow(order, segment.index, segment.start)?;
-    remote.create(&temporary)?;
-    // The first block goes with the header, so that a small segment is one write.
-    let mut waiting = FRAME_HEADER.to_vec();
-    let mut at = 0;
-    send_blocks(&mut reader, segment.start, to, |block| {
-        waiting.extend_from_slice(block);
-        if waiting.len() > segment::PACKET {
-            remote.write_at(&temporary, at, &waiting)?;
-            at += waiting.len() as u64;
-            waiting.clear();
-        }
-        Ok(())
-    })?;
-    waiting.extend_from_slice(&END_MARK);
-    remote.write_at(&temporary, at, &waiting)?;
-    order.sync(remote, &temporary)?;
-    if replace {
-        // Moved, not removed: if this ends between the two renames, the next look moves it back.
-        match remote.rename(&path, &set_aside) {
-            Err(error) if error.kind != FailureKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-    }
-    remote.rename(&temporary, &path)?;
-    if replace {
-        remote.remove(&set_aside)?;
-    }
-    // OpenSSH renames by a second link, so that whoever follows the folder there with inotify would not see what is
-    // written through the handle of the first name.
-    remote.close(&path);
-    Ok(Outcome::Appended { end: reader.position(), length: at + waiting.len() as u64 })
-}
-
-/// Appends to the open segment, block by block; each leaves a whole frame.
-fn extend(
-    remote: &mut dyn Remote,
-    order: &Order,
-    segment: SegmentStart,
-    length: u64,
-    from: Offset,
-    to: Offset,
-) -> Result<Outcome, CarryError> {
-    let path = order.path(&order.segment(segment).path());
-    let mut reader = open_shadow(order, segment.index, from)?;
-    let mut length = length;
-    send_blocks(&mut reader, segment.start, to, |block| {
-        let grown = block.len() as u64;
-        for Write { at, bytes } in segment::append(length, block) {
-            remote.write_at(&path, at, bytes)?;
-        }
-        length += grown;
-        Ok(())
-    })?;
-    order.sync(remote, &path)?;
-    Ok(Outcome::Appended { end: reader.position(), length })
-}
-
-/// Reads, verifies and compresses what is to be sent; beside the sending, if it is more than a segment: less is sent while
-/// the application writes, which needs the processor, too.
-fn send_blocks(
-    reader: &mut ShadowReader,
-    start: Offset,
-    to: Offset,
-    mut send: impl FnMut(&mut Vec<u8>) -> Result<(), CarryError>,
-) -> Result<(), CarryError> {
-    if to.since(reader.position()) > SEGMENT_LENGTH {
-        return pipelined(|piece| read_segment(reader, start, to, piece), |block, _| send(block));
-    }
-    let (mut result, mut block) = (Ok(()), Vec::new());
-    read_segment(reader, start, to, &mut |raw| {
-        block.clear();
-        segment::push_block(&mut block, raw);
-        result = send(&mut block);
-        result.is_ok()
-    })?;
-    result
-}
-
-/// Writes the trailer behind the EndMark. Its checksum is taken from the shadow: the content is what was read there.
-fn seal(
-    remote: &mut dyn Remote,
-    order: &Order,
-    segment: SegmentStart,
-    length: u64,
-    trailer: SegmentTrailer,
-) -> Result<(), CarryError> {
-    assert!(length > EMPTY_LENGTH, "BUG: an empty segment is sealed");
-    let mut reader = open_shadow(order, segment.index, segment.start)?;
-    let (mut crc, mut buffer) = (Crc64::new(), Vec::new());
-    loop {
-        reader.read(&mut buffer, trailer.end, trailer.end, BLOCK)?;
-        if buffer.is_empty() {
-            break;
-        }
-        crc.update(&buffer);
-    }
-    let trailer = Trailer::Segment(SegmentTrailer { crc: crc.value(), ..trailer });
-    let path = order.path(&order.segment(segment).path());
-    remote.write_at(&path, length, &trailer.encode())?;
-    order.sync(remote, &path)?;
-    remote.close(&path);
-    Ok(())
 }

@@ -172,6 +172,7 @@ pub mod event_loop;
 pub mod locks;
 pub mod memory;
 pub mod page_table;
+pub mod precedence;
 pub mod remote;
 pub mod restore;
 pub mod service;

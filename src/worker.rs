@@ -3,12 +3,13 @@
 //! Local jobs share a small pool. Each destination (a server and account, or this machine's folders) has two threads
 //! and so at most two logins, however many databases replicate there: one for the WAL, one for snapshots.
 
-use crate::carry::{CarryError, Order, carry};
+use crate::carry::{Carrier, CarryError, Order};
 use crate::core::evidence::Stamp;
 use crate::core::position::Generation;
 use crate::core::replica::{Failure, FailureCause, Outcome};
 use crate::database_file::FileIdentity;
 use crate::page_table::TableJob;
+use crate::precedence::{Deference, Precedence};
 use crate::remote::{self, Location, Remote, RemoteError};
 use crate::source::{
     CheckpointFailure, Checkpointer, LocalJob, LocalOutcome, attach, compare, inspect, leave, let_go, round,
@@ -109,6 +110,8 @@ pub struct Threads {
     doubts: Sender<LocalOrder>,
     lines: HashMap<Destination, Lines>,
     completed: (Sender<Completed>, Receiver<Completed>),
+    /// Rounds that wait for a moment go first, and sending waits.
+    precedence: Precedence,
     wake: Arc<dyn Fn() + Send + Sync>,
     home: Option<PathBuf>,
 }
@@ -120,12 +123,16 @@ impl Threads {
         let (long, long_orders) = unbounded::<LocalOrder>();
         let (doubts, doubtful_orders) = unbounded::<LocalOrder>();
         let completed = unbounded();
+        let precedence = Precedence::default();
         let threads = (0..LOCAL_THREADS).map(|_| orders.clone()).chain([long_orders, doubtful_orders]);
         for orders in threads {
             let (done, wake) = (completed.0.clone(), Arc::clone(&wake));
+            let precedence = precedence.clone();
             thread::spawn(move || {
                 for (database, job) in orders {
+                    let going = job.awaits_a_moment().then(|| precedence.take());
                     let outcome = do_local(job);
+                    drop(going);
                     if done.send(Completed::Local { database, outcome }).is_err() {
                         return;
                     }
@@ -133,14 +140,15 @@ impl Threads {
                 }
             });
         }
-        Threads { local, long, doubts, lines: HashMap::new(), completed, wake, home }
+        Threads { local, long, doubts, lines: HashMap::new(), completed, precedence, wake, home }
     }
 
     fn start_line(&self, location: &Location) -> Sender<RemoteOrder> {
         let (sender, orders) = unbounded::<RemoteOrder>();
         let (done, wake) = (self.completed.0.clone(), Arc::clone(&self.wake));
-        let mut login =
-            Login { location: location.clone(), home: self.home.clone(), state: LoginState::None };
+        let carrier = Carrier::new(Deference::to(&self.precedence));
+        let (location, home) = (location.clone(), self.home.clone());
+        let mut login = Login { location, home, state: LoginState::None, carrier };
         thread::spawn(move || {
             for (database, replica, order) in orders {
                 let outcome = login.carry(&order);
@@ -201,6 +209,7 @@ struct Login {
     location: Location,
     home: Option<PathBuf>,
     state: LoginState,
+    carrier: Carrier,
 }
 
 impl Login {
@@ -215,7 +224,7 @@ impl Login {
             };
             return Outcome::Failed(Failure { cause, ..failure });
         }
-        let result = self.remote().map_err(CarryError::from).and_then(|remote| carry(remote, order));
+        let result = self.try_carry(order);
         result.unwrap_or_else(|error| {
             if error.is_disconnected() && matches!(self.state, LoginState::Up(_)) {
                 self.state = LoginState::None;
@@ -224,7 +233,16 @@ impl Login {
         })
     }
 
-    fn remote(&mut self) -> Result<&mut dyn Remote, RemoteError> {
+    fn try_carry(&mut self, order: &Order) -> Result<Outcome, CarryError> {
+        self.log_in();
+        match &mut self.state {
+            LoginState::Up(remote) => self.carrier.carry(&mut **remote, order),
+            LoginState::Failed { error, .. } => Err(error.clone().into()),
+            LoginState::None => unreachable!("BUG: a login was just tried"),
+        }
+    }
+
+    fn log_in(&mut self) {
         let again = match &mut self.state {
             LoginState::None | LoginState::Failed { .. } => true,
             LoginState::Up(remote) => !remote.is_alive(),
@@ -238,11 +256,6 @@ impl Login {
                 Ok(remote) => LoginState::Up(remote),
                 Err(error) => LoginState::Failed { at: Instant::now(), failures, error },
             };
-        }
-        match &mut self.state {
-            LoginState::Up(remote) => Ok(&mut **remote),
-            LoginState::Failed { error, .. } => Err(error.clone()),
-            LoginState::None => unreachable!("BUG: a login was just tried"),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Looking what a replica holds of a generation.
 
-use super::{BLOCK, CarryError, MOST_OBJECTS, Order, open_shadow};
+use super::segments::open_shadow;
+use super::{BLOCK, CarryError, MOST_OBJECTS, Order};
 use crate::core::frame::FrameDecoder;
 use crate::core::names;
 use crate::core::position::Offset;

@@ -77,6 +77,13 @@ pub enum LocalJob {
     },
 }
 
+impl LocalJob {
+    /// Whether it waits for a moment of a few microseconds, which passes while others have the processor.
+    pub fn awaits_a_moment(&self) -> bool {
+        matches!(self, LocalJob::Round { plan: RoundPlan::Following { .. }, .. })
+    }
+}
+
 /// How a [`LocalJob`] ended.
 pub enum LocalOutcome {
     /// Of `Attach`.

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use wal_agent::carry::{Order, Progress, carry};
+use wal_agent::carry::{Carrier, Order, Progress};
 use wal_agent::core::names::{parse_segment, parse_snapshot};
 use wal_agent::core::position::{Index, Offset};
 use wal_agent::core::replica::{Finding, Outcome, Replica};
@@ -41,6 +41,7 @@ struct Driver {
     replica: Replica,
     server: FaultyServer,
     remote: Option<Box<dyn Remote>>,
+    carrier: Carrier,
     acked: Arc<Mutex<Acked>>,
     now: Instant,
     rewound: usize,
@@ -63,6 +64,7 @@ impl Driver {
             replica: Replica::new(generation(), Duration::ZERO),
             server: FaultyServer::new(fault, check),
             remote: None,
+            carrier: Carrier::default(),
             acked,
             now: Instant::now(),
             rewound: 0,
@@ -128,7 +130,7 @@ impl Driver {
             };
             let server = &self.server;
             let remote = self.remote.get_or_insert_with(|| server.connect());
-            let outcome = carry(&mut **remote, &order).unwrap_or_else(|error| {
+            let outcome = self.carrier.carry(&mut **remote, &order).unwrap_or_else(|error| {
                 if error.is_disconnected() {
                     self.remote = None;
                 }

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 use wal_agent::agent::{Agent, Now};
-use wal_agent::carry::{Order, carry};
+use wal_agent::carry::{Carrier, Order};
 use wal_agent::config::{CheckpointSettings, Config, DatabaseConfig, Durability, ReplicaConfig};
 use wal_agent::core::names;
 use wal_agent::core::position::{Generation, Index};
@@ -108,6 +108,7 @@ pub struct World {
     pub servers: Vec<FaultyServer>,
     pub application: Arc<Mutex<Application>>,
     connections: HashMap<(usize, bool), Box<dyn Remote>>,
+    carriers: HashMap<(usize, bool), Carrier>,
     jobs: Jobs,
     agent: Option<Agent>,
     began: (Instant, SystemTime),
@@ -168,6 +169,7 @@ impl World {
             servers: (0..settings.replicas).map(|_| FaultyServer::reliable()).collect(),
             application: Arc::new(Mutex::new(application(&database))),
             connections: HashMap::new(),
+            carriers: HashMap::new(),
             jobs: Jobs::default(),
             agent: None,
             began: (Instant::now(), SystemTime::now()),
@@ -240,6 +242,7 @@ impl World {
         drop(handed);
         lock(&self.jobs.ended).clear();
         self.connections.clear();
+        self.carriers.clear();
         self.disk.restart();
         // It may have switched the database to WAL mode, and copied what it was then.
         if let Ok(mut application) = self.application.try_lock() {
@@ -414,7 +417,8 @@ impl World {
                 let line = (replica, order.job.is_of_snapshots());
                 let server = &self.servers[replica];
                 let remote = self.connections.entry(line).or_insert_with(|| server.connect());
-                let outcome = carry(&mut **remote, &order).unwrap_or_else(|error| {
+                let carrier = self.carriers.entry(line).or_default();
+                let outcome = carrier.carry(&mut **remote, &order).unwrap_or_else(|error| {
                     if error.is_disconnected() {
                         self.connections.remove(&line);
                     }
