@@ -145,6 +145,9 @@ impl Carrier {
                 publish_snapshot(remote, order, sent, valid_from, state).map(|()| Outcome::SnapshotPublished)
             }
             Job::Begin { segment, to, replace } => self.begin(remote, order, segment, to, replace),
+            Job::Complete { segment, end, replace, state } => {
+                self.complete(remote, order, segment, end, replace, state)
+            }
             Job::Extend { segment, length, from, to } => {
                 self.extend(remote, order, segment, length, from, to)
             }

@@ -2,6 +2,7 @@
 
 use super::{BLOCK, Carrier, CarryError, Order, pipelined};
 use crate::core::checksum::Crc64;
+use crate::core::page_table::DatabaseState;
 use crate::core::position::{Generation, Index, Offset};
 use crate::core::replica::{Outcome, SEGMENT_LENGTH, SegmentStart, cut_of};
 use crate::core::segment::{self, EMPTY_LENGTH, END_MARK, FRAME_HEADER, SegmentTrailer, Trailer, Write};
@@ -117,7 +118,7 @@ impl Carrier {
         self.content = crc.map(|crc| Content { root, generation, segment, end, crc });
     }
 
-    /// Writes a segment as a whole, under a temporary name. Under its own name it then grows.
+    /// Writes a segment as it is by now. Under its own name it then grows.
     pub(super) fn begin(
         &mut self,
         remote: &mut dyn Remote,
@@ -126,44 +127,29 @@ impl Carrier {
         to: Offset,
         replace: bool,
     ) -> Result<Outcome, CarryError> {
-        let object = order.segment(segment);
-        let (path, temporary) =
-            (order.path(&object.path()), order.path(&object.temporary_path(order.attempt)));
-        let set_aside = order.path(&object.set_aside_path(order.attempt));
         let mut reading = self.read(order, segment, segment.start)?;
-        remote.create(&temporary)?;
-        // The first block goes with the header, so that a small segment is one write.
-        let mut waiting = FRAME_HEADER.to_vec();
-        let mut at = 0;
-        reading.each_block(segment.start, to, |block| {
-            waiting.extend_from_slice(block);
-            if waiting.len() > segment::PACKET {
-                remote.write_at(&temporary, at, &waiting)?;
-                at += waiting.len() as u64;
-                waiting.clear();
-            }
-            Ok(())
-        })?;
-        waiting.extend_from_slice(&END_MARK);
-        remote.write_at(&temporary, at, &waiting)?;
-        order.sync(remote, &temporary)?;
-        if replace {
-            // Moved, not removed: if this ends between the two renames, the next look moves it back.
-            match remote.rename(&path, &set_aside) {
-                Err(error) if error.kind != FailureKind::NotFound => return Err(error.into()),
-                _ => {}
-            }
-        }
-        remote.rename(&temporary, &path)?;
-        if replace {
-            remote.remove(&set_aside)?;
-        }
-        // OpenSSH renames by a second link, so that whoever follows the folder there with inotify would not see what is
-        // written through the handle of the first name.
-        remote.close(&path);
+        let length = write(remote, order, segment, &mut reading, to, replace, None)?;
         let (end, crc) = (reading.reader.position(), reading.crc);
         self.keep(order, segment, end, crc);
-        Ok(Outcome::Appended { end, length: at + waiting.len() as u64 })
+        Ok(Outcome::Appended { end, length })
+    }
+
+    /// Writes a segment of which nothing more will come, with its trailer.
+    pub(super) fn complete(
+        &mut self,
+        remote: &mut dyn Remote,
+        order: &Order,
+        segment: SegmentStart,
+        end: Offset,
+        replace: bool,
+        state: Option<DatabaseState>,
+    ) -> Result<Outcome, CarryError> {
+        let mut reading = self.read(order, segment, segment.start)?;
+        let SegmentStart { index, start } = segment;
+        let trailer = SegmentTrailer { index, start, end, last_of_index: true, crc: 0, state };
+        let length = write(remote, order, segment, &mut reading, end, replace, Some(trailer))?;
+        assert_eq!(reading.reader.position(), end, "BUG: a segment that is cut was to be complete");
+        Ok(Outcome::Appended { end, length })
     }
 
     /// Appends to the open segment, block by block; each leaves a whole frame.
@@ -228,4 +214,55 @@ impl Carrier {
             crc.update(&buffer);
         }
     }
+}
+
+/// Writes a segment up to `to` as a whole, under a temporary name, and gives it its own; returns its length. `trailer` gets
+/// the checksum of its content.
+fn write(
+    remote: &mut dyn Remote,
+    order: &Order,
+    segment: SegmentStart,
+    reading: &mut Reading<'_>,
+    to: Offset,
+    replace: bool,
+    trailer: Option<SegmentTrailer>,
+) -> Result<u64, CarryError> {
+    let object = order.segment(segment);
+    let (path, temporary) = (order.path(&object.path()), order.path(&object.temporary_path(order.attempt)));
+    let set_aside = order.path(&object.set_aside_path(order.attempt));
+    remote.create(&temporary)?;
+    // The first block goes with the header, so that a small segment is one write.
+    let mut waiting = FRAME_HEADER.to_vec();
+    let mut at = 0;
+    reading.each_block(segment.start, to, |block| {
+        waiting.extend_from_slice(block);
+        if waiting.len() > segment::PACKET {
+            remote.write_at(&temporary, at, &waiting)?;
+            at += waiting.len() as u64;
+            waiting.clear();
+        }
+        Ok(())
+    })?;
+    waiting.extend_from_slice(&END_MARK);
+    if let Some(trailer) = trailer {
+        let crc = reading.crc.as_ref().expect("BUG: it is read from its beginning").value();
+        waiting.extend_from_slice(&Trailer::Segment(SegmentTrailer { crc, ..trailer }).encode());
+    }
+    remote.write_at(&temporary, at, &waiting)?;
+    order.sync(remote, &temporary)?;
+    if replace {
+        // Moved, not removed: if this ends between the two renames, the next look moves it back.
+        match remote.rename(&path, &set_aside) {
+            Err(error) if error.kind != FailureKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    remote.rename(&temporary, &path)?;
+    if replace {
+        remote.remove(&set_aside)?;
+    }
+    // OpenSSH renames by a second link, so that whoever follows the folder there with inotify would not see what is
+    // written through the handle of the first name.
+    remote.close(&path);
+    Ok(at + waiting.len() as u64)
 }

@@ -44,6 +44,17 @@ pub enum Job {
         /// Whether an object of that name is there, in doubt, and is to be removed.
         replace: bool,
     },
+    /// Write all that is left of an index that is over, as one segment, sealed.
+    Complete {
+        /// Its name.
+        segment: SegmentStart,
+        /// Where the index ends.
+        end: Offset,
+        /// As with `Begin`.
+        replace: bool,
+        /// What the database was there.
+        state: Option<DatabaseState>,
+    },
     /// Append to the open segment.
     Extend {
         /// Its name.
@@ -75,7 +86,11 @@ impl Job {
     pub fn is_of_snapshots(&self) -> bool {
         match self {
             Job::SendSnapshot { .. } | Job::PublishSnapshot { .. } => true,
-            Job::Look { .. } | Job::Begin { .. } | Job::Extend { .. } | Job::Seal { .. } => false,
+            Job::Look { .. }
+            | Job::Begin { .. }
+            | Job::Complete { .. }
+            | Job::Extend { .. }
+            | Job::Seal { .. } => false,
         }
     }
 }
@@ -135,7 +150,7 @@ pub enum Outcome {
     SnapshotSent(SentSnapshot),
     /// The snapshot has its name.
     SnapshotPublished,
-    /// `Begin` or `Extend`: the replica holds everything before `end`.
+    /// `Begin`, `Complete` or `Extend`: the replica holds everything before `end`.
     Appended {
         /// The end of the last commit that was sent.
         end: Offset,

@@ -89,6 +89,8 @@ pub struct Replica {
     /// When the last try after a failure was due.
     last_retry: Option<Instant>,
     last_push: Option<Instant>,
+    /// What there was at the last push: it follows without a pause, however many indexes it is.
+    push_until: Option<(Index, Offset)>,
     /// The segment that was written last, and its length when that was acknowledged.
     last_segment: Option<(SegmentStart, u64)>,
     sync_interval: Duration,
@@ -113,6 +115,7 @@ impl Replica {
             is_unreached: false,
             last_retry: None,
             last_push: None,
+            push_until: None,
             last_segment: None,
             sync_interval,
             is_beside_tireless: false,
@@ -261,12 +264,15 @@ impl Replica {
                     (true, Snapshot::Published) => tail.open.map(|open| tail.seal(open, false, shadow)),
                     (_, snapshot) => next_streaming_job(tail, snapshot, shadow, now),
                 };
-                let is_push = matches!(job, Some(Job::Begin { .. } | Job::Extend { .. }));
+                let is_push =
+                    matches!(job, Some(Job::Begin { .. } | Job::Complete { .. } | Job::Extend { .. }));
                 self.state_ahead =
                     shadow.end_of(tail.index).and_then(|end| Some((end, shadow.state_at(tail.index, end)?)));
-                let too_early = self.last_push.is_some_and(|at| now < at + interval);
-                if is_push && !too_early {
+                let is_rest = self.push_until.is_some_and(|end| (tail.index, tail.end) < end);
+                let too_early = !is_rest && self.last_push.is_some_and(|at| now < at + interval);
+                if is_push && !too_early && !is_rest {
                     self.last_push = Some(now);
+                    self.push_until = (!self.sync_interval.is_zero()).then_some((shadow.index, shadow.end));
                 }
                 job.filter(|_| !(is_push && too_early))
             }
@@ -376,6 +382,15 @@ impl Replica {
                     self.last_segment = Some((segment, length));
                 }
             }
+            (Job::Complete { segment, .. }, Outcome::Appended { end, length }) => {
+                if let Phase::Streaming { tail, .. } = &mut self.phase {
+                    let closed = Some(OpenSegment { name: segment, length, opened: now });
+                    *tail = Tail { end, closed, replace: false, ..*tail };
+                    let acked = tail.leave_index().map_or((segment.index, end), |next| (next, Offset::ZERO));
+                    self.acked = self.acked.max(Some(acked));
+                    self.last_segment = Some((segment, length));
+                }
+            }
             (Job::Extend { segment, .. }, Outcome::Appended { end, length }) => {
                 if let Phase::Streaming { tail, .. } = &mut self.phase {
                     tail.open = tail.open.map(|open| OpenSegment { length, ..open });
@@ -387,8 +402,7 @@ impl Replica {
             (Job::Seal { last_of_index, .. }, Outcome::Sealed) => {
                 if let Phase::Streaming { tail, .. } = &mut self.phase {
                     tail.closed = tail.open.take();
-                    if last_of_index && let Some(next) = tail.index.next() {
-                        *tail = Tail::at(next, Offset::ZERO);
+                    if last_of_index && let Some(next) = tail.leave_index() {
                         self.acked = Some((next, Offset::ZERO));
                     }
                 }

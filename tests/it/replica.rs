@@ -334,12 +334,10 @@ fn the_last_segment_of_an_acknowledged_index_is_written_anew_without_a_word() {
     let listing =
         Listing { snapshots: vec![INDEX], segments: vec![(name, 90)], last_is_ours: true, last_end: None };
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &over, later, 0.0), Finding::Nothing);
-    assert!(matches!(replica.next_job(&over, later), Some(Job::Begin { replace: true, .. })));
+    assert!(matches!(replica.next_job(&over, later), Some(Job::Complete { replace: true, .. })));
     let appended = Outcome::Appended { end: Offset::new(1000), length: 50 };
     assert_eq!(replica.on_outcome(appended, &over, later, 0.0), Finding::Nothing);
     assert_eq!(replica.acked(), acked);
-    assert!(matches!(replica.next_job(&over, later), Some(Job::Seal { .. })));
-    replica.on_outcome(Outcome::Sealed, &over, later, 0.0);
     assert!(matches!(replica.next_job(&over, later), Some(Job::Begin { replace: false, .. })));
     let appended = Outcome::Appended { end: Offset::new(500), length: 50 };
     assert_eq!(replica.on_outcome(appended, &over, later, 0.0), Finding::Nothing);
@@ -362,6 +360,58 @@ fn a_replica_that_holds_more_than_the_shadow_calls_for_a_new_generation() {
         let finding = replica.on_outcome(Outcome::Found(listing), &shadow(5000), now, 0.0);
         assert_eq!(finding, Finding::Diverged, "{index}:{start}");
     }
+}
+
+#[test]
+fn an_index_that_is_over_before_anything_of_it_was_sent_is_one_sealed_segment() {
+    let now = Instant::now();
+    let mut replica = streaming(1000, now);
+    let (second, third) = (next(INDEX), next(next(INDEX)));
+    let mut over = known(500);
+    over.complete = BTreeMap::from([(INDEX, Offset::new(1000)), (second, Offset::new(2000))]);
+    over.states.insert(second, state(2000));
+    over.index = third;
+    assert_eq!(sealed(replica.next_job(&over, now)).1, true, "what has grown is sealed");
+    replica.on_outcome(Outcome::Sealed, &over, now, 0.0);
+    let mut long = replica.clone();
+    let segment = SegmentStart { index: second, start: Offset::ZERO };
+    let (end, state) = (Offset::new(2000), Some(state(2000)));
+    let job = replica.next_job(&over, now);
+    assert_eq!(job, Some(Job::Complete { segment, end, replace: false, state }));
+    replica.on_outcome(Outcome::Appended { end, length: 90 }, &over, now, 0.0);
+    assert_eq!(replica.acked(), Some(Position::new(generation(), third, Offset::ZERO)));
+    assert_eq!(replica.needs_from(), Some(second), "should the next one fail");
+    assert!(matches!(replica.next_job(&over, now), Some(Job::Begin { replace: false, .. })));
+
+    over.complete.insert(second, Offset::new(SEGMENT_LENGTH + 1));
+    assert!(matches!(long.next_job(&over, now), Some(Job::Begin { .. })), "more than one segment");
+}
+
+#[test]
+fn what_there_was_at_a_push_follows_without_pauses_and_what_came_later_waits() {
+    let (now, interval) = (Instant::now(), Duration::from_secs(10));
+    let mut replica = streaming_with(1000, interval, now);
+    let mut over = shadow(300);
+    over.complete.insert(INDEX, Offset::new(1000));
+    for _ in 0..5 {
+        over.index = next(over.index);
+        over.complete.insert(over.index, Offset::new(2000));
+    }
+    over.index = next(over.index);
+    assert!(matches!(replica.next_job(&over, now), Some(Job::Seal { .. })), "which is no push");
+    replica.on_outcome(Outcome::Sealed, &over, now, 0.0);
+    assert_eq!(replica.next_job(&over, now), None, "something was just pushed");
+    let due = now + interval;
+    for _ in 0..5 {
+        assert!(matches!(replica.next_job(&over, due), Some(Job::Complete { .. })));
+        let appended = Outcome::Appended { end: Offset::new(2000), length: 50 };
+        replica.on_outcome(appended, &over, due, 0.0);
+    }
+    assert!(matches!(replica.next_job(&over, due), Some(Job::Begin { .. })));
+    replica.on_outcome(Outcome::Appended { end: Offset::new(300), length: 50 }, &over, due, 0.0);
+    over.end = Offset::new(400);
+    assert_eq!(replica.next_job(&over, due), None);
+    assert_eq!(replica.next_timeout(&over), Some(due + interval));
 }
 
 #[test]

@@ -62,6 +62,13 @@ impl Tail {
         self.state = ahead.filter(|(at, _)| *at == end).map(|(_, state)| state);
     }
 
+    /// Moves on to the next index, if there can be one.
+    pub(super) fn leave_index(&mut self) -> Option<Index> {
+        let next = self.index.next()?;
+        *self = Tail::at(next, Offset::ZERO);
+        Some(next)
+    }
+
     /// When the open segment is sealed though nothing new comes: what it ends with can be proven then.
     pub(super) fn seals_at(&self, shadow: &ShadowExtent) -> Option<Instant> {
         let open = self.open.filter(|_| self.state_here(shadow).is_some())?;
@@ -119,7 +126,12 @@ pub(super) fn next_streaming_job(
         Some(open) => Some(Job::Extend { segment: open.name, length: open.length, from: tail.end, to }),
         None if tail.end < to => {
             let segment = SegmentStart { index: tail.index, start: tail.end };
-            Some(Job::Begin { segment, to, replace: tail.replace })
+            let replace = tail.replace;
+            let is_one_segment = is_over && to <= cut_of(tail.end);
+            Some(match is_one_segment {
+                true => Job::Complete { segment, end: to, replace, state: shadow.state_at(tail.index, to) },
+                false => Job::Begin { segment, to, replace },
+            })
         }
         None if is_over && tail.closed.is_some() => tail.closed.map(|closed| tail.seal(closed, true, shadow)),
         None if is_over => {
