@@ -13,9 +13,9 @@ use crate::shadow::{ShadowReadError, ShadowReader};
 /// Bytes that are read and compressed between two moments in which others are let go first.
 const PIECE: usize = 128 << 10;
 
-/// What was read of a segment that grows, for the checksum in its trailer.
+/// What was read of a segment that grows, for the checksum in its trailer. It is the same on every replica: what is in the
+/// shadow never changes.
 pub(super) struct Content {
-    root: String,
     generation: Generation,
     segment: SegmentStart,
     end: Offset,
@@ -108,14 +108,13 @@ impl Carrier {
     fn known(&mut self, order: &Order, segment: SegmentStart, end: Offset) -> Option<Crc64> {
         let is_same = |content: &Content| {
             (content.generation, content.segment, content.end) == (order.generation, segment, end)
-                && content.root == order.root
         };
         self.content.take().filter(is_same).map(|content| content.crc)
     }
 
     fn keep(&mut self, order: &Order, segment: SegmentStart, end: Offset, crc: Option<Crc64>) {
-        let (root, generation) = (order.root.clone(), order.generation);
-        self.content = crc.map(|crc| Content { root, generation, segment, end, crc });
+        let generation = order.generation;
+        self.content = crc.map(|crc| Content { generation, segment, end, crc });
     }
 
     /// Writes a segment as it is by now. Under its own name it then grows.

@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use wal_agent::carry::{Carrier, Order, Progress};
+use wal_agent::core::checksum::Crc64;
 use wal_agent::core::names::{parse_segment, parse_snapshot};
 use wal_agent::core::position::{Index, Offset};
 use wal_agent::core::replica::{Finding, Outcome, Replica};
-use wal_agent::core::segment::FRAME_HEADER;
+use wal_agent::core::segment::{FRAME_HEADER, SegmentTrailer, TRAILER_LENGTH, Trailer};
 use wal_agent::core::wal::WalHeader;
 use wal_agent::database_file::DatabaseFile;
 use wal_agent::disk::{Disk, OsDisk, WalMap};
@@ -87,7 +88,9 @@ impl Driver {
             for end in history.ends(k) {
                 self.shadow.absorb(&map, Offset::new(end), |_, _| {}).unwrap();
                 assert_eq!(self.shadow.extent().end.get(), end);
-                self.pump();
+                if k != UNSENT {
+                    self.pump();
+                }
                 match commit {
                     AGED => self.now += Duration::from_secs(61),
                     RESTARTED => self.restart(),
@@ -165,6 +168,8 @@ impl Driver {
         for (k, wal) in self.history.wals.iter().enumerate() {
             let segments: Vec<u8> = segments(&objects, index(k)).into_values().flatten().collect();
             assert!(segments == *wal, "WAL {k}:\n{}", self.server.log());
+            let last = sealed(&objects, index(k)).last().is_some_and(|trailer| trailer.last_of_index);
+            assert_eq!(last, k + 1 < self.history.wals.len(), "WAL {k}:\n{}", self.server.log());
         }
     }
 
@@ -216,6 +221,18 @@ fn segments(objects: &Objects, index: Index) -> BTreeMap<u64, Vec<u8>> {
         Some((start.get(), decode(bytes).unwrap_or_else(|why| panic!("{path}: {why}"))))
     };
     objects.iter().filter_map(segment).collect()
+}
+
+/// The trailers of the sealed segments of an index, in their order, each of which says what is in its segment.
+fn sealed(objects: &Objects, index: Index) -> Vec<SegmentTrailer> {
+    let trailer = |(path, bytes): (&String, &Vec<u8>)| {
+        parse_segment(name(path)).filter(|(of, _)| *of == index)?;
+        let (trailer, _) = Trailer::parse(bytes.get(bytes.len().checked_sub(TRAILER_LENGTH)?..)?)?;
+        let Trailer::Segment(trailer) = trailer else { panic!("{path} has another trailer: {trailer:?}") };
+        assert_eq!(trailer.crc, Crc64::of(&decode(bytes).unwrap()), "{path}");
+        Some(trailer)
+    };
+    objects.iter().filter_map(trailer).collect()
 }
 
 /// What must hold after every operation.
@@ -280,15 +297,19 @@ fn assert_covers(lengths: &BTreeMap<&str, u64>, index: Index, wanted: u64) {
     }
 }
 
-/// Small commits and some of several packets; three WALs; a segment that grows old; about 60 operations.
+/// Small commits and some of several packets; four WALs, one of which is over before anything of it is sent; a segment
+/// that grows old; about 60 operations.
 fn life() -> Arc<History> {
     static LIFE: OnceLock<Arc<History>> = OnceLock::new();
-    let wals: [&[usize]; 3] = [&[100, 3000, 40_000, 200, 300], &[100, 20_000, 10], &[50, 60]];
+    let wals: [&[usize]; 4] =
+        [&[100, 3000, 40_000, 200, 300], &[100, 20_000, 10], &[400, 40_000, 30], &[50, 60]];
     Arc::clone(LIFE.get_or_init(|| Arc::new(History::of_sizes(1024, &wals))))
 }
 
 /// Fewer runs than this would mean that the scenario has become another one.
 const MANY: usize = 40;
+/// Of this WAL nothing is sent before it is over.
+const UNSENT: usize = 2;
 /// After this commit the open segment grows old.
 const AGED: usize = 3;
 /// After this one the agent restarts, so that the open segment is replaced.

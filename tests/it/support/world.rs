@@ -108,7 +108,8 @@ pub struct World {
     pub servers: Vec<FaultyServer>,
     pub application: Arc<Mutex<Application>>,
     connections: HashMap<(usize, bool), Box<dyn Remote>>,
-    carriers: HashMap<(usize, bool), Carrier>,
+    /// As threads, of which a destination has two, whatever replicates there.
+    carriers: HashMap<bool, Carrier>,
     jobs: Jobs,
     agent: Option<Agent>,
     began: (Instant, SystemTime),
@@ -417,7 +418,7 @@ impl World {
                 let line = (replica, order.job.is_of_snapshots());
                 let server = &self.servers[replica];
                 let remote = self.connections.entry(line).or_insert_with(|| server.connect());
-                let carrier = self.carriers.entry(line).or_default();
+                let carrier = self.carriers.entry(line.1).or_default();
                 let outcome = carrier.carry(&mut **remote, &order).unwrap_or_else(|error| {
                     if error.is_disconnected() {
                         self.connections.remove(&line);
