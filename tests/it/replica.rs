@@ -371,7 +371,7 @@ fn an_index_that_is_over_before_anything_of_it_was_sent_is_one_sealed_segment() 
     over.complete = BTreeMap::from([(INDEX, Offset::new(1000)), (second, Offset::new(2000))]);
     over.states.insert(second, state(2000));
     over.index = third;
-    assert_eq!(sealed(replica.next_job(&over, now)).1, true, "what has grown is sealed");
+    assert!(sealed(replica.next_job(&over, now)).1, "what has grown is sealed");
     replica.on_outcome(Outcome::Sealed, &over, now, 0.0);
     let mut long = replica.clone();
     let segment = SegmentStart { index: second, start: Offset::ZERO };

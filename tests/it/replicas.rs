@@ -89,6 +89,32 @@ fn many_databases_with_three_replicas_each_share_two_logins() {
 }
 
 #[test]
+fn databases_that_grow_alike_on_one_server_are_sealed_each_with_its_own_checksum() {
+    let scene = Scene::new();
+    let location = scene.server.location();
+    let databases = ["one.db", "two.db"].map(|name| scene.folder.path().join(name));
+    let parts = databases.each_ref().map(|database| {
+        let name = database.file_name().expect("it has one").to_string_lossy().into_owned();
+        of_database(database, &[&on_server(&location, &name)]).replace("dbs:\n", "")
+    });
+    let mut writers =
+        databases.each_ref().map(|database| Writer::start(database, &["--step", "--size", "500"]));
+    writers.iter_mut().for_each(Writer::step);
+    let agent = Agent::start(scene.folder.path(), &format!("dbs:\n{}", parts.concat()));
+    databases.iter().for_each(|database| wait_until_restores(&agent, database, &[]));
+    // One thread sends both, and what it sent last ends where this one goes on.
+    writers[0].step();
+    wait_until_restores(&agent, &databases[0], &[]);
+    agent.stop();
+    for database in &databases {
+        let output = database.with_extension("stopped");
+        let replica = scene.server.storage().join(database.file_name().expect("it has one"));
+        restore_folder(&replica, &output);
+        assert_same(database, &output);
+    }
+}
+
+#[test]
 fn a_restart_writes_the_last_segment_anew_and_touches_nothing_of_others() {
     let (scene, mut writer, agent) = streaming(5);
     let last = segments(&scene).pop().expect("there is a segment");
