@@ -18,6 +18,7 @@ use crate::remote::{FailureKind, Remote, RemoteError, join};
 use crate::shadow::ShadowReadError;
 use crossbeam_channel::{Receiver, bounded};
 use segments::Content;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Bytes before compression of one block: large enough for libssh2 to fill the line within one call, small enough
+/// Bytes before compression that are sent together: large enough for libssh2 to fill the line within one call, small enough
 /// that compressing one goes on beside sending another.
 const BLOCK: usize = 1 << 20;
 /// Blocks that are compressed ahead of sending: bounds memory.
@@ -51,6 +52,8 @@ pub struct Order {
     pub root: String,
     /// The folder of the shadow files.
     pub shadow: PathBuf,
+    /// Where the last of them ends, behind its last commit.
+    pub shadow_end: (Index, Offset),
     /// Where they are.
     pub disk: Arc<dyn Disk>,
     /// The database file, for a snapshot.
@@ -121,16 +124,15 @@ impl CarryError {
 /// Carries out orders, one after the other.
 #[derive(Default)]
 pub struct Carrier {
-    /// What was read of the segment that was sent last, while it grows.
-    content: Option<Content>,
-    /// Who goes first.
+    /// What was read of the segment that grows, by generation: sealing it then reads nothing again.
+    contents: HashMap<Generation, Content>,
     deference: Deference,
 }
 
 impl Carrier {
     /// One that lets others go first.
     pub fn new(deference: Deference) -> Self {
-        Carrier { content: None, deference }
+        Carrier { contents: HashMap::new(), deference }
     }
 
     /// Carries out `order`.
@@ -145,8 +147,8 @@ impl Carrier {
                 publish_snapshot(remote, order, sent, valid_from, state).map(|()| Outcome::SnapshotPublished)
             }
             Job::Begin { segment, to, replace } => self.begin(remote, order, segment, to, replace),
-            Job::Complete { segment, end, replace, state } => {
-                self.complete(remote, order, segment, end, replace, state)
+            Job::SendSealed { segment, end, replace, state } => {
+                self.send_sealed(remote, order, segment, end, replace, state)
             }
             Job::Extend { segment, length, from, to } => {
                 self.extend(remote, order, segment, length, from, to)

@@ -6,8 +6,8 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The longest that anybody is let go first in one go.
-const LONGEST_WAIT: Duration = Duration::from_millis(20);
+/// So long somebody goes first at the most: one whose disk hangs keeps nobody waiting for longer.
+const LONGEST: Duration = Duration::from_millis(20);
 
 /// Shared by those who may go first and those who let them.
 #[derive(Debug, Clone, Default)]
@@ -15,9 +15,15 @@ pub struct Precedence(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// How many go first now.
-    going: Mutex<u32>,
+    going: Mutex<Goers>,
     ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Goers {
+    count: u32,
+    /// When the last of them began.
+    since: Option<Instant>,
 }
 
 /// Somebody goes first until this is dropped.
@@ -27,12 +33,13 @@ pub struct Going(Precedence);
 impl Precedence {
     /// Goes first.
     pub fn take(&self) -> Going {
-        *self.going() += 1;
+        let mut going = self.going();
+        (going.count, going.since) = (going.count + 1, Some(Instant::now()));
         Going(self.clone())
     }
 
-    // A number is whole whoever panicked meanwhile.
-    fn going(&self) -> MutexGuard<'_, u32> {
+    // Both numbers are whole, whoever panicked meanwhile.
+    fn going(&self) -> MutexGuard<'_, Goers> {
         self.0.going.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -40,7 +47,7 @@ impl Precedence {
 impl Drop for Going {
     fn drop(&mut self) {
         let Going(precedence) = self;
-        *precedence.going() -= 1;
+        precedence.going().count -= 1;
         precedence.0.ended.notify_all();
     }
 }
@@ -60,31 +67,35 @@ impl Deference {
 
     /// Waits while others go first, for a bounded time.
     pub fn let_go_first(&mut self) {
-        let patience = self.waited.map_or(LONGEST_WAIT, |at| at.elapsed().min(LONGEST_WAIT));
         let going = self.precedence.going();
-        if *going == 0 {
-            return;
-        }
+        let Some(since) = going.since.filter(|_| going.count > 0) else { return };
+        let patience = patience(since, self.waited, Instant::now());
         // Whether they have ended or the time is up, it goes on.
-        drop(self.precedence.0.ended.wait_timeout_while(going, patience, |going| *going > 0));
+        drop(self.precedence.0.ended.wait_timeout_while(going, patience, |going| going.count > 0));
         self.waited = Some(Instant::now());
     }
 }
 
+/// How long somebody who began at `since` is waited for at `now`, by one who ended waiting at `waited`.
+fn patience(since: Instant, waited: Option<Instant>, now: Instant) -> Duration {
+    let patience = LONGEST.saturating_sub(now.saturating_duration_since(since));
+    waited.map_or(patience, |at| now.saturating_duration_since(at).min(patience))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Deference, Precedence};
+    use super::{Deference, LONGEST, Precedence, patience};
+    use std::time::{Duration, Instant};
 
     #[test]
-    fn whoever_goes_first_is_waited_for_until_it_ends_and_never_without_bound() {
+    fn whoever_goes_first_is_waited_for_and_nobody_else() {
         let precedence = Precedence::default();
         let mut deference = Deference::to(&precedence);
         deference.let_go_first();
         assert!(deference.waited.is_none(), "nobody went first");
 
         let going = precedence.take();
-        let other = precedence.take();
-        drop(other);
+        drop(precedence.take());
         deference.let_go_first();
         assert!(deference.waited.is_some(), "one of two still goes first");
         drop(going);
@@ -95,12 +106,11 @@ mod tests {
     }
 
     #[test]
-    fn it_is_awaited_by_a_thread_of_its_own() {
-        let precedence = Precedence::default();
-        let mut deference = Deference::to(&precedence);
-        let going = precedence.take();
-        let waiting = std::thread::spawn(move || deference.let_go_first());
-        drop(going);
-        waiting.join().unwrap();
+    fn one_who_hangs_is_waited_for_once_and_nobody_longer_than_was_worked_since() {
+        let since = Instant::now();
+        assert_eq!(patience(since, None, since), LONGEST);
+        assert_eq!(patience(since, Some(since), since + LONGEST), Duration::ZERO);
+        let work = LONGEST / 10;
+        assert_eq!(patience(since, Some(since), since + work), work);
     }
 }

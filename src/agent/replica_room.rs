@@ -105,6 +105,7 @@ impl ReplicaRoom {
             generation: extent.generation,
             root,
             shadow: shadow.to_owned(),
+            shadow_end: (extent.index, extent.end),
             disk: Arc::clone(disk),
             database: descriptor,
             fsync: self.config.durability == Durability::Fsync,

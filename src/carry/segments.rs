@@ -3,7 +3,7 @@
 use super::{BLOCK, Carrier, CarryError, Order, pipelined};
 use crate::core::checksum::Crc64;
 use crate::core::page_table::DatabaseState;
-use crate::core::position::{Generation, Index, Offset};
+use crate::core::position::{Index, Offset};
 use crate::core::replica::{Outcome, SEGMENT_LENGTH, SegmentStart, cut_of};
 use crate::core::segment::{self, EMPTY_LENGTH, END_MARK, FRAME_HEADER, SegmentTrailer, Trailer, Write};
 use crate::precedence::Deference;
@@ -13,10 +13,12 @@ use crate::shadow::{ShadowReadError, ShadowReader};
 /// Bytes that are read and compressed between two moments in which others are let go first.
 const PIECE: usize = 128 << 10;
 
+/// So many databases' checksums are known at the most; behind that, sealing reads.
+const MOST_CONTENTS: usize = 64;
+
 /// What was read of a segment that grows, for the checksum in its trailer. It is the same on every replica: what is in the
 /// shadow never changes.
 pub(super) struct Content {
-    generation: Generation,
     segment: SegmentStart,
     end: Offset,
     crc: Crc64,
@@ -27,7 +29,8 @@ struct Reading<'a> {
     reader: ShadowReader,
     /// Of all that was read of the segment; `None` where its beginning was not read by us.
     crc: Option<Crc64>,
-    deference: &'a mut Deference,
+    /// `None` for whoever is behind: the way is long enough.
+    deference: Option<&'a mut Deference>,
 }
 
 impl Reading<'_> {
@@ -42,10 +45,12 @@ impl Reading<'_> {
     ) -> Result<(), ShadowReadError> {
         let mut buffer = Vec::new();
         loop {
-            self.deference.let_go_first();
             self.reader.read(&mut buffer, to, cut_of(start), size)?;
             if buffer.is_empty() {
                 return Ok(());
+            }
+            if let Some(deference) = &mut self.deference {
+                deference.let_go_first();
             }
             if let Some(crc) = &mut self.crc {
                 crc.update(&buffer);
@@ -56,7 +61,7 @@ impl Reading<'_> {
         }
     }
 
-    /// Reads, verifies and compresses what is to be sent, and sends blocks of at most [`BLOCK`] bytes in one go. More than
+    /// Reads, verifies and compresses what is to be sent, and sends blocks of at most [`BLOCK`] bytes together. More than
     /// a segment is compressed beside the sending; less comes while the application writes, which needs the processor, too.
     fn each_block(
         &mut self,
@@ -74,8 +79,10 @@ impl Reading<'_> {
                 blocks.clear();
                 waiting = 0;
             }
-            segment::push_block(&mut blocks, raw);
-            waiting += raw.len();
+            if sent.is_ok() {
+                segment::push_block(&mut blocks, raw);
+                waiting += raw.len();
+            }
             sent.is_ok()
         })?;
         sent?;
@@ -100,21 +107,24 @@ impl Carrier {
         from: Offset,
     ) -> Result<Reading<'_>, ShadowReadError> {
         let reader = open_shadow(order, segment.index, from)?;
+        let is_behind = order.shadow_end.0.get() > segment.index.get() + 1;
         let crc = if from == segment.start { Some(Crc64::new()) } else { self.known(order, segment, from) };
-        Ok(Reading { reader, crc, deference: &mut self.deference })
+        let deference = (!is_behind).then_some(&mut self.deference);
+        Ok(Reading { reader, crc, deference })
     }
 
-    /// The checksum of a segment up to `end`, if that is what was read last. Whatever fails next, it is forgotten.
+    /// The checksum of a segment up to `end`, if that is what was read of its generation last; it is forgotten by this.
     fn known(&mut self, order: &Order, segment: SegmentStart, end: Offset) -> Option<Crc64> {
-        let is_same = |content: &Content| {
-            (content.generation, content.segment, content.end) == (order.generation, segment, end)
-        };
-        self.content.take().filter(is_same).map(|content| content.crc)
+        let content = self.contents.remove(&order.generation)?;
+        ((content.segment, content.end) == (segment, end)).then_some(content.crc)
     }
 
     fn keep(&mut self, order: &Order, segment: SegmentStart, end: Offset, crc: Option<Crc64>) {
-        let generation = order.generation;
-        self.content = crc.map(|crc| Content { generation, segment, end, crc });
+        let Some(crc) = crc else { return };
+        if self.contents.len() >= MOST_CONTENTS {
+            self.contents.clear();
+        }
+        self.contents.insert(order.generation, Content { segment, end, crc });
     }
 
     /// Writes a segment as it is by now. Under its own name it then grows.
@@ -134,7 +144,7 @@ impl Carrier {
     }
 
     /// Writes a segment of which nothing more will come, with its trailer.
-    pub(super) fn complete(
+    pub(super) fn send_sealed(
         &mut self,
         remote: &mut dyn Remote,
         order: &Order,
@@ -147,7 +157,6 @@ impl Carrier {
         let SegmentStart { index, start } = segment;
         let trailer = SegmentTrailer { index, start, end, last_of_index: true, crc: 0, state };
         let length = write(remote, order, segment, &mut reading, end, replace, Some(trailer))?;
-        assert_eq!(reading.reader.position(), end, "BUG: a segment that is cut was to be complete");
         Ok(Outcome::Appended { end, length })
     }
 
@@ -190,7 +199,7 @@ impl Carrier {
         assert!(length > EMPTY_LENGTH, "BUG: an empty segment is sealed");
         let crc = match self.known(order, segment, trailer.end) {
             Some(crc) => crc,
-            None => self.read_all(order, segment, trailer.end)?,
+            None => checksum(order, segment, trailer.end, || self.deference.let_go_first())?,
         };
         let trailer = Trailer::Segment(SegmentTrailer { crc: crc.value(), ..trailer });
         let path = order.path(&order.segment(segment).path());
@@ -199,19 +208,24 @@ impl Carrier {
         remote.close(&path);
         Ok(())
     }
+}
 
-    /// The checksum of a segment up to `end`, where it ends.
-    fn read_all(&mut self, order: &Order, segment: SegmentStart, end: Offset) -> Result<Crc64, CarryError> {
-        let mut reader = open_shadow(order, segment.index, segment.start)?;
-        let (mut crc, mut buffer) = (Crc64::new(), Vec::new());
-        loop {
-            self.deference.let_go_first();
-            reader.read(&mut buffer, end, end, PIECE)?;
-            if buffer.is_empty() {
-                return Ok(crc);
-            }
-            crc.update(&buffer);
+/// The checksum of what the shadow has of a segment up to `end`, where it ends. `pause` is called between the pieces.
+pub(super) fn checksum(
+    order: &Order,
+    segment: SegmentStart,
+    end: Offset,
+    mut pause: impl FnMut(),
+) -> Result<Crc64, ShadowReadError> {
+    let mut reader = open_shadow(order, segment.index, segment.start)?;
+    let (mut crc, mut buffer) = (Crc64::new(), Vec::new());
+    loop {
+        pause();
+        reader.read(&mut buffer, end, end, PIECE)?;
+        if buffer.is_empty() {
+            return Ok(crc);
         }
+        crc.update(&buffer);
     }
 }
 
@@ -244,6 +258,11 @@ fn write(
     })?;
     waiting.extend_from_slice(&END_MARK);
     if let Some(trailer) = trailer {
+        let end = reading.reader.position();
+        if end != trailer.end {
+            let why = format!("its index was to end at {}, and its segment is cut at {end}", trailer.end);
+            return Err(ShadowReadError::Damaged(why).into());
+        }
         let crc = reading.crc.as_ref().expect("BUG: it is read from its beginning").value();
         waiting.extend_from_slice(&Trailer::Segment(SegmentTrailer { crc, ..trailer }).encode());
     }

@@ -45,7 +45,7 @@ pub enum Job {
         replace: bool,
     },
     /// Write all that is left of an index that is over, as one segment, sealed.
-    Complete {
+    SendSealed {
         /// Its name.
         segment: SegmentStart,
         /// Where the index ends.
@@ -88,7 +88,7 @@ impl Job {
             Job::SendSnapshot { .. } | Job::PublishSnapshot { .. } => true,
             Job::Look { .. }
             | Job::Begin { .. }
-            | Job::Complete { .. }
+            | Job::SendSealed { .. }
             | Job::Extend { .. }
             | Job::Seal { .. } => false,
         }
@@ -150,7 +150,7 @@ pub enum Outcome {
     SnapshotSent(SentSnapshot),
     /// The snapshot has its name.
     SnapshotPublished,
-    /// `Begin`, `Complete` or `Extend`: the replica holds everything before `end`.
+    /// `Begin`, `SendSealed` or `Extend`: the replica holds everything before `end`.
     Appended {
         /// The end of the last commit that was sent.
         end: Offset,

@@ -265,7 +265,7 @@ impl Replica {
                     (_, snapshot) => next_streaming_job(tail, snapshot, shadow, now),
                 };
                 let is_push =
-                    matches!(job, Some(Job::Begin { .. } | Job::Complete { .. } | Job::Extend { .. }));
+                    matches!(job, Some(Job::Begin { .. } | Job::SendSealed { .. } | Job::Extend { .. }));
                 self.state_ahead =
                     shadow.end_of(tail.index).and_then(|end| Some((end, shadow.state_at(tail.index, end)?)));
                 let is_rest = self.push_until.is_some_and(|end| (tail.index, tail.end) < end);
@@ -382,12 +382,10 @@ impl Replica {
                     self.last_segment = Some((segment, length));
                 }
             }
-            (Job::Complete { segment, .. }, Outcome::Appended { end, length }) => {
+            (Job::SendSealed { segment, .. }, Outcome::Appended { length, .. }) => {
                 if let Phase::Streaming { tail, .. } = &mut self.phase {
-                    let closed = Some(OpenSegment { name: segment, length, opened: now });
-                    *tail = Tail { end, closed, replace: false, ..*tail };
-                    let acked = tail.leave_index().map_or((segment.index, end), |next| (next, Offset::ZERO));
-                    self.acked = self.acked.max(Some(acked));
+                    // It may be written anew, and more be acknowledged already.
+                    self.acked = self.acked.max(tail.leave_index().map(|next| (next, Offset::ZERO)));
                     self.last_segment = Some((segment, length));
                 }
             }

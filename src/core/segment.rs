@@ -43,17 +43,6 @@ pub fn push_block(out: &mut Vec<u8>, raw: &[u8]) {
 /// Bytes of a frame header and the largest first block.
 pub const MOST_BLOCK_BYTES: usize = FRAME_HEADER.len() + 4 + MAX_BLOCK;
 
-/// The content of the first block of a frame of ours; `None` if `frame` does not begin with one.
-pub fn first_block(frame: &[u8]) -> Option<Vec<u8>> {
-    let (size, rest) = frame.strip_prefix(&FRAME_HEADER)?.split_first_chunk::<4>()?;
-    let size = u32::from_le_bytes(*size);
-    let data = rest.get(..(size & !STORED) as usize)?;
-    match size & STORED {
-        0 => lz4_flex::block::decompress(data, MAX_BLOCK).ok(),
-        _ => Some(data.to_vec()),
-    }
-}
-
 /// One write into an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Write<'a> {

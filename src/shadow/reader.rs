@@ -64,15 +64,23 @@ impl ShadowReader {
         })
     }
 
-    /// Whether the shadow has `theirs` at `at`, as far as it reaches, and reaches beyond `at`.
+    /// The length of the file, which is where an index that is over ends.
     ///
     /// # Errors
     /// The disk's.
-    pub fn compare(&self, at: Offset, theirs: &[u8]) -> Result<bool, ShadowReadError> {
-        let there = self.file.length()?.saturating_sub(at.get()).min(theirs.len() as u64) as usize;
+    pub fn length(&self) -> Result<Offset, ShadowReadError> {
+        Ok(Offset::new(self.file.length()?))
+    }
+
+    /// Whether the shadow, which ends at `end`, has `theirs` at `at`, as far as it reaches.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn agrees(&self, at: Offset, theirs: &[u8], end: Offset) -> Result<bool, ShadowReadError> {
+        let there = end.since(at).min(theirs.len() as u64) as usize;
         let mut ours = vec![0; there];
         self.file.read_at(&mut ours, at.get())?;
-        Ok(there > 0 && ours == theirs[..there])
+        Ok(ours == theirs[..there])
     }
 
     /// Reads the next bytes before `to`, at most `limit` but at least a frame, into `buffer`. Stops behind the first

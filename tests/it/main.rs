@@ -38,6 +38,7 @@ mod resting;
 mod restore;
 mod restore_damage;
 mod restore_proof;
+mod rolled_back;
 mod room;
 mod segment;
 mod server_return;

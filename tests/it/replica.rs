@@ -334,7 +334,7 @@ fn the_last_segment_of_an_acknowledged_index_is_written_anew_without_a_word() {
     let listing =
         Listing { snapshots: vec![INDEX], segments: vec![(name, 90)], last_is_ours: true, last_end: None };
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &over, later, 0.0), Finding::Nothing);
-    assert!(matches!(replica.next_job(&over, later), Some(Job::Complete { replace: true, .. })));
+    assert!(matches!(replica.next_job(&over, later), Some(Job::SendSealed { replace: true, .. })));
     let appended = Outcome::Appended { end: Offset::new(1000), length: 50 };
     assert_eq!(replica.on_outcome(appended, &over, later, 0.0), Finding::Nothing);
     assert_eq!(replica.acked(), acked);
@@ -377,7 +377,7 @@ fn an_index_that_is_over_before_anything_of_it_was_sent_is_one_sealed_segment() 
     let segment = SegmentStart { index: second, start: Offset::ZERO };
     let (end, state) = (Offset::new(2000), Some(state(2000)));
     let job = replica.next_job(&over, now);
-    assert_eq!(job, Some(Job::Complete { segment, end, replace: false, state }));
+    assert_eq!(job, Some(Job::SendSealed { segment, end, replace: false, state }));
     replica.on_outcome(Outcome::Appended { end, length: 90 }, &over, now, 0.0);
     assert_eq!(replica.acked(), Some(Position::new(generation(), third, Offset::ZERO)));
     assert_eq!(replica.needs_from(), Some(second), "should the next one fail");
@@ -388,7 +388,7 @@ fn an_index_that_is_over_before_anything_of_it_was_sent_is_one_sealed_segment() 
 }
 
 #[test]
-fn what_there_was_at_a_push_follows_without_pauses_and_what_came_later_waits() {
+fn what_there_was_at_a_push_follows_without_pauses_and_then_it_waits() {
     let (now, interval) = (Instant::now(), Duration::from_secs(10));
     let mut replica = streaming_with(1000, interval, now);
     let mut over = shadow(300);
@@ -403,7 +403,7 @@ fn what_there_was_at_a_push_follows_without_pauses_and_what_came_later_waits() {
     assert_eq!(replica.next_job(&over, now), None, "something was just pushed");
     let due = now + interval;
     for _ in 0..5 {
-        assert!(matches!(replica.next_job(&over, due), Some(Job::Complete { .. })));
+        assert!(matches!(replica.next_job(&over, due), Some(Job::SendSealed { .. })));
         let appended = Outcome::Appended { end: Offset::new(2000), length: 50 };
         replica.on_outcome(appended, &over, due, 0.0);
     }

@@ -126,6 +126,7 @@ impl Driver {
                 generation: generation(),
                 root: String::new(),
                 shadow: self.shadow.folder().to_owned(),
+                shadow_end: (extent.index, extent.end),
                 disk: Arc::clone(&self.disk),
                 database: DatabaseFile::open(&self.folder.path().join("app.db")).unwrap(),
                 fsync: true,

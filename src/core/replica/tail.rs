@@ -62,7 +62,7 @@ impl Tail {
         self.state = ahead.filter(|(at, _)| *at == end).map(|(_, state)| state);
     }
 
-    /// Moves on to the next index, if there can be one.
+    /// Moves on to the next index, which there is unless the names are used up.
     pub(super) fn leave_index(&mut self) -> Option<Index> {
         let next = self.index.next()?;
         *self = Tail::at(next, Offset::ZERO);
@@ -129,13 +129,13 @@ pub(super) fn next_streaming_job(
             let replace = tail.replace;
             let is_one_segment = is_over && to <= cut_of(tail.end);
             Some(match is_one_segment {
-                true => Job::Complete { segment, end: to, replace, state: shadow.state_at(tail.index, to) },
+                true => Job::SendSealed { segment, end: to, replace, state: shadow.state_at(tail.index, to) },
                 false => Job::Begin { segment, to, replace },
             })
         }
         None if is_over && tail.closed.is_some() => tail.closed.map(|closed| tail.seal(closed, true, shadow)),
         None if is_over => {
-            *tail = Tail::at(tail.index.next()?, Offset::ZERO);
+            tail.leave_index()?;
             next_streaming_job(tail, snapshot, shadow, now)
         }
         None => None,
