@@ -13,6 +13,7 @@
 //! front door   main  cli/  config/
 //! rooms        event_loop -> agent -> source/ -> page_table -> shadow
 //!                            agent -> worker -> carry -> shadow (read side)      restore/
+//!                                      worker, carry -> precedence
 //! pipes        disk  database_file  sqlite  watch  locks  memory  control  service  remote/
 //!                                                              each opens one outside crate, or one part of the kernel
 //! ground       core/                                          pure: values in, values out
@@ -104,6 +105,11 @@
 //! - After a power cut, the shadow may end before what a replica holds, and the WAL may have been restarted since. The first
 //!   look of a run reads where the last segment ends: if that is behind the shadow's end for good, a new generation begins,
 //!   because rewriting the segment would take acknowledged commits away until the next index is there.
+//! - A machine that was set back to an image of itself has another history from there on, under the same generation. So
+//!   that look compares all of the last segment with the shadow, and not its beginning only: the snapshot may hold pages of
+//!   the history that is no more.
+//! - An index that is over before anything of it was sent is one sealed segment, written at once: after an outage there are
+//!   many, and each would cost twice the round trips.
 //! - A writer that never pauses is looked at every half a millisecond, not at each event ([`core::pace`]), because it pays
 //!   for each: first the watch sleeps between two, so that the kernel makes one event of many writes; after a tenth of a
 //!   second it watches the database's file only, which tells of a rename, and the folder again once the writer pauses. What
@@ -111,8 +117,9 @@
 //! - notify answers whoever adds or removes a watch only once it has read all events: beside such a writer, never. So that
 //!   is asked on a thread of its own, and nobody waits for it.
 //! - Beside such a writer, too: the copy of a WAL is made durable once the next one is there, not when the WAL may be
-//!   restarted, since the writer itself syncs the next one's header then; and an index that is not over is pushed every 20 ms,
-//!   in larger parts. Whatever competes for the disk or a processor then is paid for by the writer.
+//!   restarted, since the writer itself syncs the next one's header then; an index that is not over is pushed every 20 ms,
+//!   in larger parts; and sending lets a round that waits for its moment go first ([`precedence`]), unless it is behind.
+//!   Whatever competes for the disk or a processor then is paid for by the writer.
 //! - The inode of the database is kept beside the generation's name: after a file was replaced while the agent was
 //!   down, an unchanged `-wal` would otherwise look like continuity.
 //! - Evidence is not made durable: after a power cut the boot is another one, and it proves nothing anyway.
