@@ -1,11 +1,12 @@
 //! Looking what a replica holds of a generation.
 
-use super::segments::{checksum, open_shadow};
+use super::segments::open_shadow;
 use super::{BLOCK, CarryError, MOST_OBJECTS, Order};
+use crate::core::checksum::Crc64;
 use crate::core::frame::FrameDecoder;
 use crate::core::names;
 use crate::core::position::Offset;
-use crate::core::replica::{Listing, SegmentStart};
+use crate::core::replica::{LastSegment, Listing, SegmentStart};
 use crate::core::segment::{self, SegmentTrailer, TRAILER_LENGTH, Trailer};
 use crate::remote::{Entry, Remote, join};
 use crate::shadow::{ShadowReadError, ShadowReader};
@@ -32,22 +33,22 @@ pub(super) fn look(remote: &mut dyn Remote, order: &Order, is_first: bool) -> Re
     }
     if let Some(&(last, length)) = listing.segments.iter().max() {
         let path = order.path(&order.segment(last).path());
-        let found = match open_shadow(order, last.index, Offset::ZERO) {
+        listing.last = Some(match open_shadow(order, last.index, Offset::ZERO) {
             Ok(reader) => {
-                LastSegment { order, reader, path: &path, segment: last, length }.read(remote, is_first)?
+                Comparison { order, reader, path: &path, segment: last, length }.of(remote, is_first)?
             }
-            // The course knows what it means that the shadow has no such index.
-            Err(ShadowReadError::Disk(e)) if e.kind() == io::ErrorKind::NotFound => None,
+            // The course knows whether that is yet to come.
+            Err(ShadowReadError::Disk(e)) if e.kind() == io::ErrorKind::NotFound => LastSegment::Unreached,
             Err(e) => return Err(e.into()),
-        };
-        (listing.last_is_ours, listing.last_end) = (found.is_some(), found.filter(|_| is_first));
+        });
         remote.close(&path);
     }
     Ok(listing)
 }
 
-/// The last segment on the replica, and the shadow of its index.
-struct LastSegment<'a> {
+/// Compares the last segment on the replica with the shadow of its index. After a rollback of this machine, or a power cut
+/// that took what the server has, two histories have the same beginning, and one must not be continued with the other.
+struct Comparison<'a> {
     order: &'a Order,
     reader: ShadowReader,
     path: &'a str,
@@ -56,11 +57,26 @@ struct LastSegment<'a> {
     length: u64,
 }
 
-impl LastSegment<'_> {
-    /// Reads its beginning, or, if it `is_first`, as much as it takes to know where its WAL ends. `None` if it is not what
-    /// the shadow has there, as far as that reaches: after a rollback of this machine, or a power cut that took what the
-    /// server has, two histories have the same beginning, and one must not be continued with the other.
-    fn read(&self, remote: &mut dyn Remote, is_first: bool) -> Result<Option<Offset>, CarryError> {
+/// Where a block and the shadow are not the same.
+enum Difference {
+    /// In a frame that SQLite has written.
+    History,
+    /// In one that nobody can have written; it begins here.
+    Damage(Offset),
+}
+
+impl Comparison<'_> {
+    /// Reads the segment's beginning, or, if it `is_first`, as much as it takes to know all of it.
+    fn of(&self, remote: &mut dyn Remote, is_first: bool) -> Result<LastSegment, CarryError> {
+        let ours = self.shadow_end()?;
+        if ours <= self.segment.start {
+            return Ok(LastSegment::Unreached);
+        }
+        let same = |end: Offset| match end > self.segment.start {
+            true => LastSegment::Same { compared: end.min(ours), end: is_first.then_some(end) },
+            // Not even its first frame is whole.
+            false => LastSegment::Other,
+        };
         let (mut decoder, mut end) = (FrameDecoder::new(), self.segment.start);
         let (mut bytes, mut at) = (vec![0; segment::MOST_BLOCK_BYTES], 0);
         loop {
@@ -68,31 +84,65 @@ impl LastSegment<'_> {
             let mut rest = &bytes[..read];
             while !rest.is_empty() {
                 // What is behind a torn block is nothing that we could have acknowledged.
-                let Ok(block) = decoder.next_block(&mut rest) else { return Ok(self.if_any(end)) };
+                let Ok(block) = decoder.next_block(&mut rest) else { return Ok(same(end)) };
                 let Some(block) = block else { continue };
-                if !self.reader.agrees(end, block, self.shadow_end()?)? {
-                    return Ok(None);
+                match self.difference(end, block, ours)? {
+                    None => end = end.plus(block.len() as u64),
+                    Some(Difference::History) => return Ok(LastSegment::Other),
+                    Some(Difference::Damage(at)) => return Ok(same(at)),
                 }
-                end = end.plus(block.len() as u64);
             }
             if read == 0 || !is_first {
-                return Ok(self.if_any(end));
+                return Ok(same(end));
             }
             if at == 0
                 && let Some(trailer) = self.trailer_behind(remote, read as u64)?
-                && trailer.end <= self.shadow_end()?
+                && trailer.end <= ours
+                && trailer.crc == self.checksum(trailer.end)?
             {
-                let ours = checksum(self.order, self.segment, trailer.end, || ())?;
-                return Ok((ours.value() == trailer.crc).then_some(trailer.end));
+                return Ok(same(trailer.end));
             }
             at += read as u64;
             bytes.resize(BLOCK, 0);
         }
     }
 
-    /// The end, unless nothing was there to be compared.
-    fn if_any(&self, end: Offset) -> Option<Offset> {
-        (end > self.segment.start).then_some(end)
+    /// Where `theirs`, which belongs at `at`, and the shadow, which ends at `end`, are not the same.
+    fn difference(
+        &self,
+        at: Offset,
+        theirs: &[u8],
+        end: Offset,
+    ) -> Result<Option<Difference>, ShadowReadError> {
+        let there = end.since(at).min(theirs.len() as u64) as usize;
+        let ours = self.reader.bytes(at, there)?;
+        let Some(differs) = ours.iter().zip(theirs).position(|(ours, theirs)| ours != theirs) else {
+            return Ok(None);
+        };
+        let length = self.reader.frame_length();
+        let differs = at.plus(differs as u64);
+        let frame = Offset::FIRST_FRAME.plus(differs.since(Offset::FIRST_FRAME) / length * length);
+        // A block of ours begins and ends with a frame; the first of a WAL, with its header.
+        let whole = frame
+            .get()
+            .checked_sub(at.get())
+            .and_then(|from| theirs.get(from as usize..)?.get(..length as usize));
+        let is_damage = match whole.filter(|_| differs >= Offset::FIRST_FRAME) {
+            Some(whole) => !open_shadow(self.order, self.segment.index, frame)?.accepts(whole),
+            None => false,
+        };
+        Ok(Some(if is_damage { Difference::Damage(frame) } else { Difference::History }))
+    }
+
+    /// The checksum of what the shadow has of the segment up to `end`.
+    fn checksum(&self, end: Offset) -> Result<u64, ShadowReadError> {
+        let (mut crc, mut at) = (Crc64::new(), self.segment.start);
+        while at < end {
+            let bytes = self.reader.bytes(at, end.since(at).min(BLOCK as u64) as usize)?;
+            crc.update(&bytes);
+            at = at.plus(bytes.len() as u64);
+        }
+        Ok(crc.value())
     }
 
     /// Where the shadow of its index ends.

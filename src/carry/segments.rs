@@ -199,7 +199,7 @@ impl Carrier {
         assert!(length > EMPTY_LENGTH, "BUG: an empty segment is sealed");
         let crc = match self.known(order, segment, trailer.end) {
             Some(crc) => crc,
-            None => checksum(order, segment, trailer.end, || self.deference.let_go_first())?,
+            None => self.read_all(order, segment, trailer.end)?,
         };
         let trailer = Trailer::Segment(SegmentTrailer { crc: crc.value(), ..trailer });
         let path = order.path(&order.segment(segment).path());
@@ -208,24 +208,24 @@ impl Carrier {
         remote.close(&path);
         Ok(())
     }
-}
 
-/// The checksum of what the shadow has of a segment up to `end`, where it ends. `pause` is called between the pieces.
-pub(super) fn checksum(
-    order: &Order,
-    segment: SegmentStart,
-    end: Offset,
-    mut pause: impl FnMut(),
-) -> Result<Crc64, ShadowReadError> {
-    let mut reader = open_shadow(order, segment.index, segment.start)?;
-    let (mut crc, mut buffer) = (Crc64::new(), Vec::new());
-    loop {
-        pause();
-        reader.read(&mut buffer, end, end, PIECE)?;
-        if buffer.is_empty() {
-            return Ok(crc);
+    /// The checksum of a segment up to `end`, where it ends.
+    fn read_all(
+        &mut self,
+        order: &Order,
+        segment: SegmentStart,
+        end: Offset,
+    ) -> Result<Crc64, ShadowReadError> {
+        let mut reader = open_shadow(order, segment.index, segment.start)?;
+        let (mut crc, mut buffer) = (Crc64::new(), Vec::new());
+        loop {
+            self.deference.let_go_first();
+            reader.read(&mut buffer, end, end, PIECE)?;
+            if buffer.is_empty() {
+                return Ok(crc);
+            }
+            crc.update(&buffer);
         }
-        crc.update(&buffer);
     }
 }
 

@@ -18,7 +18,7 @@ pub struct SegmentStart {
 pub enum Job {
     /// List what the replica holds of the generation, and remove its unfinished objects.
     Look {
-        /// Whether to find out where the WAL on the replica ends, which may be all of its last segment to read.
+        /// Whether to compare all of its last segment with the shadow, and to find out where the WAL in it ends.
         is_first: bool,
     },
     /// Stream the database file to the temporary name of a snapshot.
@@ -113,10 +113,24 @@ pub struct Listing {
     pub snapshots: Vec<Index>,
     /// Its segments and their lengths on the replica.
     pub segments: Vec<(SegmentStart, u64)>,
-    /// Whether the last segment begins with what the shadow has there.
-    pub last_is_ours: bool,
-    /// Where the WAL in it ends, if that was asked.
-    pub last_end: Option<Offset>,
+    /// What the last segment is; `None` if there is none.
+    pub last: Option<LastSegment>,
+}
+
+/// The last segment on a replica beside the shadow of its index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastSegment {
+    /// The same as far as both were compared.
+    Same {
+        /// Where that ends.
+        compared: Offset,
+        /// Where the WAL in the segment ends, if that was asked.
+        end: Option<Offset>,
+    },
+    /// Of another history.
+    Other,
+    /// The shadow did not reach its beginning when it was looked at.
+    Unreached,
 }
 
 /// Why a job failed.

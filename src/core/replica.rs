@@ -11,7 +11,7 @@ use super::shadow::ShadowExtent;
 use std::time::{Duration, Instant};
 use tail::{OpenSegment, Snapshot, Tail, next_streaming_job};
 
-pub use super::job::{Failure, FailureCause, Job, Listing, Outcome, SegmentStart, SentSnapshot};
+pub use super::job::{Failure, FailureCause, Job, LastSegment, Listing, Outcome, SegmentStart, SentSnapshot};
 pub use tail::{SEGMENT_AGE, SEGMENT_LENGTH, cut_of};
 
 /// The pause after the first failure; doubled after each, and shortened by up to a half at random.
@@ -430,17 +430,11 @@ impl Replica {
                 Tail { replace: true, segments, ..Tail::at(index, start) }
             }
         };
-        let continues = match shadow.end_of(tail.index) {
-            Some(end) if tail.replace => listing.last_is_ours && tail.end < end,
-            Some(end) => tail.end <= end,
-            None => false,
-        };
-        if !continues {
-            return Finding::Diverged;
-        }
-        // As after a power cut that took what was not durable here.
-        if listing.last_end.is_some_and(|theirs| shadow.end_of(tail.index).is_none_or(|ours| ours < theirs)) {
-            return Finding::Ahead;
+        match judge_last(&tail, listing.last, shadow) {
+            Judgement::Continues => {}
+            // The shadow has grown since the order was made, and what it has by now was not compared.
+            Judgement::LookAgain => return Finding::Nothing,
+            Judgement::Stops(finding) => return finding,
         }
         // What the doubtful segment holds was acknowledged; it stays in place until its successor is whole.
         let holds_as_much = |(name, length): (SegmentStart, u64)| {
@@ -451,5 +445,32 @@ impl Replica {
         }
         self.phase = Phase::Streaming { tail, snapshot };
         Finding::Nothing
+    }
+}
+
+/// Whether the WAL on a replica goes on in the shadow.
+enum Judgement {
+    Continues,
+    LookAgain,
+    Stops(Finding),
+}
+
+/// Judges where the replica's WAL is to go on: at `tail`, where its `last` segment is written anew, if there is one.
+fn judge_last(tail: &Tail, last: Option<LastSegment>, shadow: &ShadowExtent) -> Judgement {
+    let ours = shadow.end_of(tail.index);
+    let is_reached = |end: Offset| ours.is_some_and(|ours| end <= ours);
+    match last {
+        None if is_reached(tail.end) => Judgement::Continues,
+        None | Some(LastSegment::Other) => Judgement::Stops(Finding::Diverged),
+        // Its shadow is not kept any more, so that nothing tells.
+        Some(_) if ours.is_none() && tail.index < shadow.index => Judgement::Stops(Finding::Diverged),
+        Some(LastSegment::Unreached) if ours.is_some_and(|ours| tail.end < ours) => Judgement::LookAgain,
+        // As after a power cut that took what was not durable here.
+        Some(LastSegment::Unreached) => Judgement::Stops(Finding::Ahead),
+        Some(LastSegment::Same { end: Some(theirs), .. }) if !is_reached(theirs) => {
+            Judgement::Stops(Finding::Ahead)
+        }
+        Some(LastSegment::Same { compared, end: Some(theirs) }) if compared < theirs => Judgement::LookAgain,
+        Some(LastSegment::Same { .. }) => Judgement::Continues,
     }
 }

@@ -72,15 +72,25 @@ impl ShadowReader {
         Ok(Offset::new(self.file.length()?))
     }
 
-    /// Whether the shadow, which ends at `end`, has `theirs` at `at`, as far as it reaches.
+    /// What is at `at`, as it is on the disk.
     ///
     /// # Errors
     /// The disk's.
-    pub fn agrees(&self, at: Offset, theirs: &[u8], end: Offset) -> Result<bool, ShadowReadError> {
-        let there = end.since(at).min(theirs.len() as u64) as usize;
-        let mut ours = vec![0; there];
-        self.file.read_at(&mut ours, at.get())?;
-        Ok(ours == theirs[..there])
+    pub fn bytes(&self, at: Offset, length: usize) -> Result<Vec<u8>, ShadowReadError> {
+        let mut bytes = vec![0; length];
+        self.file.read_at(&mut bytes, at.get())?;
+        Ok(bytes)
+    }
+
+    /// Bytes of a frame, its header included.
+    pub fn frame_length(&self) -> u64 {
+        self.chain.header().page_size().frame_length()
+    }
+
+    /// Whether SQLite could have written `frame` at the present position.
+    pub fn accepts(&self, frame: &[u8]) -> bool {
+        let mut chain = self.chain;
+        chain.extend(frame, |_, _| {}).is_ok()
     }
 
     /// Reads the next bytes before `to`, at most `limit` but at least a frame, into `buffer`. Stops behind the first

@@ -6,14 +6,16 @@ use wal_agent::core::page::{PageCount, PageSize};
 use wal_agent::core::page_table::{DatabaseChecksum, DatabaseState};
 use wal_agent::core::position::{Generation, Index, Offset, Position};
 use wal_agent::core::replica::{
-    Activity, Failure, FailureCause, Finding, Job, Listing, Outcome, Replica, SEGMENT_AGE, SEGMENT_LENGTH,
-    SegmentStart, SentSnapshot,
+    Activity, Failure, FailureCause, Finding, Job, LastSegment, Listing, Outcome, Replica, SEGMENT_AGE,
+    SEGMENT_LENGTH, SegmentStart, SentSnapshot,
 };
 use wal_agent::core::segment::SnapshotTrailer;
 use wal_agent::core::shadow::ShadowExtent;
 use wal_agent::worker::login_pause;
 
 const INDEX: Index = Index::ZERO;
+/// A last segment whose beginning was compared.
+const SAME: LastSegment = LastSegment::Same { compared: Offset::FIRST_FRAME, end: None };
 
 fn generation() -> Generation {
     Generation::from_random(1)
@@ -246,8 +248,7 @@ fn after_a_failure_the_replica_is_looked_at_and_its_last_segment_written_anew() 
     assert_eq!(replica.next_timeout(&shadow(5000)), Some(retry_at), "without another commit");
     assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look { is_first: false }));
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let listing =
-        Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last_is_ours: true, last_end: None };
+    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last: Some(SAME) };
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &shadow(5000), retry_at, 0.0), Finding::Nothing);
     let to = Offset::new(5000);
     assert_eq!(
@@ -306,8 +307,7 @@ fn a_replica_that_holds_less_than_it_acknowledged_is_rewound_and_that_is_said() 
     let later = now + Duration::from_secs(60);
     replica.next_job(&shadow(5000), later);
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let listing =
-        Listing { snapshots: vec![INDEX], segments: vec![(name, 20)], last_is_ours: true, last_end: None };
+    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 20)], last: Some(SAME) };
     let finding = replica.on_outcome(Outcome::Found(listing), &shadow(5000), later, 0.0);
     let at = |offset| Position::new(generation(), INDEX, Offset::new(offset));
     assert_eq!(finding, Finding::Rewound { from: at(1000), to: at(0) });
@@ -331,8 +331,7 @@ fn the_last_segment_of_an_acknowledged_index_is_written_anew_without_a_word() {
     let later = now + Duration::from_secs(60);
     assert_eq!(replica.next_job(&over, later), Some(Job::Look { is_first: false }));
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let listing =
-        Listing { snapshots: vec![INDEX], segments: vec![(name, 90)], last_is_ours: true, last_end: None };
+    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 90)], last: Some(SAME) };
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &over, later, 0.0), Finding::Nothing);
     assert!(matches!(replica.next_job(&over, later), Some(Job::SendSealed { replace: true, .. })));
     let appended = Outcome::Appended { end: Offset::new(1000), length: 50 };
@@ -345,20 +344,22 @@ fn the_last_segment_of_an_acknowledged_index_is_written_anew_without_a_word() {
 }
 
 #[test]
-fn a_replica_that_holds_more_than_the_shadow_calls_for_a_new_generation() {
+fn a_replica_whose_last_segment_the_shadow_has_not_reached_is_ahead_and_one_of_a_shadow_that_is_gone_has_left()
+ {
     let now = Instant::now();
-    for (index, start) in [(INDEX, 5000), (INDEX, 9000), (next(INDEX), 0)] {
+    let mut over = shadow(5000);
+    over.index = next(next(INDEX));
+    let gone = (INDEX, 0, over, Finding::Diverged);
+    let ahead = [(INDEX, 5000), (INDEX, 9000), (next(INDEX), 0)];
+    let ahead = ahead.map(|(index, start)| (index, start, shadow(5000), Finding::Ahead));
+    for (index, start, shadow, expected) in ahead.into_iter().chain([gone]) {
         let mut replica = Replica::new(generation(), Duration::ZERO);
-        replica.next_job(&shadow(5000), now);
+        replica.next_job(&shadow, now);
         let name = SegmentStart { index, start: Offset::new(start) };
-        let listing = Listing {
-            snapshots: vec![INDEX],
-            segments: vec![(name, 20)],
-            last_is_ours: true,
-            last_end: None,
-        };
-        let finding = replica.on_outcome(Outcome::Found(listing), &shadow(5000), now, 0.0);
-        assert_eq!(finding, Finding::Diverged, "{index}:{start}");
+        let last = Some(LastSegment::Unreached);
+        let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 20)], last };
+        let finding = replica.on_outcome(Outcome::Found(listing), &shadow, now, 0.0);
+        assert_eq!(finding, expected, "{index}:{start}");
     }
 }
 
@@ -459,7 +460,7 @@ fn a_replica_whose_last_segment_is_of_another_history_calls_for_a_new_generation
     replica.next_job(&shadow(5000), now);
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
     let listing =
-        Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last_is_ours: false, last_end: None };
+        Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last: Some(LastSegment::Other) };
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &shadow(5000), now, 0.0), Finding::Diverged);
 }
 
@@ -468,17 +469,28 @@ fn a_replica_that_holds_more_than_the_shadow_is_left_alone_until_the_shadow_has_
     let now = Instant::now();
     let mut replica = Replica::new(generation(), Duration::ZERO);
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let last_end = Some(Offset::new(5000));
-    let listing =
-        Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last_is_ours: true, last_end };
-    replica.next_job(&shadow(4000), now);
-    let finding = replica.on_outcome(Outcome::Found(listing.clone()), &shadow(4000), now, 0.0);
-    assert_eq!(finding, Finding::Ahead);
-    let Activity::Failing { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
-    assert_eq!(replica.next_job(&shadow(5000), now), None);
+    let found = |last| {
+        Outcome::Found(Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last: Some(last) })
+    };
+    let compared = |to| found(LastSegment::Same { compared: Offset::new(to), end: Some(Offset::new(5000)) });
+    let mut retry_at = now;
+    for outcome in [compared(4000), found(LastSegment::Unreached)] {
+        assert_eq!(replica.next_job(&shadow(4000), retry_at), Some(Job::Look { is_first: true }));
+        let short = if outcome == compared(4000) { shadow(4000) } else { shadow(0) };
+        assert_eq!(replica.on_outcome(outcome, &short, retry_at, 0.0), Finding::Ahead);
+        assert_eq!(replica.next_job(&shadow(5000), retry_at), None);
+        let Activity::Failing { retry_at: at } = replica.activity() else {
+            panic!("{:?}", replica.activity())
+        };
+        retry_at = at;
+    }
+    // What the shadow has got since the order was made was not compared.
+    for outcome in [found(LastSegment::Unreached), compared(4000)] {
+        assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look { is_first: true }));
+        assert_eq!(replica.on_outcome(outcome, &shadow(5000), retry_at, 0.0), Finding::Nothing);
+    }
     assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look { is_first: true }));
-    let finding = replica.on_outcome(Outcome::Found(listing), &shadow(5000), retry_at, 0.0);
-    assert_eq!(finding, Finding::Nothing);
+    assert_eq!(replica.on_outcome(compared(5000), &shadow(5000), retry_at, 0.0), Finding::Nothing);
     assert!(matches!(replica.next_job(&shadow(5000), retry_at), Some(Job::Begin { replace: true, .. })));
 }
 
@@ -487,8 +499,7 @@ fn a_server_that_answers_but_takes_nothing_is_asked_ever_more_rarely_and_stays_f
     let mut now = Instant::now();
     let mut replica = streaming(1000, now);
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let listing =
-        Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last_is_ours: true, last_end: None };
+    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last: Some(SAME) };
     let mut pauses = Vec::new();
     replica.next_job(&shadow(5000), now);
     for _ in 0..8 {

@@ -13,7 +13,7 @@ use wal_agent::core::position::Offset;
 use wal_agent::core::replica::{Finding, Replica};
 use wal_agent::core::wal::WalHeader;
 use wal_agent::database_file::DatabaseFile;
-use wal_agent::disk::{Disk, OsDisk, WalMap};
+use wal_agent::disk::{OsDisk, WalMap};
 use wal_agent::shadow::ShadowWal;
 
 /// A database whose WAL is never checkpointed, and a connection to it.
@@ -36,69 +36,141 @@ fn image_of(folder: &Path) -> TempDir {
     image
 }
 
-/// Lets a new run of the agent replicate what is in `folder`, until nothing is left to do; what it found.
-fn replicate(server: &FaultyServer, folder: &Path) -> Finding {
-    let (meta, disk): (_, Arc<dyn Disk>) = (scratch(), Arc::new(OsDisk));
-    let wal = fs::read(folder.join("app.db-wal")).unwrap();
-    let mut shadow = ShadowWal::begin(Arc::clone(&disk), meta.path(), generation(), 1).unwrap();
-    shadow.begin_index(WalHeader::parse(wal.first_chunk().unwrap()).unwrap()).unwrap().unwrap();
-    let map = WalMap::new(&File::open(folder.join("app.db-wal")).unwrap(), wal.len() as u64).unwrap();
-    let end = Offset::new(wal.len() as u64);
-    while shadow.extent().end < end {
-        shadow.absorb(&map, end, |_, _| {}).unwrap();
+/// A shadow of the WAL in a folder, which is copied in steps.
+struct Copying {
+    shadow: ShadowWal,
+    map: WalMap,
+    end: Offset,
+    _meta: TempDir,
+}
+
+impl Copying {
+    fn of(folder: &Path) -> Copying {
+        let path = folder.join("app.db-wal");
+        let (meta, wal) = (scratch(), fs::read(&path).unwrap());
+        let mut shadow = ShadowWal::begin(Arc::new(OsDisk), meta.path(), generation(), 1).unwrap();
+        shadow.begin_index(WalHeader::parse(wal.first_chunk().unwrap()).unwrap()).unwrap().unwrap();
+        let map = WalMap::new(&File::open(&path).unwrap(), wal.len() as u64).unwrap();
+        Copying { shadow, map, end: Offset::new(wal.len() as u64), _meta: meta }
     }
+
+    /// Copies up to the commit that ends at or behind `to`.
+    fn copy(&mut self, to: u64) {
+        while self.shadow.extent().end.get() < to.min(self.end.get()) {
+            self.shadow.absorb(&self.map, self.end, |_, _| {}).unwrap();
+        }
+    }
+}
+
+/// Replicates what is in `folder`, as a new run of the agent, until nothing is left to do; what it found. `copied` bytes
+/// are in the shadow when the first look is ordered, and all of them when it is answered. In the end everything is sealed
+/// if it `stops`.
+fn replicate(server: &FaultyServer, folder: &Path, copied: u64, stops: bool) -> Finding {
+    let mut copying = Copying::of(folder);
+    copying.copy(copied);
     let (mut replica, mut carrier) = (Replica::new(generation(), Duration::ZERO), Carrier::default());
     let (mut remote, now) = (server.connect(), Instant::now());
-    while let Some(job) = replica.next_job(shadow.extent(), now) {
+    while let Some(job) = replica.next_job(copying.shadow.extent(), now) {
+        let extent = copying.shadow.extent();
         let order = Order {
             job,
             attempt: 1,
             generation: generation(),
             root: String::new(),
-            shadow: shadow.folder().to_owned(),
-            shadow_end: (shadow.extent().index, shadow.extent().end),
-            disk: Arc::clone(&disk),
+            shadow: copying.shadow.folder().to_owned(),
+            shadow_end: (extent.index, extent.end),
+            disk: Arc::clone(copying.shadow.disk()),
             database: DatabaseFile::open(&folder.join("app.db")).unwrap(),
             fsync: true,
             progress: Arc::new(Progress::default()),
         };
+        copying.copy(u64::MAX);
         let outcome = carrier.carry(&mut *remote, &order).unwrap();
-        let finding = replica.on_outcome(outcome, shadow.extent(), now, 0.0);
+        let extent = copying.shadow.extent();
+        let finding = replica.on_outcome(outcome, extent, now, 0.0);
         if finding != Finding::Nothing {
             return finding;
         }
+        if stops && replica.holds(extent.position()) {
+            replica.finish_at(extent.position());
+        }
     }
+    assert!(replica.holds(copying.shadow.extent().position()));
     Finding::Nothing
 }
 
-/// The replica has a commit of `before` bytes and one of `after`; the machine is set back to between the two.
-fn set_back(before: u32, after: u32, goes_on: impl FnOnce(&Connection)) -> Finding {
+/// A replica that has commits of so many bytes each, and an image of the machine as it was after the first.
+fn set_back(commits: &[u32], stops: bool) -> (FaultyServer, TempDir) {
     let (folder, server) = (scratch(), FaultyServer::reliable());
     let connection = application(folder.path());
     connection.execute_batch("CREATE TABLE t (data BLOB); PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
-    insert(&connection, before);
+    insert(&connection, commits[0]);
     let image = image_of(folder.path());
-    insert(&connection, after);
-    assert_eq!(replicate(&server, folder.path()), Finding::Nothing);
-    let connection = application(image.path());
-    goes_on(&connection);
-    replicate(&server, image.path())
+    commits[1..].iter().for_each(|bytes| insert(&connection, *bytes));
+    assert_eq!(replicate(&server, folder.path(), u64::MAX, stops), Finding::Nothing);
+    (server, image)
 }
 
+/// In the first block, behind it, behind what is read in one go, behind several of that, and behind a segment.
+const LENGTHS: [u32; 5] = [100, 300_000, 3_000_000, 6_000_000, 9_000_000];
+
 #[test]
-fn a_history_that_leaves_the_replicas_behind_whatever_length_is_another_generation() {
-    // In the first block, behind it, behind what is read in one go, and behind several of that.
-    for before in [100, 300_000, 3_000_000, 6_000_000] {
-        for after in [100, 300_000, 6_000_000] {
-            let finding = set_back(before, after, |connection| insert(connection, after + 100_000));
-            assert_eq!(finding, Finding::Diverged, "{before} bytes, then {after}");
+fn a_history_that_leaves_the_replicas_anywhere_is_another_generation() {
+    for before in LENGTHS {
+        for (after, stops) in [(100, false), (300_000, true), (6_000_000, false), (6_000_000, true)] {
+            let (server, image) = set_back(&[before, after], stops);
+            let connection = application(image.path());
+            let image_length = fs::metadata(image.path().join("app.db-wal")).unwrap().len();
+            insert(&connection, after + 100_000);
+            // Also where it was not copied yet when the look was ordered.
+            for copied in [u64::MAX, image_length, 100] {
+                let finding = replicate(&server, image.path(), copied, false);
+                assert_eq!(
+                    finding,
+                    Finding::Diverged,
+                    "{before}, then {after}, {copied} copied, sealed: {stops}"
+                );
+            }
         }
     }
 }
 
 #[test]
 fn a_history_that_has_not_gone_on_waits_for_what_the_replica_has() {
-    for (before, after) in [(100, 100), (300_000, 300_000), (6_000_000, 6_000_000)] {
-        assert_eq!(set_back(before, after, |_| {}), Finding::Ahead, "{before} bytes, then {after}");
+    for before in LENGTHS {
+        for after in [100, 300_000, 6_000_000] {
+            let (server, image) = set_back(&[before, after], false);
+            let finding = replicate(&server, image.path(), u64::MAX, false);
+            assert_eq!(finding, Finding::Ahead, "{before}, then {after}");
+        }
+    }
+}
+
+#[test]
+fn an_end_that_the_server_has_lost_or_damaged_is_written_anew() {
+    for (commits, damaged) in
+        [([100, 300_000], 1000), ([300_000, 300_000], 8192), ([100, 6_000_000], 100_000)]
+    {
+        let folder = scratch();
+        let connection = application(folder.path());
+        connection.execute_batch("CREATE TABLE t (data BLOB); PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        commits.iter().for_each(|bytes| insert(&connection, *bytes));
+        let server = FaultyServer::reliable();
+        assert_eq!(replicate(&server, folder.path(), u64::MAX, false), Finding::Nothing);
+        let whole = server.objects();
+        for zeroed in [false, true] {
+            let mut objects = whole.clone();
+            let segment = objects.iter_mut().find(|(path, _)| path.ends_with(".wal.lz4")).unwrap().1;
+            let from = segment.len() - damaged;
+            segment[from..].fill(0);
+            segment.truncate(if zeroed { usize::MAX } else { from });
+            let server = FaultyServer::holding(objects);
+            assert_eq!(
+                replicate(&server, folder.path(), u64::MAX, false),
+                Finding::Nothing,
+                "{commits:?}, {zeroed}"
+            );
+            assert_eq!(server.objects().len(), whole.len());
+        }
     }
 }
