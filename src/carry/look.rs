@@ -10,6 +10,7 @@ use crate::core::replica::{LastSegment, Listing, SegmentStart};
 use crate::core::segment::{self, SegmentTrailer, TRAILER_LENGTH, Trailer};
 use crate::remote::{Entry, Remote, join};
 use crate::shadow::{ShadowReadError, ShadowReader};
+use std::cmp::Ordering;
 use std::io;
 
 /// What is there of the generation. Objects that were never finished are removed: nobody will finish them. One that
@@ -145,10 +146,14 @@ impl Comparison<'_> {
         Ok(crc.value())
     }
 
-    /// Where the shadow of its index ends.
+    /// Where the shadow of its index ended when this was ordered.
     fn shadow_end(&self) -> Result<Offset, ShadowReadError> {
         let (index, end) = self.order.shadow_end;
-        if self.segment.index == index { Ok(end) } else { self.reader.length() }
+        match self.segment.index.cmp(&index) {
+            Ordering::Less => self.reader.length(),
+            Ordering::Equal => Ok(end),
+            Ordering::Greater => Ok(Offset::ZERO),
+        }
     }
 
     /// The trailer of a segment that is longer than `read`.
