@@ -13,7 +13,8 @@ pub struct SegmentStart {
     pub start: Offset,
 }
 
-/// What a worker is to do on the replica. Workers only carry: everything they need is here.
+/// What a worker is to do on the replica. Workers only carry: everything they need is here. What they remember, they could
+/// read again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Job {
     /// List what the replica holds of the generation, and remove its unfinished objects.
