@@ -38,8 +38,11 @@ pub(super) fn look(remote: &mut dyn Remote, order: &Order, is_first: bool) -> Re
             Ok(reader) => {
                 Comparison { order, reader, path: &path, segment: last, length }.of(remote, is_first)?
             }
-            // The course knows whether that is yet to come.
-            Err(ShadowReadError::Disk(e)) if e.kind() == io::ErrorKind::NotFound => LastSegment::Unreached,
+            Err(ShadowReadError::Disk(e)) if e.kind() == io::ErrorKind::NotFound => {
+                // It is yet to come, or is not kept any more and will not come again.
+                let is_to_come = (last.index, last.start) >= order.shadow_end;
+                if is_to_come { LastSegment::Unreached } else { LastSegment::Other }
+            }
             Err(e) => return Err(e.into()),
         });
         remote.close(&path);

@@ -128,7 +128,7 @@ pub enum LastSegment {
         /// Where the WAL in the segment ends, if that was asked.
         end: Option<Offset>,
     },
-    /// Of another history.
+    /// Of another history, or of one that nobody can compare it with any more.
     Other,
     /// The shadow did not reach its beginning when it was looked at.
     Unreached,

@@ -18,6 +18,8 @@ pub use tail::{SEGMENT_AGE, SEGMENT_LENGTH, cut_of};
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The least time between two pushes of an index that writers who never pause have not left yet.
 const TIRELESS_INTERVAL: Duration = Duration::from_millis(20);
+/// A shadow that grows while it is compared is looked at so often, and once would be enough.
+const MOST_LOOKS_AGAIN: u32 = 3;
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The longest pause of whoever tried, and could not reach the server: such a try costs little, and it is for the
@@ -89,6 +91,8 @@ pub struct Replica {
     /// When the last try after a failure was due.
     last_retry: Option<Instant>,
     last_push: Option<Instant>,
+    /// Looks in a row that could not be judged.
+    looks_again: u32,
     /// What there was at the last push: it follows without a pause, however many indexes it is.
     push_until: Option<(Index, Offset)>,
     /// The segment that was written last, and its length when that was acknowledged.
@@ -115,6 +119,7 @@ impl Replica {
             is_unreached: false,
             last_retry: None,
             last_push: None,
+            looks_again: 0,
             push_until: None,
             last_segment: None,
             sync_interval,
@@ -433,9 +438,15 @@ impl Replica {
         match judge_last(&tail, listing.last, shadow) {
             Judgement::Continues => {}
             // The shadow has grown since the order was made, and what it has by now was not compared.
-            Judgement::LookAgain => return Finding::Nothing,
+            Judgement::LookAgain if self.looks_again < MOST_LOOKS_AGAIN => {
+                self.looks_again += 1;
+                return Finding::Nothing;
+            }
+            // It has not: its files are shorter than they were.
+            Judgement::LookAgain => return Finding::Diverged,
             Judgement::Stops(finding) => return finding,
         }
+        self.looks_again = 0;
         // What the doubtful segment holds was acknowledged; it stays in place until its successor is whole.
         let holds_as_much = |(name, length): (SegmentStart, u64)| {
             last == Some(name) && listing.segments.iter().any(|&(n, listed)| n == name && listed >= length)

@@ -491,6 +491,14 @@ fn a_replica_that_holds_more_than_the_shadow_is_left_alone_until_the_shadow_has_
     }
     assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look { is_first: true }));
     assert_eq!(replica.on_outcome(compared(5000), &shadow(5000), retry_at, 0.0), Finding::Nothing);
+    let mut shrunk = Replica::new(generation(), Duration::ZERO);
+    let findings: Vec<Finding> = (0..4)
+        .map(|_| {
+            shrunk.next_job(&shadow(5000), now);
+            shrunk.on_outcome(compared(4000), &shadow(5000), now, 0.0)
+        })
+        .collect();
+    assert_eq!(findings.last(), Some(&Finding::Diverged), "not for ever: {findings:?}");
     assert!(matches!(replica.next_job(&shadow(5000), retry_at), Some(Job::Begin { replace: true, .. })));
 }
 

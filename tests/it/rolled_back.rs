@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use wal_agent::carry::{Carrier, Order, Progress};
 use wal_agent::core::position::Offset;
-use wal_agent::core::replica::{Finding, Replica};
+use wal_agent::core::replica::{Finding, Job, Replica};
 use wal_agent::core::wal::WalHeader;
 use wal_agent::database_file::DatabaseFile;
 use wal_agent::disk::{OsDisk, WalMap};
@@ -54,6 +54,22 @@ impl Copying {
         Copying { shadow, map, end: Offset::new(wal.len() as u64), _meta: meta }
     }
 
+    fn order(&self, folder: &Path, job: Job) -> Order {
+        let extent = self.shadow.extent();
+        Order {
+            job,
+            attempt: 1,
+            generation: generation(),
+            root: String::new(),
+            shadow: self.shadow.folder().to_owned(),
+            shadow_end: (extent.index, extent.end),
+            disk: Arc::clone(self.shadow.disk()),
+            database: DatabaseFile::open(&folder.join("app.db")).unwrap(),
+            fsync: true,
+            progress: Arc::new(Progress::default()),
+        }
+    }
+
     /// Copies up to the commit that ends at or behind `to`.
     fn copy(&mut self, to: u64) {
         while self.shadow.extent().end.get() < to.min(self.end.get()) {
@@ -71,19 +87,7 @@ fn replicate(server: &FaultyServer, folder: &Path, copied: u64, stops: bool) -> 
     let (mut replica, mut carrier) = (Replica::new(generation(), Duration::ZERO), Carrier::default());
     let (mut remote, now) = (server.connect(), Instant::now());
     while let Some(job) = replica.next_job(copying.shadow.extent(), now) {
-        let extent = copying.shadow.extent();
-        let order = Order {
-            job,
-            attempt: 1,
-            generation: generation(),
-            root: String::new(),
-            shadow: copying.shadow.folder().to_owned(),
-            shadow_end: (extent.index, extent.end),
-            disk: Arc::clone(copying.shadow.disk()),
-            database: DatabaseFile::open(&folder.join("app.db")).unwrap(),
-            fsync: true,
-            progress: Arc::new(Progress::default()),
-        };
+        let order = copying.order(folder, job);
         copying.copy(u64::MAX);
         let outcome = carrier.carry(&mut *remote, &order).unwrap();
         let extent = copying.shadow.extent();
@@ -173,4 +177,18 @@ fn an_end_that_the_server_has_lost_or_damaged_is_written_anew() {
             assert_eq!(server.objects().len(), whole.len());
         }
     }
+}
+
+#[test]
+fn a_shadow_that_is_gone_is_another_generation_and_not_asked_for_again_and_again() {
+    let (server, image) = set_back(&[100, 100], false);
+    let mut copying = Copying::of(image.path());
+    copying.copy(u64::MAX);
+    fs::remove_dir_all(copying.shadow.folder()).unwrap();
+    let mut replica = Replica::new(generation(), Duration::ZERO);
+    let job = replica.next_job(copying.shadow.extent(), Instant::now()).unwrap();
+    let order = copying.order(image.path(), job);
+    let outcome = Carrier::default().carry(&mut *server.connect(), &order).unwrap();
+    let finding = replica.on_outcome(outcome, copying.shadow.extent(), Instant::now(), 0.0);
+    assert_eq!(finding, Finding::Diverged);
 }
