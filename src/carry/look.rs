@@ -138,7 +138,8 @@ impl Comparison<'_> {
         Ok(Some(if is_damage { Difference::Damage(frame) } else { Difference::History }))
     }
 
-    /// The checksum of what the shadow has of the segment up to `end`.
+    /// The checksum of what the shadow has of the segment up to `end`, as it is on the disk: of another history, no commit
+    /// need end there.
     fn checksum(&self, end: Offset) -> Result<u64, ShadowReadError> {
         let (mut crc, mut at) = (Crc64::new(), self.segment.start);
         while at < end {

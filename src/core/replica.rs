@@ -18,7 +18,7 @@ pub use tail::{SEGMENT_AGE, SEGMENT_LENGTH, cut_of};
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The least time between two pushes of an index that writers who never pause have not left yet.
 const TIRELESS_INTERVAL: Duration = Duration::from_millis(20);
-/// A shadow that grows while it is compared is looked at so often, and once would be enough.
+/// A shadow that grows while it is compared is looked at again so often at the most: it may have to begin, and to end.
 const MOST_LOOKS_AGAIN: u32 = 3;
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);

@@ -49,6 +49,7 @@ use crate::support::mounted::Mounted;
 use crate::support::oracle::{Application, Habits};
 use crate::support::place::{Place, first, is_resting, is_streaming, objects};
 use crate::support::process::{output, signal};
+use crate::support::scene::of_databases;
 use crate::support::sqlite::{Shell, Writer};
 use crate::support::wait::{BEFORE_THE_SLOW_LOOK, wait_until};
 use crate::support::world::{Settings, World};
@@ -296,11 +297,8 @@ fn a_folder_that_is_removed_and_made_again_is_watched_again() {
 
 /// Several databases, each with its replica.
 fn configuration(files: &[(PathBuf, PathBuf)]) -> String {
-    let entry = |(database, replica): &(PathBuf, PathBuf)| {
-        let replicas = format!("[{{type: file, path: '{}'}}]", replica.display());
-        format!("  - path: {}\n    replicas: {replicas}\n", database.display())
-    };
-    format!("dbs:\n{}", files.iter().map(entry).collect::<String>())
+    let folder = |replica: &Path| format!("{{type: file, path: '{}'}}", replica.display());
+    of_databases(files.iter().map(|(database, replica)| (database.as_path(), vec![folder(replica)])))
 }
 
 #[test]

@@ -344,8 +344,7 @@ fn the_last_segment_of_an_acknowledged_index_is_written_anew_without_a_word() {
 }
 
 #[test]
-fn a_replica_whose_last_segment_the_shadow_has_not_reached_is_ahead_and_one_of_a_shadow_that_is_gone_has_left()
- {
+fn a_last_segment_that_the_shadow_has_not_reached_is_waited_for_unless_that_shadow_is_gone() {
     let now = Instant::now();
     let mut over = shadow(5000);
     over.index = next(next(INDEX));

@@ -4,20 +4,20 @@
 use crate::support::faulty::{Fault, FaultyServer};
 use crate::support::history::{History, Objects, generation, index, rows, scratch};
 use crate::support::memory::{Server, restore_from};
+use crate::support::order::order;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use wal_agent::carry::{Carrier, Order, Progress};
+use wal_agent::carry::Carrier;
 use wal_agent::core::checksum::Crc64;
 use wal_agent::core::names::{parse_segment, parse_snapshot};
 use wal_agent::core::position::{Index, Offset};
 use wal_agent::core::replica::{Finding, Outcome, Replica};
 use wal_agent::core::segment::{FRAME_HEADER, SegmentTrailer, TRAILER_LENGTH, Trailer};
 use wal_agent::core::wal::WalHeader;
-use wal_agent::database_file::DatabaseFile;
-use wal_agent::disk::{Disk, OsDisk, WalMap};
+use wal_agent::disk::{OsDisk, WalMap};
 use wal_agent::remote::{FailureKind, Remote};
 use wal_agent::shadow::ShadowWal;
 
@@ -37,7 +37,6 @@ struct Acked {
 struct Driver {
     history: Arc<History>,
     folder: TempDir,
-    disk: Arc<dyn Disk>,
     shadow: ShadowWal,
     replica: Replica,
     server: FaultyServer,
@@ -53,14 +52,13 @@ struct Driver {
 
 impl Driver {
     fn new(history: &Arc<History>, fault: Option<(usize, Fault)>, restarts: bool) -> Driver {
-        let (folder, disk): (_, Arc<dyn Disk>) = (scratch(), Arc::new(OsDisk));
-        let shadow = ShadowWal::begin(Arc::clone(&disk), folder.path(), generation(), 1).unwrap();
+        let folder = scratch();
+        let shadow = ShadowWal::begin(Arc::new(OsDisk), folder.path(), generation(), 1).unwrap();
         let acked = Arc::new(Mutex::new(Acked::default()));
         let check = checker(history, &acked);
         Driver {
             history: Arc::clone(history),
             folder,
-            disk,
             shadow,
             replica: Replica::new(generation(), Duration::ZERO),
             server: FaultyServer::new(fault, check),
@@ -120,18 +118,7 @@ impl Driver {
                 continue;
             };
             self.attempt += 1;
-            let order = Order {
-                job,
-                attempt: self.attempt,
-                generation: generation(),
-                root: String::new(),
-                shadow: self.shadow.folder().to_owned(),
-                shadow_end: (extent.index, extent.end),
-                disk: Arc::clone(&self.disk),
-                database: DatabaseFile::open(&self.folder.path().join("app.db")).unwrap(),
-                fsync: true,
-                progress: Arc::new(Progress::default()),
-            };
+            let order = order(job, self.attempt, &self.shadow, self.folder.path());
             let server = &self.server;
             let remote = self.remote.get_or_insert_with(|| server.connect());
             let outcome = self.carrier.carry(&mut **remote, &order).unwrap_or_else(|error| {

@@ -3,7 +3,7 @@
 use crate::support::agent::Agent;
 use crate::support::compare::assert_same;
 use crate::support::scene::{
-    Scene, count, files, of_database, on_server, on_server_with, state, wait_for_all, wait_until_restores,
+    Scene, count, files, of_databases, on_server, on_server_with, state, wait_for_all, wait_until_restores,
 };
 use crate::support::sqlite::Writer;
 use crate::support::wait::wait_until;
@@ -50,11 +50,11 @@ fn many_databases_with_three_replicas_each_share_two_logins() {
     let location = scene.server.location();
     let folder = scene.folder.path();
     let name = |number: usize| format!("db{number}");
-    let mut configuration = String::from("dbs:\n");
-    for number in 0..20 {
-        let (database, name) = (folder.join(name(number)), name(number));
-        Writer::start(&database, &["--commits", "4", "--size", "1-9000"]).finish();
-        let replicas = [
+    let databases: Vec<PathBuf> = (0..20).map(|number| folder.join(name(number))).collect();
+    let configuration = of_databases(databases.iter().enumerate().map(|(number, database)| {
+        let name = name(number);
+        Writer::start(database, &["--commits", "4", "--size", "1-9000"]).finish();
+        let replicas = vec![
             on_server(&location, &format!("one/{name}")),
             on_server_with(
                 &location,
@@ -66,9 +66,8 @@ fn many_databases_with_three_replicas_each_share_two_logins() {
             ),
             format!("{{path: {}/three/{name}}}", folder.display()),
         ];
-        let of_one = of_database(&database, &replicas.each_ref().map(String::as_str));
-        configuration.push_str(of_one.strip_prefix("dbs:\n").expect("it is the first line"));
-    }
+        (database.as_path(), replicas)
+    }));
     let agent = Agent::start(folder, &configuration);
     wait_for_all(&agent);
     assert_eq!(count(&scene.server.log(), "Accepted publickey"), 2, "logins");
@@ -93,14 +92,14 @@ fn databases_that_grow_alike_on_one_server_are_sealed_each_with_its_own_checksum
     let scene = Scene::new();
     let location = scene.server.location();
     let databases = ["one.db", "two.db"].map(|name| scene.folder.path().join(name));
-    let parts = databases.each_ref().map(|database| {
-        let name = database.file_name().expect("it has one").to_string_lossy().into_owned();
-        of_database(database, &[&on_server(&location, &name)]).replace("dbs:\n", "")
-    });
+    let configuration = of_databases(databases.iter().map(|database| {
+        let name = database.file_name().expect("it has one").to_string_lossy();
+        (database.as_path(), vec![on_server(&location, &name)])
+    }));
     let mut writers =
         databases.each_ref().map(|database| Writer::start(database, &["--step", "--size", "500"]));
     writers.iter_mut().for_each(Writer::step);
-    let agent = Agent::start(scene.folder.path(), &format!("dbs:\n{}", parts.concat()));
+    let agent = Agent::start(scene.folder.path(), &configuration);
     databases.iter().for_each(|database| wait_until_restores(&agent, database, &[]));
     // One thread sends both, and what it sent last ends where this one goes on.
     writers[0].step();

@@ -2,17 +2,17 @@
 
 use crate::support::faulty::FaultyServer;
 use crate::support::history::{generation, scratch};
+use crate::support::order::order;
 use rusqlite::Connection;
 use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use wal_agent::carry::{Carrier, Order, Progress};
+use wal_agent::carry::Carrier;
 use wal_agent::core::position::Offset;
-use wal_agent::core::replica::{Finding, Job, Replica};
+use wal_agent::core::replica::{Finding, Replica};
 use wal_agent::core::wal::WalHeader;
-use wal_agent::database_file::DatabaseFile;
 use wal_agent::disk::{OsDisk, WalMap};
 use wal_agent::shadow::ShadowWal;
 
@@ -21,6 +21,13 @@ fn application(folder: &Path) -> Connection {
     let connection = Connection::open(folder.join("app.db")).unwrap();
     connection.pragma_update(None, "journal_mode", "wal").unwrap();
     connection.pragma_update(None, "wal_autocheckpoint", 0).unwrap();
+    connection
+}
+
+/// A new one with an empty table, which is in the file.
+fn new_application(folder: &Path) -> Connection {
+    let connection = application(folder);
+    connection.execute_batch("CREATE TABLE t (data BLOB); PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
     connection
 }
 
@@ -54,22 +61,6 @@ impl Copying {
         Copying { shadow, map, end: Offset::new(wal.len() as u64), _meta: meta }
     }
 
-    fn order(&self, folder: &Path, job: Job) -> Order {
-        let extent = self.shadow.extent();
-        Order {
-            job,
-            attempt: 1,
-            generation: generation(),
-            root: String::new(),
-            shadow: self.shadow.folder().to_owned(),
-            shadow_end: (extent.index, extent.end),
-            disk: Arc::clone(self.shadow.disk()),
-            database: DatabaseFile::open(&folder.join("app.db")).unwrap(),
-            fsync: true,
-            progress: Arc::new(Progress::default()),
-        }
-    }
-
     /// Copies up to the commit that ends at or behind `to`.
     fn copy(&mut self, to: u64) {
         while self.shadow.extent().end.get() < to.min(self.end.get()) {
@@ -87,7 +78,7 @@ fn replicate(server: &FaultyServer, folder: &Path, copied: u64, stops: bool) -> 
     let (mut replica, mut carrier) = (Replica::new(generation(), Duration::ZERO), Carrier::default());
     let (mut remote, now) = (server.connect(), Instant::now());
     while let Some(job) = replica.next_job(copying.shadow.extent(), now) {
-        let order = copying.order(folder, job);
+        let order = order(job, 1, &copying.shadow, folder);
         copying.copy(u64::MAX);
         let outcome = carrier.carry(&mut *remote, &order).unwrap();
         let extent = copying.shadow.extent();
@@ -106,8 +97,7 @@ fn replicate(server: &FaultyServer, folder: &Path, copied: u64, stops: bool) -> 
 /// A replica that has commits of so many bytes each, and an image of the machine as it was after the first.
 fn set_back(commits: &[u32], stops: bool) -> (FaultyServer, TempDir) {
     let (folder, server) = (scratch(), FaultyServer::reliable());
-    let connection = application(folder.path());
-    connection.execute_batch("CREATE TABLE t (data BLOB); PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    let connection = new_application(folder.path());
     insert(&connection, commits[0]);
     let image = image_of(folder.path());
     commits[1..].iter().for_each(|bytes| insert(&connection, *bytes));
@@ -156,8 +146,7 @@ fn an_end_that_the_server_has_lost_or_damaged_is_written_anew() {
         [([100, 300_000], 1000), ([300_000, 300_000], 8192), ([100, 6_000_000], 100_000)]
     {
         let folder = scratch();
-        let connection = application(folder.path());
-        connection.execute_batch("CREATE TABLE t (data BLOB); PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        let connection = new_application(folder.path());
         commits.iter().for_each(|bytes| insert(&connection, *bytes));
         let server = FaultyServer::reliable();
         assert_eq!(replicate(&server, folder.path(), u64::MAX, false), Finding::Nothing);
@@ -166,8 +155,10 @@ fn an_end_that_the_server_has_lost_or_damaged_is_written_anew() {
             let mut objects = whole.clone();
             let segment = objects.iter_mut().find(|(path, _)| path.ends_with(".wal.lz4")).unwrap().1;
             let from = segment.len() - damaged;
-            segment[from..].fill(0);
-            segment.truncate(if zeroed { usize::MAX } else { from });
+            segment.truncate(from);
+            if zeroed {
+                segment.resize(from + damaged, 0);
+            }
             let server = FaultyServer::holding(objects);
             assert_eq!(
                 replicate(&server, folder.path(), u64::MAX, false),
@@ -187,7 +178,7 @@ fn a_shadow_that_is_gone_is_another_generation_and_not_asked_for_again_and_again
     fs::remove_dir_all(copying.shadow.folder()).unwrap();
     let mut replica = Replica::new(generation(), Duration::ZERO);
     let job = replica.next_job(copying.shadow.extent(), Instant::now()).unwrap();
-    let order = copying.order(image.path(), job);
+    let order = order(job, 1, &copying.shadow, image.path());
     let outcome = Carrier::default().carry(&mut *server.connect(), &order).unwrap();
     let finding = replica.on_outcome(outcome, copying.shadow.extent(), Instant::now(), 0.0);
     assert_eq!(finding, Finding::Diverged);

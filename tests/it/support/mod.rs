@@ -9,6 +9,7 @@ pub mod litestream;
 pub mod memory;
 pub mod mounted;
 pub mod oracle;
+pub mod order;
 pub mod place;
 pub mod power;
 pub mod process;

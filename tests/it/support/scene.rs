@@ -62,10 +62,18 @@ pub fn restore(agent: &Agent, database: &Path, output: &Path, options: &[&str]) 
     assert_eq!(restored.status.code(), Some(0), "restore: {said}");
 }
 
-/// The part of a configuration for one database.
+/// A configuration of one database.
 pub fn of_database(database: &Path, replicas: &[&str]) -> String {
-    let replicas = replicas.iter().map(|replica| format!("      - {replica}\n")).collect::<String>();
-    format!("dbs:\n  - path: {}\n    replicas:\n{replicas}", database.display())
+    of_databases([(database, replicas.iter().map(ToString::to_string).collect())])
+}
+
+/// A configuration of several databases, each with its replicas.
+pub fn of_databases<'a>(databases: impl IntoIterator<Item = (&'a Path, Vec<String>)>) -> String {
+    let entry = |(database, replicas): (&Path, Vec<String>)| {
+        let replicas = replicas.iter().map(|replica| format!("      - {replica}\n")).collect::<String>();
+        format!("  - path: {}\n    replicas:\n{replicas}", database.display())
+    };
+    format!("dbs:\n{}", databases.into_iter().map(entry).collect::<String>())
 }
 
 /// A replica below [`Sshd::storage`], with what is known of the server.
