@@ -16,6 +16,7 @@ use std::sync::Arc;
 /// Mode of every file that the agent makes: the WAL's content is the database's.
 const FILE_MODE: u32 = 0o600;
 const FOLDER_MODE: u32 = 0o700;
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Files below the meta folder. Paths are whole paths.
 pub trait Disk: Send + Sync {
@@ -35,6 +36,9 @@ pub trait Disk: Send + Sync {
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
     /// The size and room of the disk that a folder is on.
     fn space(&self, folder: &Path) -> io::Result<DiskSpace>;
+    /// Which boot this is: what was not synced is certain to be there only until the next one. `None` where the kernel
+    /// does not tell.
+    fn boot(&self) -> Option<String>;
 }
 
 /// An open file. Shared by threads: the owner appends, others read what is before the end.
@@ -124,6 +128,11 @@ impl Disk for OsDisk {
     fn space(&self, folder: &Path) -> io::Result<DiskSpace> {
         let disk = rustix::fs::statvfs(folder)?;
         Ok(DiskSpace { total: disk.f_blocks * disk.f_frsize, free: disk.f_bavail * disk.f_frsize })
+    }
+
+    fn boot(&self) -> Option<String> {
+        let text = fs::read_to_string(BOOT_ID).ok()?;
+        Some(text.trim().to_owned()).filter(|id| !id.is_empty())
     }
 }
 

@@ -328,10 +328,8 @@ impl Past {
 
     /// Whether the file holds exactly what was copied.
     fn holds(&self, stamp: Stamp) -> bool {
-        let (Ok(shadow), Some(evidence), Some(boot)) = (&self.shadow, &self.evidence, proof::boot()) else {
-            return false;
-        };
-        evidence.holds(shadow.extent().position(), stamp, &boot)
+        let (Ok(shadow), Some(evidence)) = (&self.shadow, &self.evidence) else { return false };
+        shadow.disk().boot().is_some_and(|boot| evidence.holds(shadow.extent().position(), stamp, &boot))
     }
 
     fn into_resting(self) -> Result<Resting, Refusal> {

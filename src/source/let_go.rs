@@ -125,7 +125,8 @@ fn failed(error: impl ToString) -> Stay {
 
 /// Copies everything and makes it durable, beside whoever comes. Returns the boot.
 fn settle(attached: &mut Attached, wal: &Path) -> Result<String, Stay> {
-    let boot = proof::boot().ok_or_else(|| failed("the kernel does not tell its boot id"))?;
+    let boot = attached.capture.shadow.disk().boot();
+    let boot = boot.ok_or_else(|| failed("the kernel does not tell its boot id"))?;
     if let Some(process) = locks::process_with(wal) {
         return Err(Stay::OpenIn(process));
     }

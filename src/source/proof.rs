@@ -11,7 +11,6 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const EVIDENCE_FILE: &str = "evidence";
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 fn stamp(metadata: &Metadata) -> Stamp {
     // Before 1970 is as good as 1970: such a file is old either way.
@@ -50,12 +49,6 @@ pub fn header_of(file: &File) -> DatabaseHeader {
 /// The wall clock, as file systems write it into their times.
 pub fn file_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-/// Which boot this is; `None` where the kernel does not tell, and then nothing is proven.
-pub fn boot() -> Option<String> {
-    let text = std::fs::read_to_string(BOOT_ID).ok()?;
-    Some(text.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
 /// The header of the WAL at a path, if there is a valid one.

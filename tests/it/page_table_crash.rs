@@ -52,6 +52,9 @@ impl Disk for StoppingDisk {
     fn space(&self, folder: &Path) -> io::Result<DiskSpace> {
         OsDisk.space(folder)
     }
+    fn boot(&self) -> Option<String> {
+        OsDisk.boot()
+    }
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
         operate(&self.left)?;
         OsDisk.list(folder)

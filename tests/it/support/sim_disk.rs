@@ -51,6 +51,8 @@ struct Image {
 #[derive(Default)]
 struct State {
     operations: usize,
+    /// How often power was lost.
+    boots: u32,
     faults: BTreeMap<usize, DiskFault>,
     full_for: usize,
     has_crashed: bool,
@@ -145,6 +147,7 @@ impl SimDisk {
     pub fn lose_power(&self, seed: u64) {
         let mut random = StdRng::seed_from_u64(seed);
         let mut state = self.state();
+        state.boots += 1;
         let mut live = BTreeMap::new();
         collect(&self.root, &mut live);
         // How much has come to the disk by itself: nothing, some, or nearly everything.
@@ -258,6 +261,10 @@ impl Disk for SimDisk {
 
     fn space(&self, _: &Path) -> io::Result<DiskSpace> {
         Ok(DiskSpace { total: u64::MAX, free: u64::MAX })
+    }
+
+    fn boot(&self) -> Option<String> {
+        Some(format!("boot-{}", self.state().boots))
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
