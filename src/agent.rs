@@ -141,6 +141,8 @@ impl Agent {
         let extent = database.shadow.as_ref().map(|(extent, _)| extent);
         let behind = extent.and_then(|extent| database.replicas.iter().map(|room| room.lag(extent)).max());
         database.source.need(database.replicas.iter().any(needs), behind.unwrap_or_default());
+        let keep_up = extent.is_some_and(|extent| database.replicas.iter().all(|room| room.keeps_up(extent)));
+        database.source.rely_on_replicas(keep_up && !database.replicas.is_empty());
         if database.source.next_timeout(now.mono).is_some_and(|due| due <= now.mono) {
             let generation = Generation::from_random(self.random.random());
             if let Some(job) = database.source.turn(now.mono, generation) {
@@ -208,6 +210,7 @@ impl Agent {
         self.stopping = Some(Stopping { until, next_report: now.mono + STOP_REPORT });
         for database in &mut self.databases {
             database.source.mark(Dirty::ALL);
+            database.source.prepare_to_end();
             database.stop = Some(Stop { since: now.mono, at: None });
             database.replicas.iter_mut().filter_map(|r| r.course.as_mut()).for_each(Replica::hurry);
         }
@@ -400,6 +403,9 @@ impl Database {
             State::Absent => None,
             State::Refused(refusal) => Some(format!("{name}: {refusal}")),
             State::Detached | State::Lent => Some(format!("{name}: the agent is busy with it")),
+            State::Attached(_) if self.source.is_volatile() => {
+                Some(format!("{name}: its shadow WAL is being made durable"))
+            }
             State::Attached(_) | State::Resting(_) => {
                 let Some(end) = self.stop_position(now) else {
                     let why = self.source.problem().unwrap_or("its WAL is being copied");

@@ -3,14 +3,17 @@
 //! It belongs to a generation. While there is none, a worker reads the database file, which others write meanwhile:
 //! what is copied during the reading counts instead, and so the table is exact at the position that the first look after
 //! the reading reaches. Later, changes collected in memory are written into it, by a worker, too, after the shadow WAL up to their
-//! position is durable; so the table never knows what the shadow may lose. They are first written beside it: a table
+//! position is durable; so the table never knows what the shadow may
+//! lose, unless it is volatile, and lost with it. They are first written beside it: a table
 //! that was left half changed is finished from there. On recovery the XOR of all entries must be the header's.
 //!
 //! Entries are read one by one with `pread`, not through a map: a disk that fails is an error then, not SIGBUS. Any error
 //! costs the table and nothing else: replication goes on, and it is built anew.
 
+mod staged;
 mod work;
 
+pub use staged::StagedFrames;
 pub use work::{BuiltTable, Difference, TableBuild, TableJob, TableOutcome, TableWrite, WrittenTable};
 
 use crate::core::names::{PAGE_TABLE, PAGE_TABLE_CHANGES};
@@ -115,21 +118,6 @@ pub struct SourceTable {
     problem: Option<TableError>,
 }
 
-/// Frames that were copied, and are not known to be worth anything yet.
-#[derive(Default)]
-pub struct StagedFrames(Vec<(PageNumber, PageEntry, Option<PageCount>)>);
-
-impl StagedFrames {
-    /// Forgets all; call it before a copy.
-    pub fn clear(&mut self) {
-        self.0.clear();
-    }
-    /// Takes in a frame.
-    pub fn push(&mut self, number: PageNumber, entry: PageEntry, commit: Option<PageCount>) {
-        self.0.push((number, entry, commit));
-    }
-}
-
 impl SourceTable {
     /// The table that an earlier run left, if it is one of this shadow, or none.
     pub fn of(shadow: &mut ShadowWal) -> Self {
@@ -179,6 +167,11 @@ impl SourceTable {
             Work::Writing(_, index) => Some(*index),
             _ => None,
         })
+    }
+
+    /// The files of a table of this generation, whether they are there or not.
+    pub fn files(&self) -> Vec<PathBuf> {
+        [PAGE_TABLE, PAGE_TABLE_CHANGES].iter().map(|name| self.folder.join(name)).collect()
     }
 
     fn is_following(&self) -> bool {
@@ -259,12 +252,13 @@ impl SourceTable {
     /// The job that is due, if any. `shadow` is where everything that was taken in ends; `may_build` as before.
     pub fn next_job(
         &mut self,
-        shadow: &ShadowExtent,
+        shadow: &ShadowWal,
         may_build: bool,
         database: &DatabaseFile,
         now: Instant,
     ) -> Option<TableJob> {
-        if self.problem.is_some() || self.next_timeout(shadow, may_build, now).is_none_or(|due| due > now) {
+        let extent = shadow.extent();
+        if self.problem.is_some() || self.next_timeout(extent, may_build, now).is_none_or(|due| due > now) {
             return None;
         }
         match std::mem::replace(&mut self.work, Work::None) {
@@ -274,7 +268,7 @@ impl SourceTable {
                     disk: Arc::clone(&self.disk),
                     folder: self.folder.clone(),
                     shadows: self.shadows.clone(),
-                    copied: (shadow.index, shadow.end),
+                    copied: (extent.index, extent.end),
                     database: database.clone(),
                     cancelled: Arc::clone(&self.cancelled),
                 }))
@@ -308,24 +302,26 @@ impl SourceTable {
 
     fn write(
         &mut self,
-        shadow: &ShadowExtent,
+        shadow: &ShadowWal,
         entries: Entries,
         file: Arc<dyn DiskFile>,
         before: PageCount,
         from: Option<((Index, Offset), DatabaseState)>,
     ) -> TableWrite {
         let changes = Arc::new(self.changes.split_off());
-        self.work = Work::Writing(Arc::clone(&changes), shadow.index);
+        let position = shadow.extent().position();
+        self.work = Work::Writing(Arc::clone(&changes), position.index);
         TableWrite {
             disk: Arc::clone(&self.disk),
             folder: self.folder.clone(),
             shadows: self.shadows.clone(),
-            position: shadow.position(),
+            position,
             entries,
             file,
             before,
             from,
             changes,
+            is_volatile: shadow.is_volatile(),
         }
     }
 

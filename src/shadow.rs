@@ -4,8 +4,10 @@
 //! without a lock. The end is a number: what lies behind it in the file means nothing.
 
 mod reader;
+mod volatile;
 
 pub use reader::{ShadowReadError, ShadowReader};
+pub use volatile::DurabilityChange;
 
 use crate::core::evidence::DatabaseHeader;
 use crate::core::names;
@@ -21,6 +23,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use volatile::Mark;
 
 /// The most that is copied and verified in one go: bounds memory, and how long a turn of the event loop takes.
 const WINDOW: u64 = 1 << 20;
@@ -61,6 +64,7 @@ pub struct ShadowWal {
     needed_from: Option<Index>,
     /// Folders of earlier generations, and files before a gap, which nobody needs any more.
     stale: Vec<PathBuf>,
+    is_volatile: bool,
     scratch: Vec<u8>,
 }
 
@@ -89,7 +93,16 @@ impl ShadowWal {
         disk.create_folder(&folder)?;
         disk.replace(&meta.join(GENERATION_FILE), format!("{generation} {inode}\n").as_bytes())?;
         let extent = ShadowExtent::beginning(generation);
-        Ok(ShadowWal { disk, folder, extent, present: None, needed_from: None, stale, scratch: Vec::new() })
+        Ok(ShadowWal {
+            disk,
+            folder,
+            extent,
+            present: None,
+            needed_from: None,
+            stale,
+            is_volatile: false,
+            scratch: Vec::new(),
+        })
     }
 
     /// The last generation that was begun, and the inode of its database file.
@@ -114,6 +127,7 @@ impl ShadowWal {
         if its_inode != Some(inode) {
             return Ok(Err(Break::DatabaseReplaced));
         }
+        let is_volatile = Mark::of(&*disk, meta, generation)? != Mark::None;
         let folder = meta.join(names::wal_folder(generation));
         let mut files = BTreeMap::new();
         for name in disk.list(&folder)? {
@@ -140,6 +154,7 @@ impl ShadowWal {
                 present: None,
                 needed_from: None,
                 stale,
+                is_volatile,
                 scratch,
             }));
         };
@@ -157,6 +172,7 @@ impl ShadowWal {
             present: None,
             needed_from: None,
             stale,
+            is_volatile,
             scratch,
         };
         let Some(chain) = verify_file(&*file, &mut shadow.scratch)? else {
@@ -227,7 +243,8 @@ impl ShadowWal {
                 let Some(next) = self.extent.index.next() else { return Ok(Err(Break::IndexExhausted)) };
                 // It exists nowhere else now. Only where everything was backfilled already when we attached, the WAL
                 // can have been restarted before a worker had made it durable.
-                if present.durable < self.extent.end && present.file.sync().is_err() {
+                let must_be_durable = !self.is_volatile && present.durable < self.extent.end;
+                if must_be_durable && present.file.sync().is_err() {
                     return Ok(Err(Break::ShadowSyncFailed));
                 }
                 // Readers of complete indexes, and a later recovery, go by the file's length.
@@ -357,9 +374,9 @@ impl ShadowWal {
         Ok(())
     }
 
-    /// What is to be made durable; `None` if everything is.
+    /// What is to be made durable before the next index begins; `None` if everything is, or need not be.
     pub fn to_sync(&self) -> Option<ShadowSync> {
-        let present = self.present.as_ref().filter(|p| p.durable < self.extent.end)?;
+        let present = self.present.as_ref().filter(|p| p.durable < self.extent.end && !self.is_volatile)?;
         Some(ShadowSync { file: Arc::clone(&present.file), end: self.extent.end })
     }
 

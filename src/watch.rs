@@ -27,8 +27,6 @@ struct Marks {
     /// A folder, to the databases in it.
     folders: HashMap<PathBuf, Vec<usize>>,
     seen: Vec<AtomicU8>,
-    /// Databases whose file is watched instead of its folder.
-    dozing: Vec<AtomicBool>,
     /// Somebody waits for the watch's thread to have read all events.
     is_awaited: AtomicBool,
     wishes: Sender<Wish>,
@@ -61,7 +59,6 @@ impl Marks {
         let is_write = matches!(event.kind, EventKind::Modify(ModifyKind::Data(_)));
         let (adds, keeps) = match event.kind {
             _ if is_write => (0, ALL),
-            EventKind::Modify(ModifyKind::Metadata(_)) if self.is_dozing(&event) => (FOLDER, 0),
             EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => {
                 (FOLDER, ALL)
             }
@@ -78,12 +75,6 @@ impl Marks {
             }
         }
         is_known
-    }
-
-    /// Whether it is of a file that is watched by itself: that its name has gone is a change of its number of links then.
-    fn is_dozing(&self, event: &Event) -> bool {
-        let mut databases = event.paths.iter().filter_map(|path| self.files.get(path));
-        databases.any(|&(database, _)| self.dozing[database].load(Ordering::SeqCst))
     }
 
     /// The watched folder itself went away. The keeper marks its databases once more when it has watched what is there then.
@@ -149,11 +140,9 @@ impl Watch {
             }
         }
         let seen = databases.iter().map(|_| AtomicU8::new(ALL)).collect();
-        let dozing = databases.iter().map(|_| AtomicBool::new(false)).collect();
         let (wishes, wished) = unbounded();
         let is_awaited = AtomicBool::new(false);
-        let marks =
-            Arc::new(Marks { files, folders, seen, dozing, is_awaited, wishes: wishes.clone(), wake });
+        let marks = Arc::new(Marks { files, folders, seen, is_awaited, wishes: wishes.clone(), wake });
         let handler = Arc::clone(&marks);
         let mut drowsing = Drowsing { known: 0, woke: Instant::now() };
         let watcher = notify::recommended_watcher(move |event| {
@@ -166,9 +155,9 @@ impl Watch {
         Ok(Watch { marks, wishes, dozing: vec![false; databases.len()] })
     }
 
-    /// Whether a database is to be followed without the events of its WAL, which cost its writers more than anything else:
-    /// its file is watched then instead of its folder. Whatever was not heard meanwhile counts as seen afterwards. Does
-    /// nothing where the folder is that of other databases, too.
+    /// Whether a database is to be followed without events, which cost its writers more than anything else: its folder is
+    /// not watched then. Whatever was not heard meanwhile counts as seen afterwards. Does nothing where the folder is that
+    /// of other databases, too.
     pub fn doze(&mut self, database: usize, is_dozing: bool) {
         if std::mem::replace(&mut self.dozing[database], is_dozing) != is_dozing {
             self.wish(Wish::Doze(database, is_dozing));

@@ -275,6 +275,10 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
             let result = sync.file.sync();
             LocalOutcome::Synced(sync, result)
         }
+        LocalJob::Durability(change) => {
+            let result = change.run();
+            LocalOutcome::Durability(change, result)
+        }
         LocalJob::Checkpoint { checkpointer, sync, database, identity, stamp, patience } => {
             let synced = sync.map(|sync| {
                 let result = sync.file.sync();

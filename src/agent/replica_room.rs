@@ -16,6 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// So many bytes a replica that keeps up may lack: a fraction of a second of a writer that never pauses.
+const LITTLE: u64 = 64 << 20;
+
 /// One replica and what status says of it.
 pub struct ReplicaRoom {
     pub(super) config: ReplicaConfig,
@@ -156,6 +159,11 @@ impl ReplicaRoom {
         let acked = self.course.as_ref().and_then(Replica::acked);
         let lag = acked.and_then(|acked| extent.bytes_since(acked.index, acked.offset));
         lag.unwrap_or_else(|| extent.bytes_kept())
+    }
+
+    /// Whether it can be restored from, and has nearly all of the shadow.
+    pub fn keeps_up(&self, extent: &ShadowExtent) -> bool {
+        self.course.as_ref().is_some_and(Replica::is_restorable) && self.lag(extent) <= LITTLE
     }
 
     /// Sends nothing behind `position` any more; whether everything before it is there, and sealed. A seal that failed

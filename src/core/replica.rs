@@ -202,10 +202,14 @@ impl Replica {
         next.map(|next| self.last_segment.map_or(next, |(segment, _)| segment.index.min(next)))
     }
 
+    /// Whether the present generation can be restored from it.
+    pub fn is_restorable(&self) -> bool {
+        matches!(self.phase, Phase::Streaming { snapshot: Snapshot::Published, .. })
+    }
+
     /// Whether the replica holds everything before `position` and can be restored from.
     pub fn holds(&self, position: Position) -> bool {
-        let published = matches!(self.phase, Phase::Streaming { snapshot: Snapshot::Published, .. });
-        published && self.acked().is_some_and(|acked| acked >= position)
+        self.is_restorable() && self.acked().is_some_and(|acked| acked >= position)
     }
 
     /// The last failure, until a job succeeds.

@@ -67,6 +67,8 @@ pub enum Break {
     ReplicaDiverged,
     /// The shadow WAL could not be made durable; what is in it is in doubt.
     ShadowSyncFailed,
+    /// The machine ended while the shadow WAL was not durable, beside writers that never paused.
+    ShadowLost,
     /// The shadow WAL was given up, with what the replicas had not got.
     NoRoom(Shortage),
 }
@@ -96,6 +98,9 @@ impl fmt::Display for Break {
             }
             Break::ReplicaDiverged => "a replica does not continue in the shadow WAL",
             Break::ShadowSyncFailed => "the shadow WAL could not be written durably",
+            Break::ShadowLost => {
+                "the machine ended while the shadow WAL was not durable, beside writers that never paused"
+            }
             Break::NoRoom(_) => "the shadow WAL was given up because there was no room for it",
         })
     }

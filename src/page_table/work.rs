@@ -140,6 +140,8 @@ pub struct TableWrite {
     /// Where it stands now, and the state after the changes; `None` for the first ones.
     pub(super) from: Option<((Index, Offset), DatabaseState)>,
     pub(super) changes: Arc<PageChanges>,
+    /// The shadow is: then the table need not be durable either.
+    pub(super) is_volatile: bool,
 }
 
 /// A table that stands.
@@ -150,10 +152,17 @@ pub struct WrittenTable {
 }
 
 impl TableWrite {
+    /// Whether nothing is made durable.
+    pub fn is_volatile(&self) -> bool {
+        self.is_volatile
+    }
+
     fn run(self) -> Result<WrittenTable, TableError> {
         let Position { generation, index, offset } = self.position;
         let earliest = self.from.map_or(index, |((index, _), _)| index);
-        sync_indexes(&*self.disk, &self.shadows, earliest, index).map_err(TableError::ShadowSync)?;
+        if !self.is_volatile {
+            sync_indexes(&*self.disk, &self.shadows, earliest, index).map_err(TableError::ShadowSync)?;
+        }
         let page_count = self.changes.page_count().unwrap_or(self.before);
         let writes = self.changes.writes(self.before, &self.entries);
         let (position, page_size) = (self.position, self.entries.page_size());
@@ -164,19 +173,25 @@ impl TableWrite {
                 let changes = TableChanges { from, to: header(state), writes };
                 let file = self.disk.open(&self.folder.join(PAGE_TABLE_CHANGES), false)?;
                 file.write_at(&changes.encode(), 0)?;
-                file.sync()?;
+                self.sync(&*file)?;
                 write_entries(&*self.file, &changes.writes, page_count)?;
                 state
             }
             None => {
                 write_entries(&*self.file, &writes, page_count)?;
-                self.disk.sync_folder(&self.folder)?;
+                if !self.is_volatile {
+                    self.disk.sync_folder(&self.folder)?;
+                }
                 DatabaseState { page_count, checksum: checksum_of(&*self.file, page_count)? }
             }
         };
         self.file.write_at(&header(state).encode(), 0)?;
-        self.file.sync()?;
+        self.sync(&*self.file)?;
         Ok(WrittenTable { file: self.file, position: (index, offset), state })
+    }
+
+    fn sync(&self, file: &dyn DiskFile) -> io::Result<()> {
+        if self.is_volatile { Ok(()) } else { file.sync() }
     }
 }
 

@@ -293,6 +293,14 @@ struct Past {
     evidence: Option<Evidence>,
 }
 
+/// The shadow to go on from, if there is one.
+fn last_shadow(request: &AttachRequest, inode: u64) -> io::Result<Result<ShadowWal, Break>> {
+    if ShadowWal::is_lost(&*request.disk, &request.meta)? {
+        return Ok(Err(Break::ShadowLost));
+    }
+    ShadowWal::recover(Arc::clone(&request.disk), &request.meta, inode)
+}
+
 /// How what is attached to follows on what was copied.
 #[derive(PartialEq, Eq)]
 enum Beginning {
@@ -318,10 +326,7 @@ impl Past {
         let evidence = proof::kept(&*request.disk, &request.meta);
         let shadow = match &request.forced_break {
             Some(reason) => Err(reason.clone()),
-            None => {
-                let shadow = ShadowWal::recover(Arc::clone(&request.disk), &request.meta, inode);
-                shadow.map_err(|e| meta_error(request, e))?
-            }
+            None => last_shadow(request, inode).map_err(|e| meta_error(request, e))?,
         };
         Ok(Past { lock, shadow, evidence })
     }

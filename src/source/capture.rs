@@ -36,8 +36,8 @@ pub enum Look {
         /// Committed bytes that are not in the shadow yet, as this look saw them.
         left: u64,
     },
-    /// The next WAL is there, and the copy of the one before is not durable yet: a power cut would leave a gap between
-    /// the two. Look again once it is; until then the next one cannot be restarted.
+    /// The next WAL is there, and the copy of the one before is not durable yet, as it must be: a power cut would leave a
+    /// gap between the two. Look again once it is; until then the next one cannot be restarted.
     Unsynced {
         /// As in [`Look::More`].
         left: u64,

@@ -4,7 +4,7 @@
 //! far as they like. Or read lock 0, which is taken while everything is backfilled and copied: the next writer may
 //! restart the WAL, and nobody backfills what comes then, so that it is not restarted once more. Neither waits for the
 //! copy to be durable: what was in a WAL that is restarted is in the database file, and the next WAL is not copied
-//! before ([`Look::Unsynced`](super::capture::Look::Unsynced)).
+//! before ([`Look::Unsynced`](super::capture::Look::Unsynced)), unless the shadow is volatile.
 
 use super::capture::Capture;
 use super::checkpointer::LimitedCheckpoint;

@@ -12,7 +12,7 @@ use crate::core::position::Generation;
 use crate::database_file::FileIdentity;
 use crate::disk::Disk;
 use crate::page_table::{TableJob, TableOutcome};
-use crate::shadow::ShadowSync;
+use crate::shadow::{DurabilityChange, ShadowSync};
 use crate::sqlite::{SqliteError, WalExtent};
 use std::io;
 use std::path::PathBuf;
@@ -25,6 +25,8 @@ pub enum LocalJob {
     Attach(AttachRequest),
     /// Make the shadow durable.
     Sync(ShadowSync),
+    /// Make all of the shadow durable, or say that it will not be.
+    Durability(DurabilityChange),
     /// Make the shadow durable and checkpoint, beside the writers.
     Checkpoint {
         /// Lent.
@@ -90,6 +92,8 @@ pub enum LocalOutcome {
     Attach(AttachOutcome),
     /// Of `Sync`: whether it is durable.
     Synced(ShadowSync, io::Result<()>),
+    /// Of `Durability`.
+    Durability(DurabilityChange, io::Result<()>),
     /// Of `Checkpoint`.
     Checkpointed {
         /// Brought back.

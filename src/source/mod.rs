@@ -8,6 +8,7 @@ mod breaks;
 mod capture;
 mod checkpointer;
 mod compare;
+mod durability;
 mod guard;
 mod held;
 mod inspect;
@@ -52,6 +53,7 @@ use crate::database_file::DatabaseFile;
 use crate::disk::Disk;
 use crate::shadow::ShadowWal;
 use crate::sqlite::WalExtent;
+use durability::DurabilityWork;
 use left_behind::{LeftBehind, Paths};
 use log::{error, info, warn};
 use recheck::Recheck;
@@ -187,6 +189,7 @@ pub struct Source {
     last_break: Option<Break>,
     holds: WriteLockHolds,
     table: TableWork,
+    durability: DurabilityWork,
     room: Room,
     problems: BTreeMap<Task, String>,
 }
@@ -240,6 +243,7 @@ impl Source {
             last_break: None,
             holds: WriteLockHolds::default(),
             table: TableWork::default(),
+            durability: DurabilityWork::default(),
             room: Room::default(),
             problems: BTreeMap::new(),
         }

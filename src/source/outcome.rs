@@ -28,6 +28,7 @@ impl Source {
             LocalOutcome::Synced(sync, result) => {
                 self.on_synced(&sync, result);
             }
+            LocalOutcome::Durability(change, result) => self.on_durability(&change, result, now),
             LocalOutcome::Checkpointed { checkpointer, synced, result, stamp } => {
                 if let State::Attached(attached) = &mut self.state {
                     attached.checkpointer = Some(checkpointer);

@@ -3,7 +3,7 @@
 use super::job::LocalJob;
 use super::{Source, State};
 use crate::core::sync::Break;
-use crate::page_table::{TableError, TableOutcome};
+use crate::page_table::{TableError, TableJob, TableOutcome};
 use log::{info, warn};
 use std::time::Instant;
 
@@ -12,6 +12,8 @@ use std::time::Instant;
 pub struct TableWork {
     /// A worker has a job.
     in_flight: bool,
+    /// It makes nothing durable.
+    is_volatile: bool,
     /// How a job ended while the database was lent.
     held_back: Option<TableOutcome>,
     /// [`Source::looks`] when the database had been read: whoever looks next copies all that a checkpoint may have
@@ -25,6 +27,11 @@ impl TableWork {
     /// Whether a worker has a job, and with it perhaps a file of the present generation.
     pub fn is_in_flight(&self) -> bool {
         self.in_flight
+    }
+
+    /// Whether what a worker is writing will not be durable.
+    pub fn is_volatile(&self) -> bool {
+        self.in_flight && self.is_volatile
     }
 }
 
@@ -61,12 +68,12 @@ impl Source {
         let State::Attached(attached) = &mut self.state else { return None };
         let capture = &mut attached.capture;
         let problem = capture.table.take_problem(now);
-        let extent = capture.shadow.extent();
-        let job = capture.table.next_job(extent, may_build, &attached.descriptor, now).map(LocalJob::Table);
+        let job = capture.table.next_job(&capture.shadow, may_build, &attached.descriptor, now);
         capture.keep_state();
         (self.table.in_flight, self.table.read_after) = (job.is_some(), None);
+        self.table.is_volatile = matches!(&job, Some(TableJob::Write(write)) if write.is_volatile());
         problem.into_iter().for_each(|problem| self.on_lost_table(&problem));
-        job
+        job.map(LocalJob::Table)
     }
 
     /// Takes in how a job ended while the database was lent.

@@ -134,7 +134,9 @@ impl Source {
     }
 
     fn attached_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
-        if std::mem::take(&mut self.dirty.folder) && !self.is_at_path() {
+        // No event tells, beside writers that never pause.
+        let is_asked = std::mem::take(&mut self.dirty.folder) || self.needs_no_events(now);
+        if is_asked && !self.is_at_path() {
             self.leaving = Some(Break::DatabaseReplaced);
         }
         if self.leaving.is_none() {
@@ -173,6 +175,9 @@ impl Source {
 
     /// The job that is due while we hold the database and none is in flight.
     fn job(&mut self, now: Instant) -> Option<LocalJob> {
+        if let Some(job) = self.durability_job(now) {
+            return Some(job);
+        }
         let State::Attached(attached) = &mut self.state else { return None };
         let stale = attached.capture.shadow.take_stale();
         if !stale.is_empty() {

@@ -16,8 +16,6 @@ use std::time::{Duration, Instant};
 const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
 /// Watched folders are compared with those at their paths so often.
 const CHECK_PAUSE: Duration = Duration::from_secs(60);
-/// The same while only a database's file is watched, of which no event tells that its folder was renamed.
-const DOZING_CHECK_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is asked of the keeper.
 pub(super) enum Wish {
@@ -38,8 +36,8 @@ enum Watched {
     Nothing { try_at: Instant, is_unheard: bool },
     /// The folder, and which one that was: device and inode.
     Folder(u64, u64),
-    /// The file of its only database.
-    File(usize),
+    /// Nothing, as long as its only database is followed without events.
+    Unheard,
 }
 
 /// Has all watches.
@@ -64,7 +62,7 @@ impl Keeper {
         let mut checked = Instant::now();
         loop {
             self.follow();
-            let check_at = checked + if self.has_dozing() { DOZING_CHECK_PAUSE } else { CHECK_PAUSE };
+            let check_at = checked + CHECK_PAUSE;
             let next = self.next_try().map_or(check_at, |at| at.min(check_at));
             let first = match wishes.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(wish) => Some(wish),
@@ -87,10 +85,6 @@ impl Keeper {
                 self.check(is_anew);
             }
         }
-    }
-
-    fn has_dozing(&self) -> bool {
-        self.folders.values().any(|watched| matches!(watched, Watched::File(_)))
     }
 
     fn next_try(&self) -> Option<Instant> {
@@ -159,14 +153,9 @@ impl Keeper {
         let before = *watched;
         *watched = Watched::Nothing { try_at: Instant::now(), is_unheard: true };
         match before {
-            Watched::Nothing { .. } => {}
+            Watched::Nothing { .. } | Watched::Unheard => {}
             // The kernel has dropped it already if it has gone; what is left is notify's own note of it.
             Watched::Folder(..) => drop(self.ask(|watcher| watcher.unwatch(folder))),
-            Watched::File(database) => {
-                self.marks.dozing[database].store(false, Ordering::SeqCst);
-                let file = self.databases[database].clone();
-                drop(self.ask(|watcher| watcher.unwatch(&file)));
-            }
         }
     }
 
@@ -174,40 +163,28 @@ impl Keeper {
     /// that something was mounted over where that cannot be seen. `is_anew`: any may be, even one with the same numbers.
     fn check(&mut self, is_anew: bool) {
         let is_other = |(folder, watched): (&PathBuf, &Watched)| match *watched {
-            Watched::Nothing { .. } => false,
+            Watched::Nothing { .. } | Watched::Unheard => false,
             Watched::Folder(device, inode) => is_anew || identity_of(folder) != Some((device, inode)),
-            Watched::File(_) => true,
         };
         let others = self.folders.iter().filter(|entry| is_other(*entry));
-        let others: Vec<_> = others.map(|(folder, watched)| (folder.clone(), *watched)).collect();
-        others.iter().for_each(|(folder, _)| self.forget(folder));
+        let others: Vec<_> = others.map(|(folder, _)| folder.clone()).collect();
+        others.iter().for_each(|folder| self.forget(folder));
         self.follow();
-        for (_, before) in others {
-            if let Watched::File(database) = before {
-                self.begin_dozing(database);
-            }
-        }
     }
 
     fn begin_dozing(&mut self, database: usize) {
-        let path = self.databases[database].clone();
-        let Some(folder) = path.parent() else { return };
-        let is_alone = self.marks.folders.get(folder).is_some_and(|databases| databases.len() == 1);
-        let is_watched = matches!(self.folders.get(folder), Some(Watched::Folder(..)));
-        if is_alone && is_watched && self.ask(|w| w.watch(&path, RecursiveMode::NonRecursive)).is_ok() {
-            self.forget(folder);
-            self.marks.dozing[database].store(true, Ordering::SeqCst);
-            self.folders.insert(folder.to_owned(), Watched::File(database));
-            // The file may have gone before it was watched.
-            self.marks.mark(database, ALL);
+        let Some(folder) = self.databases[database].parent().map(Path::to_owned) else { return };
+        let is_alone = self.marks.folders.get(&folder).is_some_and(|databases| databases.len() == 1);
+        if is_alone && matches!(self.folders.get(&folder), Some(Watched::Folder(..))) {
+            self.forget(&folder);
+            self.folders.insert(folder, Watched::Unheard);
         }
     }
 
     fn end_dozing(&mut self, database: usize) {
-        let path = self.databases[database].clone();
-        let Some(folder) = path.parent() else { return };
-        if matches!(self.folders.get(folder), Some(Watched::File(_))) {
-            self.forget(folder);
+        let Some(folder) = self.databases[database].parent().map(Path::to_owned) else { return };
+        if matches!(self.folders.get(&folder), Some(Watched::Unheard)) {
+            self.forget(&folder);
         }
     }
 }

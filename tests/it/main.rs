@@ -52,4 +52,5 @@ mod stop;
 mod support;
 mod sync;
 mod tireless;
+mod volatile;
 mod wal_index;

@@ -120,7 +120,7 @@ fn generation() -> Generation {
 
 /// Carries out all work on the table that is due.
 fn work(table: &mut SourceTable, shadow: &ShadowWal, database: &DatabaseFile, now: Instant) {
-    while let Some(job) = table.next_job(shadow.extent(), shadow.is_whole(), database, now) {
+    while let Some(job) = table.next_job(shadow, shadow.is_whole(), database, now) {
         table.on_job(job.run());
     }
 }

@@ -43,8 +43,9 @@ const THREADS: usize = 3;
 const EARLIER_COMMITS: usize = 3;
 
 /// What the application meets in so many histories: a shim that SQLite does not call any more would be silent.
-const CERTAIN: [&str; 9] = [
+const CERTAIN: [&str; 10] = [
     "dozed beside a writer",
+    "power lost with a volatile shadow",
     "writer dies at wal",
     "writer dies at db",
     "writer dies at sync",
@@ -264,7 +265,13 @@ fn event(world: &mut World, random: &mut StdRng, settings: Settings, is_faulty: 
             world.application().remember_certainly();
         }
         100..103 => world.held = SLOW[random.random_range(0..SLOW.len())],
-        103..105 if is_made => world.write_without_a_pause(random.random_range(1..700)),
+        103..105 if is_made => {
+            world.write_without_a_pause(random.random_range(1..700));
+            if is_faulty && world.is_volatile() && random.random_bool(0.5) {
+                world.lose_power();
+                world.application().remember_certainly();
+            }
+        }
         105..111 => world.application().back_up(),
         111..116 if is_made => world.replace_database(),
         116 if is_made => world.remove_database(),

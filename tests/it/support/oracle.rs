@@ -254,7 +254,7 @@ impl Application {
     /// What a watch has seen since this was last asked; of the WAL, it hears nothing if it `dozes`.
     pub fn take_dirty(&mut self, dozes: bool) -> Dirty {
         let dirty = std::mem::take(&mut self.dirty);
-        if dozes { Dirty { wal: false, closed: false, ..dirty } } else { dirty }
+        if dozes { Dirty::default() } else { dirty }
     }
 
     /// All connections are closed; the processes go back.

@@ -317,6 +317,9 @@ impl World {
         if self.dozes {
             self.application().count("dozed beside a writer");
         }
+        if self.is_volatile() {
+            self.application().count("a volatile shadow");
+        }
     }
 
     /// Lets everything come to rest.
@@ -345,7 +348,7 @@ impl World {
         }
         let Some(agent) = &mut self.agent else { return false };
         let application = Arc::clone(&self.application);
-        // As the watch does: only the database's file is watched then, and everything counts as seen afterwards.
+        // As the watch does: nothing is watched then, and everything counts as seen afterwards.
         let dozes = agent.needs_no_events(0, now);
         if std::mem::replace(&mut self.dozes, dozes) && !dozes {
             lock(&application).show_all();
@@ -465,6 +468,22 @@ impl World {
         file.and_then(|file| file.set_len(length)).expect("it is there");
     }
 
+    /// The file that says that the present generation's shadow is not durable, if it does.
+    fn volatile_mark(&self) -> Option<PathBuf> {
+        let meta = &self.config.databases[0].meta_path;
+        let first_word = |file: &str| {
+            let text = std::fs::read_to_string(meta.join(file)).unwrap_or_default();
+            text.split_whitespace().next().map(str::to_owned)
+        };
+        let marked = first_word("volatile")?;
+        (Some(marked) == first_word("generation")).then(|| meta.join("volatile"))
+    }
+
+    /// Whether a power cut may leave anything of the shadow.
+    pub fn is_volatile(&self) -> bool {
+        self.volatile_mark().is_some()
+    }
+
     fn shadow_file(&self, index: u32) -> PathBuf {
         let meta = &self.config.databases[0].meta_path;
         let generation = std::fs::read_to_string(meta.join("generation")).expect("there is a generation");
@@ -504,6 +523,9 @@ impl World {
     /// The machine loses power: nobody survives, and what was not synced to the disk may be lost.
     pub fn lose_power(&mut self) {
         self.note("power is lost");
+        if self.is_volatile() {
+            self.application().count("power lost with a volatile shadow");
+        }
         self.kill_agent();
         self.application().kill_all();
         let meta = &self.config.databases[0].meta_path;

@@ -71,15 +71,33 @@ impl World {
         assert!(locks.lines().any(is_ours), "nothing keeps the WAL from being restarted{}", self.story());
     }
 
-    /// The WAL of the index before exists nowhere else any more: its shadow must survive a power cut.
+    /// The WAL of the index before exists nowhere else any more: its shadow must survive a power cut, or what says that it
+    /// need not.
     fn check_is_durable(&mut self, position: Position) {
         let Some(before) = position.index.previous().filter(|_| self.checked != Some(position.index)) else {
             return;
         };
         self.checked = Some(position.index);
         let file = self.shadow_of(position.generation, before);
-        let is_safe = !file.exists() || self.disk.is_durable(&file);
+        let is_marked = self.volatile_mark().is_some_and(|mark| self.disk.is_durable(&mark));
+        let is_safe = !file.exists() || self.disk.is_durable(&file) || is_marked;
         assert!(is_safe, "{} would not survive a power cut{}", file.display(), self.story());
+    }
+
+    /// All of the present generation's, but for the last index.
+    pub fn check_shadow_is_durable(&self) {
+        let folder = self.shadow_file(0);
+        let folder = folder.parent().expect("a file is in a folder");
+        let mut files = super::super::scene::files(folder);
+        files.sort();
+        for file in files.iter().rev().skip(1) {
+            assert!(
+                self.disk.is_durable(file),
+                "{} would not survive a power cut{}",
+                file.display(),
+                self.story()
+            );
+        }
     }
 
     fn check_is_commit(&mut self, position: Position) {

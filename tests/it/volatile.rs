@@ -1,0 +1,162 @@
+//! Beside writers that never pause, the shadow is not made durable while the replicas have it: what that may cost, and what
+//! it must not.
+
+use crate::support::oracle::{Application, Habits};
+use crate::support::sim_disk::DiskFault;
+use crate::support::world::{Settings, World};
+
+/// Machines that lose power, each leaving other things behind.
+const POWER_CUTS: u64 = 30;
+/// Commits in a row, of which each tenth checkpoints.
+const COMMITS: usize = 40;
+const HABITS: Habits = Habits { autocheckpoint: 10, ..Habits::PLAIN };
+
+/// A replicated database.
+fn replicated(seed: u64) -> World {
+    let application = |database: &std::path::Path| Application::new(database, HABITS, Vec::new(), seed);
+    let mut world = World::new(Settings::PLAIN, seed, application);
+    world.application().create();
+    world.start_agent();
+    world.settle();
+    world
+}
+
+/// Writes without a pause until nothing is made durable any more, or the agent ends.
+fn write_until_volatile(world: &mut World) {
+    for _ in 0..50 {
+        world.write_without_a_pause(COMMITS);
+        if world.is_volatile() || !world.has_agent() {
+            return;
+        }
+    }
+    panic!("the shadow is made durable all the while{}", world.story());
+}
+
+/// Comes to rest, and is checked; why a generation began last.
+fn rest(mut world: World) -> Option<String> {
+    world.disk.heal();
+    if !world.has_agent() {
+        world.start_agent();
+    }
+    world.settle();
+    world.application().remember_certainly();
+    world.check_restore(0, true);
+    world.check_all_is_replicated();
+    assert!(!world.is_volatile(), "nobody writes, and yet{}", world.story());
+    let reason = world.status().breaks.last_reason;
+    world.end();
+    reason
+}
+
+/// The numbers of the disk's operations that touch the mark, and of those that make something durable from then on.
+fn operations_of_the_mark(world: &World) -> Vec<usize> {
+    let log = world.disk.log();
+    let since = log.lines().skip_while(|line| !line.contains("replace volatile"));
+    let operations = since.filter_map(|line| {
+        let (number, what) = line.split_once(": ")?;
+        (what.starts_with("sync") || what.contains("volatile")).then(|| number.parse().ok()).flatten()
+    });
+    operations.collect()
+}
+
+#[test]
+fn nothing_is_made_durable_beside_writers_that_never_pause_and_everything_once_they_do() {
+    let mut world = replicated(1);
+    let generation = world.status().generation;
+    write_until_volatile(&mut world);
+    let begin = world.disk.operations();
+    for _ in 0..10 {
+        world.write_without_a_pause(COMMITS);
+    }
+    let log = world.disk.log();
+    let since = log.lines().skip(begin);
+    let (synced, begun): (Vec<_>, Vec<_>) = since.partition(|line| line.contains(": sync"));
+    assert!(synced.is_empty(), "{synced:?}");
+    assert!(begun.iter().filter(|line| line.contains(": create ")).count() > 1, "no index was begun");
+    world.settle();
+    assert!(!world.is_volatile());
+    world.check_shadow_is_durable();
+    assert_eq!(world.status().generation, generation);
+    rest(world);
+}
+
+#[test]
+fn a_power_cut_costs_the_generation_and_nothing_else() {
+    let mut reasons = Vec::new();
+    for seed in 0..POWER_CUTS {
+        println!("seed {seed}");
+        let mut world = replicated(seed);
+        write_until_volatile(&mut world);
+        world.write_without_a_pause(COMMITS * (seed as usize % 4));
+        world.lose_power();
+        world.application().remember_certainly();
+        reasons.extend(rest(world));
+    }
+    assert_eq!(reasons.len(), POWER_CUTS as usize);
+    // Where the name of the generation was lost, too, nobody knows that it was that.
+    let is_named = |reason: &String| reason.contains("while the shadow WAL was not durable");
+    assert!(reasons.iter().any(is_named), "{reasons:?}");
+}
+
+#[test]
+fn the_end_of_the_agent_costs_nothing() {
+    let mut world = replicated(1);
+    let generation = world.status().generation;
+    write_until_volatile(&mut world);
+    world.write_without_a_pause(COMMITS);
+    world.kill_agent();
+    world.start_agent();
+    world.settle();
+    assert_eq!(world.status().generation, generation);
+    rest(world);
+}
+
+#[test]
+fn an_agent_that_is_stopped_leaves_a_durable_shadow() {
+    let mut world = replicated(1);
+    write_until_volatile(&mut world);
+    world.stop_agent();
+    assert!(!world.is_volatile());
+    world.check_shadow_is_durable();
+    world.lose_power();
+    world.application().remember_certainly();
+    let reason = rest(world);
+    assert!(reason.is_none_or(|reason| !reason.contains("not durable")), "it was");
+}
+
+#[test]
+fn the_shadow_is_durable_while_a_replica_lacks_it() {
+    let mut world = replicated(1);
+    world.servers[0].refuse_all(true);
+    world.write_without_a_pause(COMMITS);
+    // Only what it does not know yet lets the agent rely on the server.
+    world.write_without_a_pause(COMMITS * 20);
+    assert!(world.replica().position < world.status().position && !world.is_volatile());
+    world.servers[0].refuse_all(false);
+    rest(world);
+}
+
+#[test]
+fn the_agent_or_the_machine_may_end_at_any_operation_that_makes_the_shadow_volatile_or_durable() {
+    let live = |world: &mut World| {
+        write_until_volatile(world);
+        world.write_without_a_pause(COMMITS);
+        world.settle();
+    };
+    let mut world = replicated(1);
+    live(&mut world);
+    let operations = operations_of_the_mark(&world);
+    rest(world);
+    assert!(operations.len() > 10, "{operations:?}");
+    for (at, loses_power) in operations.iter().flat_map(|at| [(*at, false), (*at, true)]) {
+        println!("operation {at}, power is lost: {loses_power}");
+        let mut world = replicated(1);
+        world.disk.plan(at, DiskFault::Crash);
+        live(&mut world);
+        if loses_power {
+            world.lose_power();
+            world.application().remember_certainly();
+        }
+        rest(world);
+    }
+}
