@@ -156,6 +156,8 @@ impl Agent {
         for held_back in std::mem::take(&mut database.held_back) {
             database.on_snapshot_sent(held_back, now, 0.0);
         }
+        // What a replica is to end with decides what is sent to it now.
+        database.finish(now.mono);
         let next = [database.source.next_timeout(now.mono), database.source.table_timeout(now.mono)];
         let mut next = next.into_iter().flatten().min();
         if let Some((extent, folder)) = &database.shadow {
@@ -417,6 +419,15 @@ impl Database {
                 let (_, room) = unfinished.filter(|(is_finished, _)| !is_finished).last()?;
                 Some(format!("{name}: replica {} ({} bytes behind)", room.config.name, room.lag(extent)))
             }
+        }
+    }
+
+    /// While stopping: tells the replicas where they end, once that is known.
+    fn finish(&mut self, now: Instant) {
+        if let Some(end) = self.stop_position(now) {
+            self.replicas.iter_mut().for_each(|room| {
+                room.finish(end);
+            });
         }
     }
 

@@ -76,6 +76,23 @@ fn a_replica_that_needs_a_shadow_file_which_is_missing_begins_a_new_generation()
     world.end();
 }
 
+#[test]
+fn an_agent_that_has_nothing_to_send_stops_at_once() {
+    let mut world = world(Settings::PLAIN);
+    world.application().run(0, "INSERT INTO t (n) VALUES (1)");
+    world.drive(60);
+    assert_eq!(world.replica().position, world.status().position);
+    let asked = world.now();
+    world.stop_agent();
+    let took = world.now().mono - asked.mono;
+    // The world asks whether it has stopped when something is due, as the next report of what is waited for, after a second.
+    assert!(took < Duration::from_millis(1500), "it only seals a segment, and that took {took:?}");
+    world.start_agent();
+    world.settle();
+    world.check_all_is_replicated();
+    world.end();
+}
+
 /// What the shadow lost is in the database file, and only there: it comes to the replica later.
 #[test]
 fn a_replica_that_holds_more_than_a_power_cut_left_of_the_shadow_never_goes_back() {

@@ -201,7 +201,7 @@ impl World {
         }
     }
 
-    fn now(&self) -> Now {
+    pub fn now(&self) -> Now {
         let wall = self.began.1 + self.elapsed;
         let jump = Duration::from_secs(self.jumped.unsigned_abs());
         let wall = if self.jumped < 0 { wall - jump } else { wall + jump };
