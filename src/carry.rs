@@ -141,7 +141,7 @@ impl Carrier {
     /// Where it stopped. Anything of it may have been done.
     pub fn carry(&mut self, remote: &mut dyn Remote, order: &Order) -> Result<Outcome, CarryError> {
         match order.job {
-            Job::Look { is_first } => look::look(remote, order, is_first).map(Outcome::Found),
+            Job::Look { written } => look::look(remote, order, written).map(Outcome::Found),
             Job::SendSnapshot { index } => send_snapshot(remote, order, index).map(Outcome::SnapshotSent),
             Job::PublishSnapshot { sent, valid_from, state } => {
                 publish_snapshot(remote, order, sent, valid_from, state).map(|()| Outcome::SnapshotPublished)

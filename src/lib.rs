@@ -109,8 +109,9 @@
 //! - A machine that was set back to an image of itself has another history from there on, under the same generation. So
 //!   that look compares all of the last segment with the shadow, and not its beginning only: the snapshot may hold pages of
 //!   the history that is no more. What the shadow has not reached when it looks is not judged; what differs and was written
-//!   by nobody (its checksum is wrong) is damage, and written anew. Left over: a machine that is set back together with its
-//!   memory goes on in the same run, which takes the beginning for the whole.
+//!   by nobody (its checksum is wrong) is damage, and written anew. A later look of a run does the same where the last
+//!   segment, by name and length, is not what it has written last: the machine may have been set back together with its
+//!   memory.
 //! - An index that is over before anything of it was sent is one sealed segment, written at once: after an outage there are
 //!   many, and each would cost twice the round trips.
 //! - A writer that never pauses is looked at every half a millisecond, not at each event ([`core::pace`]), because it pays

@@ -15,7 +15,11 @@ use std::io;
 
 /// What is there of the generation. Objects that were never finished are removed: nobody will finish them. One that
 /// was set aside, and whose successor has not come, gets its name back: it holds what was acknowledged.
-pub(super) fn look(remote: &mut dyn Remote, order: &Order, is_first: bool) -> Result<Listing, CarryError> {
+pub(super) fn look(
+    remote: &mut dyn Remote,
+    order: &Order,
+    written: Option<(SegmentStart, u64)>,
+) -> Result<Listing, CarryError> {
     let mut listing = Listing::default();
     for folder in [names::snapshots_folder(order.generation), names::wal_folder(order.generation)] {
         let folder = order.path(&folder);
@@ -36,7 +40,9 @@ pub(super) fn look(remote: &mut dyn Remote, order: &Order, is_first: bool) -> Re
         let path = order.path(&order.segment(last).path());
         listing.last = Some(match open_shadow(order, last.index, Offset::ZERO) {
             Ok(reader) => {
-                Comparison { order, reader, path: &path, segment: last, length }.of(remote, is_first)?
+                // What this run has written, the shadow has, unless the machine was set back together with its memory.
+                let is_known = written == Some((last, length));
+                Comparison { order, reader, path: &path, segment: last, length }.of(remote, is_known)?
             }
             Err(ShadowReadError::Disk(e)) if e.kind() == io::ErrorKind::NotFound => {
                 // It is yet to come, or is not kept any more and will not come again.
@@ -70,14 +76,14 @@ enum Difference {
 }
 
 impl Comparison<'_> {
-    /// Reads the segment's beginning, or, if it `is_first`, as much as it takes to know all of it.
-    fn of(&self, remote: &mut dyn Remote, is_first: bool) -> Result<LastSegment, CarryError> {
+    /// Reads the beginning of a segment that `is_known`, and of another one as much as it takes to know all of it.
+    fn of(&self, remote: &mut dyn Remote, is_known: bool) -> Result<LastSegment, CarryError> {
         let ours = self.shadow_end()?;
         if ours <= self.segment.start {
             return Ok(LastSegment::Unreached);
         }
         let same = |end: Offset| match end > self.segment.start {
-            true => LastSegment::Same { compared: end.min(ours), end: is_first.then_some(end) },
+            true => LastSegment::Same { compared: end.min(ours), end: (!is_known).then_some(end) },
             // Not even its first frame is whole.
             false => LastSegment::Other,
         };
@@ -96,7 +102,7 @@ impl Comparison<'_> {
                     Some(Difference::Damage(at)) => return Ok(same(at)),
                 }
             }
-            if read == 0 || !is_first {
+            if read == 0 || is_known {
                 return Ok(same(end));
             }
             if at == 0

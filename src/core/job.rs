@@ -19,8 +19,9 @@ pub struct SegmentStart {
 pub enum Job {
     /// List what the replica holds of the generation, and remove its unfinished objects.
     Look {
-        /// Whether to compare all of its last segment with the shadow, and to find out where the WAL in it ends.
-        is_first: bool,
+        /// The segment that this run has written last, with its length on the replica then. If the last one there is just
+        /// that, its beginning is compared with the shadow; otherwise all of it, and it is found out where the WAL in it ends.
+        written: Option<(SegmentStart, u64)>,
     },
     /// Stream the database file to the temporary name of a snapshot.
     SendSnapshot {

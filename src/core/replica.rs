@@ -265,8 +265,7 @@ impl Replica {
         }
         let (is_finishing, interval) = (self.is_finishing(), self.interval(shadow));
         let job = match &mut self.phase {
-            // What this run has written, the shadow has.
-            Phase::Unknown => Some(Job::Look { is_first: self.last_segment.is_none() }),
+            Phase::Unknown => Some(Job::Look { written: self.last_segment }),
             Phase::Empty => Some(Job::SendSnapshot { index: shadow.index }),
             Phase::Streaming { tail, snapshot } => {
                 let job = match (is_finishing, *snapshot) {

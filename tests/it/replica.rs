@@ -46,6 +46,9 @@ fn sent(index: Index) -> SentSnapshot {
     }
 }
 
+/// The segment of [`streaming`].
+const FIRST: SegmentStart = SegmentStart { index: INDEX, start: Offset::ZERO };
+
 fn failure() -> Outcome {
     failure_by(FailureCause::Disconnected)
 }
@@ -58,7 +61,7 @@ fn failure_by(cause: FailureCause) -> Outcome {
 fn pauses_by(cause: FailureCause) -> Vec<Duration> {
     let (mut now, mut replica) = (Instant::now(), Replica::new(generation(), Duration::ZERO));
     let pauses = (0..12).map(|_| {
-        assert_eq!(replica.next_job(&shadow(0), now), Some(Job::Look { is_first: true }));
+        assert_eq!(replica.next_job(&shadow(0), now), Some(Job::Look { written: None }));
         replica.on_outcome(failure_by(cause), &shadow(0), now, 0.0);
         let Activity::Failing { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
         retry_at - std::mem::replace(&mut now, retry_at)
@@ -246,7 +249,7 @@ fn after_a_failure_the_replica_is_looked_at_and_its_last_segment_written_anew() 
     let Activity::Failing { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
     assert_eq!(replica.next_job(&shadow(5000), now), None, "not before its time");
     assert_eq!(replica.next_timeout(&shadow(5000)), Some(retry_at), "without another commit");
-    assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look { is_first: false }));
+    assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look { written: Some((FIRST, 50)) }));
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
     let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last: Some(SAME) };
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &shadow(5000), retry_at, 0.0), Finding::Nothing);
@@ -283,8 +286,8 @@ fn a_replica_that_was_not_tried_waits_longer_and_is_told_when_the_server_answers
         replica.on_server_answers();
         replica.next_job(&shadow(0), now)
     };
-    assert_eq!(after(FailureCause::NotTried), Some(Job::Look { is_first: true }));
-    assert_eq!(after(FailureCause::Disconnected), Some(Job::Look { is_first: true }));
+    assert_eq!(after(FailureCause::NotTried), Some(Job::Look { written: None }));
+    assert_eq!(after(FailureCause::Disconnected), Some(Job::Look { written: None }));
     assert_eq!(after(FailureCause::Other), None, "what the server refused has nothing to do with its return");
 }
 
@@ -329,7 +332,7 @@ fn the_last_segment_of_an_acknowledged_index_is_written_anew_without_a_word() {
     replica.on_outcome(failure(), &over, now, 0.0);
     assert_eq!(replica.needs_from(), Some(INDEX));
     let later = now + Duration::from_secs(60);
-    assert_eq!(replica.next_job(&over, later), Some(Job::Look { is_first: false }));
+    assert_eq!(replica.next_job(&over, later), Some(Job::Look { written: Some((FIRST, 50)) }));
     let name = SegmentStart { index: INDEX, start: Offset::ZERO };
     let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 90)], last: Some(SAME) };
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &over, later, 0.0), Finding::Nothing);
@@ -474,7 +477,7 @@ fn a_replica_that_holds_more_than_the_shadow_is_left_alone_until_the_shadow_has_
     let compared = |to| found(LastSegment::Same { compared: Offset::new(to), end: Some(Offset::new(5000)) });
     let mut retry_at = now;
     for outcome in [compared(4000), found(LastSegment::Unreached)] {
-        assert_eq!(replica.next_job(&shadow(4000), retry_at), Some(Job::Look { is_first: true }));
+        assert_eq!(replica.next_job(&shadow(4000), retry_at), Some(Job::Look { written: None }));
         let short = if outcome == compared(4000) { shadow(4000) } else { shadow(0) };
         assert_eq!(replica.on_outcome(outcome, &short, retry_at, 0.0), Finding::Ahead);
         assert_eq!(replica.next_job(&shadow(5000), retry_at), None);
@@ -485,10 +488,10 @@ fn a_replica_that_holds_more_than_the_shadow_is_left_alone_until_the_shadow_has_
     }
     // What the shadow has got since the order was made was not compared.
     for outcome in [found(LastSegment::Unreached), compared(4000)] {
-        assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look { is_first: true }));
+        assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look { written: None }));
         assert_eq!(replica.on_outcome(outcome, &shadow(5000), retry_at, 0.0), Finding::Nothing);
     }
-    assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look { is_first: true }));
+    assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look { written: None }));
     assert_eq!(replica.on_outcome(compared(5000), &shadow(5000), retry_at, 0.0), Finding::Nothing);
     let mut shrunk = Replica::new(generation(), Duration::ZERO);
     let findings: Vec<Finding> = (0..4)
@@ -514,7 +517,7 @@ fn a_server_that_answers_but_takes_nothing_is_asked_ever_more_rarely_and_stays_f
         let Activity::Failing { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
         pauses.push(retry_at - now);
         now = retry_at;
-        assert_eq!(replica.next_job(&shadow(5000), now), Some(Job::Look { is_first: false }));
+        assert_eq!(replica.next_job(&shadow(5000), now), Some(Job::Look { written: Some((FIRST, 50)) }));
         replica.on_outcome(Outcome::Found(listing.clone()), &shadow(5000), now, 0.0);
         assert!(matches!(replica.activity(), Activity::Failing { .. }), "an answer alone is nothing");
         assert!(matches!(replica.next_job(&shadow(5000), now), Some(Job::Begin { .. })));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use wal_agent::carry::Carrier;
 use wal_agent::core::position::Offset;
-use wal_agent::core::replica::{Finding, Replica};
+use wal_agent::core::replica::{Failure, FailureCause, Finding, Outcome, Replica};
 use wal_agent::core::wal::WalHeader;
 use wal_agent::disk::{OsDisk, WalMap};
 use wal_agent::shadow::ShadowWal;
@@ -69,29 +69,57 @@ impl Copying {
     }
 }
 
-/// Replicates what is in `folder`, as a new run of the agent, until nothing is left to do; what it found. `copied` bytes
-/// are in the shadow when the first look is ordered, and all of them when it is answered. In the end everything is sealed
-/// if it `stops`.
-fn replicate(server: &FaultyServer, folder: &Path, copied: u64, stops: bool) -> Finding {
-    let mut copying = Copying::of(folder);
-    copying.copy(copied);
-    let (mut replica, mut carrier) = (Replica::new(generation(), Duration::ZERO), Carrier::default());
-    let (mut remote, now) = (server.connect(), Instant::now());
-    while let Some(job) = replica.next_job(copying.shadow.extent(), now) {
-        let order = order(job, 1, &copying.shadow, folder);
-        copying.copy(u64::MAX);
-        let outcome = carrier.carry(&mut *remote, &order).unwrap();
-        let extent = copying.shadow.extent();
-        let finding = replica.on_outcome(outcome, extent, now, 0.0);
-        if finding != Finding::Nothing {
-            return finding;
-        }
-        if stops && replica.holds(extent.position()) {
-            replica.finish_at(extent.position());
-        }
+/// What a run of the agent knows of its replica.
+struct Run {
+    replica: Replica,
+    carrier: Carrier,
+    now: Instant,
+}
+
+impl Run {
+    fn new() -> Run {
+        let replica = Replica::new(generation(), Duration::ZERO);
+        Run { replica, carrier: Carrier::default(), now: Instant::now() }
     }
-    assert!(replica.holds(copying.shadow.extent().position()));
-    Finding::Nothing
+
+    /// Replicates what is in `folder`, until nothing is left to do; what it found. `copied` bytes are in the shadow when
+    /// the first look is ordered, and all of them when it is answered. In the end everything is sealed if it `stops`.
+    fn replicate(&mut self, server: &FaultyServer, folder: &Path, copied: u64, stops: bool) -> Finding {
+        let mut copying = Copying::of(folder);
+        copying.copy(copied);
+        let (mut remote, now) = (server.connect(), self.now);
+        while let Some(job) = self.replica.next_job(copying.shadow.extent(), now) {
+            let order = order(job, 1, &copying.shadow, folder);
+            copying.copy(u64::MAX);
+            let outcome = self.carrier.carry(&mut *remote, &order).unwrap();
+            let extent = copying.shadow.extent();
+            let finding = self.replica.on_outcome(outcome, extent, now, 0.0);
+            if finding != Finding::Nothing {
+                return finding;
+            }
+            if stops && self.replica.holds(extent.position()) {
+                self.replica.finish_at(extent.position());
+            }
+        }
+        assert!(self.replica.holds(copying.shadow.extent().position()));
+        Finding::Nothing
+    }
+
+    /// The connection is lost while the next commit, which is in `folder`, is sent.
+    fn lose_connection(&mut self, folder: &Path) {
+        let mut copying = Copying::of(folder);
+        copying.copy(u64::MAX);
+        self.replica.next_job(copying.shadow.extent(), self.now).expect("there is something to send");
+        let lost =
+            Failure { cause: FailureCause::Disconnected, message: "the connection is lost".to_owned() };
+        self.replica.on_outcome(Outcome::Failed(lost), copying.shadow.extent(), self.now, 0.0);
+        self.now += Duration::from_secs(60);
+    }
+}
+
+/// The same, in a run of its own.
+fn replicate(server: &FaultyServer, folder: &Path, copied: u64, stops: bool) -> Finding {
+    Run::new().replicate(server, folder, copied, stops)
 }
 
 /// A replica that has commits of so many bytes each, and an image of the machine as it was after the first.
@@ -125,6 +153,27 @@ fn a_history_that_leaves_the_replicas_anywhere_is_another_generation() {
                     "{before}, then {after}, {copied} copied, sealed: {stops}"
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_is_set_back_together_with_its_memory_is_another_generation() {
+    for before in LENGTHS {
+        for (after, stops) in [(100, false), (300_000, true), (6_000_000, false)] {
+            let (folder, server, mut run) = (scratch(), FaultyServer::reliable(), Run::new());
+            let connection = new_application(folder.path());
+            insert(&connection, before);
+            let image = image_of(folder.path());
+            assert_eq!(run.replicate(&server, folder.path(), u64::MAX, false), Finding::Nothing);
+            // What it does now, it will not remember.
+            insert(&connection, after);
+            assert_eq!(replicate(&server, folder.path(), u64::MAX, stops), Finding::Nothing);
+            let set_back = application(image.path());
+            insert(&set_back, after + 100_000);
+            run.lose_connection(image.path());
+            let finding = run.replicate(&server, image.path(), u64::MAX, false);
+            assert_eq!(finding, Finding::Diverged, "{before}, then {after}, sealed: {stops}");
         }
     }
 }
