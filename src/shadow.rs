@@ -64,7 +64,8 @@ pub struct ShadowWal {
     needed_from: Option<Index>,
     /// Folders of earlier generations, and files before a gap, which nobody needs any more.
     stale: Vec<PathBuf>,
-    is_volatile: bool,
+    /// The first index that may not be durable, if more than the present one may not be.
+    volatile_from: Option<Index>,
     scratch: Vec<u8>,
 }
 
@@ -100,7 +101,7 @@ impl ShadowWal {
             present: None,
             needed_from: None,
             stale,
-            is_volatile: false,
+            volatile_from: None,
             scratch: Vec::new(),
         })
     }
@@ -154,12 +155,13 @@ impl ShadowWal {
                 present: None,
                 needed_from: None,
                 stale,
-                is_volatile,
+                volatile_from: is_volatile.then_some(Index::ZERO),
                 scratch,
             }));
         };
         // After a power cut a file may be missing in between: a replica that still needs it cannot go on.
-        let kept = files.split_off(&first_without_gap(&files, index));
+        let first = first_without_gap(&files, index);
+        let kept = files.split_off(&first);
         stale.extend(files.into_keys().map(|index| folder.join(names::shadow_file(index))));
         let complete = kept
             .iter()
@@ -172,7 +174,7 @@ impl ShadowWal {
             present: None,
             needed_from: None,
             stale,
-            is_volatile,
+            volatile_from: is_volatile.then_some(first),
             scratch,
         };
         let Some(chain) = verify_file(&*file, &mut shadow.scratch)? else {
@@ -243,7 +245,7 @@ impl ShadowWal {
                 let Some(next) = self.extent.index.next() else { return Ok(Err(Break::IndexExhausted)) };
                 // It exists nowhere else now. Only where everything was backfilled already when we attached, the WAL
                 // can have been restarted before a worker had made it durable.
-                let must_be_durable = !self.is_volatile && present.durable < self.extent.end;
+                let must_be_durable = !self.is_volatile() && present.durable < self.extent.end;
                 if must_be_durable && present.file.sync().is_err() {
                     return Ok(Err(Break::ShadowSyncFailed));
                 }
@@ -376,7 +378,7 @@ impl ShadowWal {
 
     /// What is to be made durable before the next index begins; `None` if everything is, or need not be.
     pub fn to_sync(&self) -> Option<ShadowSync> {
-        let present = self.present.as_ref().filter(|p| p.durable < self.extent.end && !self.is_volatile)?;
+        let present = self.present.as_ref().filter(|p| p.durable < self.extent.end && !self.is_volatile())?;
         Some(ShadowSync { file: Arc::clone(&present.file), end: self.extent.end })
     }
 

@@ -100,7 +100,7 @@ impl ShadowWal {
 
     /// Whether a power cut may leave anything of it.
     pub fn is_volatile(&self) -> bool {
-        self.is_volatile
+        self.volatile_from.is_some()
     }
 
     /// Says that it is volatile, before it is; [`ShadowWal::on_marked`] once that is done.
@@ -111,15 +111,14 @@ impl ShadowWal {
     /// Takes in that the mark is durable, if it is that of this generation.
     pub fn on_marked(&mut self, change: &DurabilityChange) {
         if change.generation == self.extent.generation {
-            self.is_volatile = true;
+            self.volatile_from = Some(self.extent.index);
         }
     }
 
     /// Makes everything durable, and `others` that follow it. From now on no index begins before the one before is
     /// durable.
     pub fn settle(&mut self, meta: &Path, others: Vec<PathBuf>) -> DurabilityChange {
-        self.is_volatile = false;
-        let first = self.extent.complete.first_key_value().map_or(self.extent.index, |(index, _)| *index);
+        let first = self.volatile_from.take().unwrap_or(self.extent.index);
         let indexes = (first, self.extent.index);
         self.change(meta, Target::Durable { shadows: self.folder.clone(), indexes, others })
     }

@@ -4,7 +4,7 @@ use super::job::LocalJob;
 use super::{LONGEST_RETRY_PAUSE, Source, State};
 use crate::core::sync::Break;
 use crate::shadow::DurabilityChange;
-use log::{debug, error, warn};
+use log::{debug, error};
 use std::io;
 use std::time::Instant;
 
@@ -69,7 +69,8 @@ impl Source {
             }
             (Ok(()), _) => debug!("{name}: the shadow WAL is durable again"),
             (Err(e), _) if change.is_to_volatile() => {
-                warn!("{name}: cannot write {}: {e}", self.settings.meta.display());
+                // It costs the writer something, and nothing else.
+                debug!("{name}: cannot write {}: {e}", self.settings.meta.display());
                 self.durability.not_before = Some(now + LONGEST_RETRY_PAUSE);
             }
             (Err(e), _) => {
