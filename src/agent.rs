@@ -141,8 +141,8 @@ impl Agent {
         let extent = database.shadow.as_ref().map(|(extent, _)| extent);
         let behind = extent.and_then(|extent| database.replicas.iter().map(|room| room.lag(extent)).max());
         database.source.need(database.replicas.iter().any(needs), behind.unwrap_or_default());
-        let keep_up = extent.is_some_and(|extent| database.replicas.iter().all(|room| room.keeps_up(extent)));
-        database.source.rely_on_replicas(keep_up && !database.replicas.is_empty());
+        let are_whole = database.replicas.iter().all(ReplicaRoom::is_restorable);
+        database.source.rely_on_replicas(are_whole && !database.replicas.is_empty());
         if database.source.next_timeout(now.mono).is_some_and(|due| due <= now.mono) {
             let generation = Generation::from_random(self.random.random());
             if let Some(job) = database.source.turn(now.mono, generation) {
@@ -405,7 +405,7 @@ impl Database {
             State::Absent => None,
             State::Refused(refusal) => Some(format!("{name}: {refusal}")),
             State::Detached | State::Lent => Some(format!("{name}: the agent is busy with it")),
-            State::Attached(_) if self.source.is_volatile() => {
+            State::Attached(_) if !self.source.is_durable() => {
                 Some(format!("{name}: its shadow WAL is being made durable"))
             }
             State::Attached(_) | State::Resting(_) => {

@@ -7,7 +7,7 @@ mod reader;
 mod volatile;
 
 pub use reader::{ShadowReadError, ShadowReader};
-pub use volatile::DurabilityChange;
+pub use volatile::{Durability, DurabilityChange};
 
 use crate::core::evidence::DatabaseHeader;
 use crate::core::names;
@@ -64,8 +64,7 @@ pub struct ShadowWal {
     needed_from: Option<Index>,
     /// Folders of earlier generations, and files before a gap, which nobody needs any more.
     stale: Vec<PathBuf>,
-    /// The first index that may not be durable, if more than the present one may not be.
-    volatile_from: Option<Index>,
+    durability: Durability,
     scratch: Vec<u8>,
 }
 
@@ -101,7 +100,7 @@ impl ShadowWal {
             present: None,
             needed_from: None,
             stale,
-            volatile_from: None,
+            durability: Durability::Durable,
             scratch: Vec::new(),
         })
     }
@@ -128,7 +127,8 @@ impl ShadowWal {
         if its_inode != Some(inode) {
             return Ok(Err(Break::DatabaseReplaced));
         }
-        let is_volatile = Mark::of(&*disk, meta, generation)? != Mark::None;
+        let is_marked = Mark::of(&*disk, meta, generation)? != Mark::None;
+        let left_of = |first| if is_marked { Durability::Volatile(first) } else { Durability::Durable };
         let folder = meta.join(names::wal_folder(generation));
         let mut files = BTreeMap::new();
         for name in disk.list(&folder)? {
@@ -155,7 +155,7 @@ impl ShadowWal {
                 present: None,
                 needed_from: None,
                 stale,
-                volatile_from: is_volatile.then_some(Index::ZERO),
+                durability: left_of(Index::ZERO),
                 scratch,
             }));
         };
@@ -174,7 +174,7 @@ impl ShadowWal {
             present: None,
             needed_from: None,
             stale,
-            volatile_from: is_volatile.then_some(first),
+            durability: left_of(first),
             scratch,
         };
         let Some(chain) = verify_file(&*file, &mut shadow.scratch)? else {

@@ -16,9 +16,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// So many bytes a replica that keeps up may lack: a fraction of a second of a writer that never pauses.
-const LITTLE: u64 = 64 << 20;
-
 /// One replica and what status says of it.
 pub struct ReplicaRoom {
     pub(super) config: ReplicaConfig,
@@ -161,9 +158,9 @@ impl ReplicaRoom {
         lag.unwrap_or_else(|| extent.bytes_kept())
     }
 
-    /// Whether it can be restored from, and has nearly all of the shadow.
-    pub fn keeps_up(&self, extent: &ShadowExtent) -> bool {
-        self.course.as_ref().is_some_and(Replica::is_restorable) && self.lag(extent) <= LITTLE
+    /// Whether the present generation can be restored from it.
+    pub fn is_restorable(&self) -> bool {
+        self.course.as_ref().is_some_and(Replica::is_restorable)
     }
 
     /// Sends nothing behind `position` any more; whether everything before it is there, and sealed. A seal that failed

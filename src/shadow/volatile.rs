@@ -5,15 +5,26 @@
 //! says so, with the boot. It goes only when everything is durable again. In another boot it means that a power cut may
 //! have left anything of the generation's files: then nothing of them is used.
 
-use super::{ShadowWal, begun, sync_indexes};
+use super::{GENERATION_FILE, ShadowWal, begun, sync_indexes};
 use crate::core::position::{Generation, Index};
 use crate::disk::Disk;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Holds the generation and the boot.
+/// Holds the generation and the boot, and ends with a line feed.
 const MARK: &str = "volatile";
+
+/// What a power cut would leave of a shadow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// All but the present index, and of that a valid part.
+    Durable,
+    /// The same, but the mark may be there. It is being written or removed, or that has failed.
+    Marked,
+    /// Of this index and what follows, anything.
+    Volatile(Index),
+}
 
 /// What the mark says of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,12 +42,13 @@ impl Mark {
         let Some(text) = disk.read(&meta.join(MARK))? else { return Ok(Mark::None) };
         let text = String::from_utf8_lossy(&text);
         let mut words = text.split_whitespace();
-        match words.next().map(str::parse) {
-            // Another generation has begun since.
-            Some(Ok(marked)) if generation != marked => Ok(Mark::None),
-            Some(Ok(_)) if words.next().map(str::to_owned) == disk.boot() => Ok(Mark::OfThisBoot),
-            _ => Ok(Mark::OfAnotherBoot),
-        }
+        Ok(match words.next().map(str::parse) {
+            // Writing it was not finished, so that nothing relied on it; or another generation has begun since.
+            _ if !text.ends_with('\n') => Mark::None,
+            Some(Ok(marked)) if generation != marked => Mark::None,
+            Some(Ok(_)) if disk.boot().is_some_and(|boot| words.next() == Some(&boot)) => Mark::OfThisBoot,
+            _ => Mark::OfAnotherBoot,
+        })
     }
 }
 
@@ -49,26 +61,29 @@ pub struct DurabilityChange {
 }
 
 enum Target {
-    Volatile,
+    Volatile { boot: String },
     Durable { shadows: PathBuf, indexes: (Index, Index), others: Vec<PathBuf> },
 }
 
 impl DurabilityChange {
     /// Whether the shadow becomes volatile by it.
     pub fn is_to_volatile(&self) -> bool {
-        matches!(self.to, Target::Volatile)
+        matches!(self.to, Target::Volatile { .. })
     }
 
     /// # Errors
-    /// The disk's. What was to be made durable is in doubt then.
+    /// The disk's. The mark may be there then, and what was to be made durable is in doubt.
     pub fn run(&self) -> io::Result<()> {
         let DurabilityChange { disk, meta, generation, to } = self;
         let mark = meta.join(MARK);
         match to {
-            Target::Volatile => {
-                let boot = disk.boot().unwrap_or_default();
-                disk.replace(&mark, format!("{generation} {boot}\n").as_bytes())?;
-                disk.open(&mark, false)?.sync()?;
+            Target::Volatile { boot } => {
+                // An earlier generation's name must not come back with the mark of this one.
+                disk.open(&meta.join(GENERATION_FILE), false)?.sync()?;
+                disk.sync_folder(meta)?;
+                let file = disk.open(&mark, true)?;
+                file.write_at(format!("{generation} {boot}\n").as_bytes(), 0)?;
+                file.sync()?;
             }
             Target::Durable { shadows, indexes: (first, last), others } => {
                 sync_indexes(&**disk, shadows, *first, *last)?;
@@ -98,29 +113,43 @@ impl ShadowWal {
         Ok(Mark::of(disk, meta, generation)? == Mark::OfAnotherBoot)
     }
 
+    /// What a power cut would leave of it.
+    pub fn durability(&self) -> Durability {
+        self.durability
+    }
+
     /// Whether a power cut may leave anything of it.
     pub fn is_volatile(&self) -> bool {
-        self.volatile_from.is_some()
+        matches!(self.durability, Durability::Volatile(_))
     }
 
-    /// Says that it is volatile, before it is; [`ShadowWal::on_marked`] once that is done.
-    pub fn to_mark(&self, meta: &Path) -> DurabilityChange {
-        self.change(meta, Target::Volatile)
+    /// Says that it is volatile, before it is. `None` where the kernel does not tell the boot: nobody would know of a power
+    /// cut.
+    pub fn to_mark(&mut self, meta: &Path) -> Option<DurabilityChange> {
+        let boot = self.disk.boot()?;
+        self.durability = Durability::Marked;
+        Some(self.change(meta, Target::Volatile { boot }))
     }
 
-    /// Takes in that the mark is durable, if it is that of this generation.
-    pub fn on_marked(&mut self, change: &DurabilityChange) {
-        if change.generation == self.extent.generation {
-            self.volatile_from = Some(self.extent.index);
-        }
-    }
-
-    /// Makes everything durable, and `others` that follow it. From now on no index begins before the one before is
-    /// durable.
+    /// Makes everything durable, and `others` that follow it; then the mark goes. From now on no index begins before the one
+    /// before is durable.
     pub fn settle(&mut self, meta: &Path, others: Vec<PathBuf>) -> DurabilityChange {
-        let first = self.volatile_from.take().unwrap_or(self.extent.index);
+        let first = match std::mem::replace(&mut self.durability, Durability::Marked) {
+            Durability::Volatile(first) => first,
+            Durability::Durable | Durability::Marked => self.extent.index,
+        };
         let indexes = (first, self.extent.index);
         self.change(meta, Target::Durable { shadows: self.folder.clone(), indexes, others })
+    }
+
+    /// Takes in that a change is done, if it is one of this generation.
+    pub fn on_changed(&mut self, change: &DurabilityChange) {
+        if change.generation == self.extent.generation {
+            self.durability = match change.to {
+                Target::Volatile { .. } => Durability::Volatile(self.extent.index),
+                Target::Durable { .. } => Durability::Durable,
+            };
+        }
     }
 
     fn change(&self, meta: &Path, to: Target) -> DurabilityChange {

@@ -3,80 +3,124 @@
 use super::job::LocalJob;
 use super::{LONGEST_RETRY_PAUSE, Source, State};
 use crate::core::sync::Break;
-use crate::shadow::DurabilityChange;
+use crate::shadow::{Durability, DurabilityChange};
 use log::{debug, error};
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// A replica that lacks more bytes does not keep up: a fraction of a second of such a writer.
+const LITTLE: u64 = 64 << 20;
+/// It must have come so near before.
+const VERY_LITTLE: u64 = 16 << 20;
+/// Writers that have paused for so long may not go on at once, and what they have written is made durable. Shorter than
+/// letting go takes.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Each change costs some fsyncs: not again before this.
+const CHANGE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a source knows of how durable its shadow should be.
-#[derive(Default, Clone, Copy)]
+#[derive(Default)]
 pub struct DurabilityWork {
-    /// Every replica can be restored from, and has nearly all of the shadow.
-    replicas_keep_up: bool,
+    /// Every replica can be restored from.
+    replicas_are_whole: bool,
+    /// When the writers had not paused for long, the last time.
+    tireless_at: Option<Instant>,
     /// The agent is about to stop.
     is_ending: bool,
-    /// The mark could not be written: not before.
+    /// It must stay durable until then.
     not_before: Option<Instant>,
 }
 
 impl Source {
-    /// Takes in whether every replica can be restored from, and has nearly all of the shadow.
-    pub fn rely_on_replicas(&mut self, keep_up: bool) {
-        self.durability.replicas_keep_up = keep_up;
+    /// Takes in whether there are replicas, and every one can be restored from.
+    pub fn rely_on_replicas(&mut self, are_whole: bool) {
+        self.durability.replicas_are_whole = are_whole;
     }
 
     /// From now on everything is made durable.
     pub fn prepare_to_end(&mut self) {
         self.durability.is_ending = true;
+        self.hot = true;
     }
 
-    /// Whether a power cut may leave anything of the shadow.
-    pub fn is_volatile(&self) -> bool {
-        matches!(&self.state, State::Attached(attached) if attached.capture.shadow.is_volatile())
+    /// Whether everything is as durable as it is when writers pause, and nothing says otherwise.
+    pub fn is_durable(&self) -> bool {
+        match &self.state {
+            State::Attached(attached) => attached.capture.shadow.durability() == Durability::Durable,
+            _ => true,
+        }
     }
 
-    /// Whether a power cut may cost the shadow and nothing else: the generation.
-    fn may_be_volatile(&self, now: Instant) -> bool {
-        let DurabilityWork { replicas_keep_up, is_ending, not_before } = self.durability;
-        let is_possible = !is_ending && not_before.is_none_or(|at| now >= at) && self.scarcity().is_none();
-        self.pace.is_tireless(now) && replicas_keep_up && is_possible
+    /// Whether a power cut may cost the shadow, and with it the generation.
+    fn may_be_volatile(&self, is_volatile: bool, now: Instant) -> bool {
+        let DurabilityWork { replicas_are_whole, tireless_at, is_ending, not_before } = self.durability;
+        let is_over = is_ending || !replicas_are_whole || self.scarcity().is_some();
+        if is_volatile {
+            let has_paused = tireless_at.is_none_or(|at| now >= at + PAUSE);
+            return !is_over && self.behind <= LITTLE && !has_paused && self.let_go_at.is_none();
+        }
+        let may_begin = not_before.is_none_or(|at| now >= at);
+        !is_over && self.behind <= VERY_LITTLE && may_begin && self.pace.is_tireless(now)
+    }
+
+    /// When the shadow must be durable if the writers pause from now on.
+    pub(super) fn durable_at(&self, now: Instant) -> Option<Instant> {
+        let is_free = !self.job_in_flight && !self.table.is_volatile();
+        let at = self.durability.tireless_at.map_or(now, |at| at + PAUSE);
+        (is_free && !self.is_durable()).then_some(at)
     }
 
     /// The job that makes the shadow as durable as it should be, if it is not.
     pub(super) fn durability_job(&mut self, now: Instant) -> Option<LocalJob> {
-        let may_be_volatile = self.may_be_volatile(now);
+        if self.pace.is_tireless(now) {
+            self.durability.tireless_at = Some(now);
+        }
+        let State::Attached(attached) = &self.state else { return None };
+        let durability = attached.capture.shadow.durability();
+        let may_be_volatile = self.may_be_volatile(matches!(durability, Durability::Volatile(_)), now);
+        // What is being written into the table without a sync would be missing.
+        let may_settle = !self.table.is_volatile();
         let State::Attached(attached) = &mut self.state else { return None };
-        let capture = &mut attached.capture;
-        let meta = &self.settings.meta;
-        match (capture.shadow.is_volatile(), may_be_volatile) {
-            (false, true) => Some(LocalJob::Durability(capture.shadow.to_mark(meta))),
-            // What is being written into the table without a sync would be missing.
-            (true, false) if !self.table.is_volatile() => {
-                Some(LocalJob::Durability(capture.shadow.settle(meta, capture.table.files())))
+        let (capture, meta) = (&mut attached.capture, &self.settings.meta);
+        let change = match durability {
+            Durability::Durable if may_be_volatile => capture.shadow.to_mark(meta),
+            Durability::Volatile(_) if may_be_volatile => None,
+            Durability::Volatile(_) | Durability::Marked if may_settle => {
+                Some(capture.shadow.settle(meta, capture.table.files()))
             }
             _ => None,
-        }
+        };
+        change.map(LocalJob::Durability)
     }
 
     pub(super) fn on_durability(&mut self, change: &DurabilityChange, result: io::Result<()>, now: Instant) {
         let name = self.settings.database.display();
-        match (result, &mut self.state) {
-            (Ok(()), State::Attached(attached)) if change.is_to_volatile() => {
+        let pause = match (&result, change.is_to_volatile()) {
+            (Ok(()), true) => {
                 debug!(
                     "{name}: writers never pause: the shadow WAL is not made durable while the replicas keep up"
                 );
-                attached.capture.shadow.on_marked(change);
+                Duration::ZERO
             }
-            (Ok(()), _) => debug!("{name}: the shadow WAL is durable again"),
-            (Err(e), _) if change.is_to_volatile() => {
+            (Ok(()), false) => {
+                debug!("{name}: the shadow WAL is durable");
+                CHANGE_PAUSE
+            }
+            (Err(e), true) => {
                 // It costs the writer something, and nothing else.
                 debug!("{name}: cannot write {}: {e}", self.settings.meta.display());
-                self.durability.not_before = Some(now + LONGEST_RETRY_PAUSE);
+                LONGEST_RETRY_PAUSE
             }
-            (Err(e), _) => {
+            (Err(e), false) => {
                 error!("{name}: cannot make the shadow WAL durable: {e}");
                 self.request_generation(Break::ShadowSyncFailed);
+                LONGEST_RETRY_PAUSE
             }
+        };
+        let not_before = self.durability.not_before.max(Some(now + pause));
+        self.durability.not_before = not_before;
+        if let (Ok(()), State::Attached(attached)) = (result, &mut self.state) {
+            attached.capture.shadow.on_changed(change);
         }
     }
 }

@@ -163,7 +163,7 @@ impl Source {
         let is_read = attached.descriptor.is_shared();
         let again = Recheck::after(self.let_go_again, AGAIN_PAUSE, LONGEST_AGAIN_PAUSE, now);
         self.let_go_again = Some(again);
-        if self.is_needed || is_read || !self.is_certain() || self.is_volatile() {
+        if self.is_needed || is_read || !self.is_certain() || !self.is_durable() {
             self.let_go_at = Some(again.at);
             return None;
         }

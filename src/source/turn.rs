@@ -60,7 +60,8 @@ impl Source {
         let listens = self.pace.next_timeout(now);
         let (place, backfill) = (at(self.place_at), at(self.backfill_at));
         let around = self.look_around_timeout();
-        let times = [at(self.recheck), place, backfill, checkpoint, let_go, listens, around];
+        let durable = self.durable_at(now);
+        let times = [at(self.recheck), place, backfill, checkpoint, let_go, listens, around, durable];
         times.into_iter().flatten().min()
     }
 

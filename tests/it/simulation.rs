@@ -58,12 +58,13 @@ const CERTAIN: [&str; 10] = [
 const MANY: u64 = 200;
 
 /// What the local disk takes long for, until it is something else: an fsync, mostly.
-const SLOW: [fn(&LocalJob) -> bool; 7] = [
+const SLOW: [fn(&LocalJob) -> bool; 8] = [
     |_| false,
     |_| false,
     |job| matches!(job, LocalJob::Sync(_)),
     |job| matches!(job, LocalJob::Sync(_)),
     |job| matches!(job, LocalJob::Table(_)),
+    |job| matches!(job, LocalJob::Durability(_)),
     |job| matches!(job, LocalJob::Checkpoint { .. } | LocalJob::Round { .. }),
     |job| matches!(job, LocalJob::Sync(_) | LocalJob::Table(_) | LocalJob::Checkpoint { .. }),
 ];

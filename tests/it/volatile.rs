@@ -4,6 +4,9 @@
 use crate::support::oracle::{Application, Habits};
 use crate::support::sim_disk::DiskFault;
 use crate::support::world::{Settings, World};
+use std::time::Duration;
+use wal_agent::page_table::TableJob;
+use wal_agent::source::LocalJob;
 
 /// Machines that lose power, each leaving other things behind.
 const POWER_CUTS: u64 = 30;
@@ -52,7 +55,7 @@ fn rest(mut world: World) -> Option<String> {
 /// many shadow files, some.
 fn operations_of_the_mark(world: &World) -> Vec<usize> {
     let log = world.disk.log();
-    let since = log.lines().skip_while(|line| !line.contains("replace volatile"));
+    let since = log.lines().skip_while(|line| !line.contains("create volatile"));
     let (shadows, others): (Vec<_>, Vec<_>) = since
         .filter(|line| line.contains(": sync") || line.contains("volatile"))
         .partition(|line| line.trim_end().ends_with(".wal"));
@@ -123,6 +126,86 @@ fn an_agent_that_is_stopped_leaves_a_durable_shadow() {
     world.application().remember_certainly();
     let reason = rest(world);
     assert!(reason.is_none_or(|reason| !reason.contains("not durable")), "it was");
+}
+
+fn is_change(job: &LocalJob) -> bool {
+    matches!(job, LocalJob::Durability(_))
+}
+
+fn is_table_write(job: &LocalJob) -> bool {
+    matches!(job, LocalJob::Table(TableJob::Write(_)))
+}
+
+/// Writes without a pause until such a job is under way, which is held back.
+fn write_until_under_way(world: &mut World, is_it: fn(&LocalJob) -> bool) {
+    world.held = is_it;
+    for _ in 0..500 {
+        world.write_without_a_pause(COMMITS);
+        if world.is_under_way(is_it) {
+            return;
+        }
+    }
+    panic!("there is no such job{}", world.story());
+}
+
+#[test]
+fn an_agent_that_is_stopped_waits_for_a_shadow_that_is_just_becoming_volatile_or_durable() {
+    let mut world = replicated(1);
+    write_until_under_way(&mut world, is_change);
+    world.stop_agent_beside(is_change);
+    assert!(!world.is_volatile());
+    world.start_agent();
+    world.settle();
+    write_until_volatile(&mut world);
+    world.stop_agent_beside(is_change);
+    assert!(!world.is_volatile());
+    world.check_shadow_is_durable();
+    rest(world);
+}
+
+#[test]
+fn a_page_table_that_is_being_written_without_a_sync_is_waited_for_and_no_longer() {
+    for stops in [false, true] {
+        let mut world = replicated(1);
+        write_until_volatile(&mut world);
+        write_until_under_way(&mut world, is_table_write);
+        assert!(world.is_volatile());
+        world.rest_for(Duration::from_secs(5));
+        assert!(world.is_volatile(), "the table is not written yet");
+        match stops {
+            true => world.stop_agent_beside(is_table_write),
+            false => {
+                world.held = |_| false;
+                world.drive(100);
+            }
+        }
+        assert!(!world.is_volatile(), "stopped: {stops}");
+        world.check_shadow_is_durable();
+        rest(world);
+    }
+}
+
+#[test]
+fn where_the_kernel_does_not_tell_the_boot_the_shadow_is_durable() {
+    let mut world = replicated(1);
+    world.disk.hide_boot();
+    world.write_without_a_pause(COMMITS * 50);
+    assert!(!world.is_volatile());
+    rest(world);
+}
+
+#[test]
+fn a_mark_that_was_not_finished_or_is_of_another_generation_costs_nothing() {
+    let mut world = replicated(1);
+    let generation = world.status().generation;
+    for mark in ["", "0123456789ab", "0123456789abcdef some-boot", "0123456789abcdef some-boot\n"] {
+        world.kill_agent();
+        std::fs::write(world.meta().join("volatile"), mark).expect("the folder is ours");
+        world.start_agent();
+        world.settle();
+        assert_eq!(world.status().generation, generation, "{mark:?}");
+    }
+    rest(world);
 }
 
 #[test]

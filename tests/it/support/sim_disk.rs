@@ -53,6 +53,7 @@ struct State {
     operations: usize,
     /// How often power was lost.
     boots: u32,
+    hides_boot: bool,
     faults: BTreeMap<usize, DiskFault>,
     full_for: usize,
     has_crashed: bool,
@@ -135,6 +136,11 @@ impl SimDisk {
     /// Faults by kind.
     pub fn injected(&self) -> BTreeMap<String, u64> {
         self.state().injected.clone()
+    }
+
+    /// The kernel does not tell which boot this is.
+    pub fn hide_boot(&self) {
+        self.state().hides_boot = true;
     }
 
     /// Whether all of a file would survive a power cut.
@@ -264,7 +270,8 @@ impl Disk for SimDisk {
     }
 
     fn boot(&self) -> Option<String> {
-        Some(format!("boot-{}", self.state().boots))
+        let state = self.state();
+        (!state.hides_boot).then(|| format!("boot-{}", state.boots))
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {

@@ -34,6 +34,9 @@ const MOST_TURNS: usize = 50_000;
 /// Everything is looked at this often without an event; and pauses after failures are shorter.
 const REST: Duration = Duration::from_secs(400);
 
+/// While the agent stops, jobs may be slow for so many turns.
+const SLOW_TURNS: usize = 5;
+
 /// SQLite's busy handler asks so often.
 const BUSY_SLEEP: Duration = Duration::from_millis(100);
 
@@ -267,10 +270,20 @@ impl World {
         self.is_attached() && present.is_some() && is_open
     }
 
+    /// Whether such a job was handed out, and is not done yet.
+    pub fn is_under_way(&self, is_it: fn(&LocalJob) -> bool) -> bool {
+        lock(&self.jobs.handed).iter().any(|job| matches!(job, Handed::Local(_, job) if is_it(job)))
+    }
+
     /// The agent is asked to stop, and does.
     pub fn stop_agent(&mut self) {
+        self.stop_agent_beside(|_| false);
+    }
+
+    /// The same while jobs are slow.
+    pub fn stop_agent_beside(&mut self, slow: fn(&LocalJob) -> bool) {
         self.note("the agent is stopped");
-        self.held = |_| false;
+        self.held = slow;
         let latest = {
             let mut application = self.application();
             application.remember();
@@ -281,7 +294,10 @@ impl World {
         let now = self.now();
         let Some(agent) = &mut self.agent else { return };
         agent.begin_stop(now, now.mono + Duration::from_secs(10));
-        for _ in 0..MOST_TURNS {
+        for turn in 0..MOST_TURNS {
+            if turn == SLOW_TURNS {
+                self.held = |_| false;
+            }
             self.turn(true);
             let now = self.now();
             let Some(agent) = &mut self.agent else { return };
@@ -466,6 +482,11 @@ impl World {
     pub fn cut_shadow(&self, index: u32, length: u64) {
         let file = std::fs::File::options().write(true).open(self.shadow_file(index));
         file.and_then(|file| file.set_len(length)).expect("it is there");
+    }
+
+    /// The agent's own folder.
+    pub fn meta(&self) -> &Path {
+        &self.config.databases[0].meta_path
     }
 
     /// The file that says that the present generation's shadow is not durable, if it does.

@@ -84,13 +84,15 @@ impl World {
         assert!(is_safe, "{} would not survive a power cut{}", file.display(), self.story());
     }
 
-    /// All of the present generation's, but for the last index.
+    /// All of the present generation's, but for the last index; and its page table.
     pub fn check_shadow_is_durable(&self) {
-        let folder = self.shadow_file(0);
-        let folder = folder.parent().expect("a file is in a folder");
-        let mut files = super::super::scene::files(folder);
+        let last = self.shadow_file(0);
+        let shadows = last.parent().expect("a file is in a folder");
+        let generation = shadows.parent().expect("it is in that of the generation");
+        let mut files = super::super::scene::files(generation);
         files.sort();
-        for file in files.iter().rev().skip(1) {
+        let present = files.iter().rfind(|file| file.starts_with(shadows)).cloned();
+        for file in files.iter().filter(|file| Some(*file) != present.as_ref()) {
             assert!(
                 self.disk.is_durable(file),
                 "{} would not survive a power cut{}",
