@@ -80,6 +80,11 @@ fn nothing_is_made_durable_beside_writers_that_never_pause_and_everything_once_t
     world.settle();
     assert!(!world.is_volatile());
     world.check_shadow_is_durable();
+    // The table, too, before the mark goes.
+    let log = world.disk.log();
+    let marked = log.lines().skip_while(|line| !line.contains("create volatile"));
+    let mut marked = marked.take_while(|line| !line.contains("remove volatile"));
+    assert!(marked.any(|line| line.contains(": sync") && line.trim_end().ends_with("page-table")), "{log}");
     assert_eq!(world.status().generation, generation);
     rest(world);
 }
@@ -133,7 +138,7 @@ fn is_change(job: &LocalJob) -> bool {
 }
 
 fn is_table_write(job: &LocalJob) -> bool {
-    matches!(job, LocalJob::Table(TableJob::Write(_)))
+    matches!(job, LocalJob::Table(TableJob::Write(write)) if write.is_volatile())
 }
 
 /// Writes without a pause until such a job is under way, which is held back.
@@ -170,7 +175,7 @@ fn a_page_table_that_is_being_written_without_a_sync_is_waited_for_and_no_longer
         write_until_volatile(&mut world);
         write_until_under_way(&mut world, is_table_write);
         assert!(world.is_volatile());
-        world.rest_for(Duration::from_secs(5));
+        world.rest_for(Duration::from_secs(100));
         assert!(world.is_volatile(), "the table is not written yet");
         match stops {
             true => world.stop_agent_beside(is_table_write),
