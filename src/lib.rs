@@ -125,9 +125,9 @@
 //! - Beside such a writer, too: nothing of ours is made durable while every replica can be restored from and lacks little: our
 //!   fsyncs delay the writer's (measured: 4 to 10 %), and what they would save is gone all the same. After a power cut the
 //!   replicas hold more than the shadow, which only a new generation can follow. A durable mark with the boot says so before
-//!   ([`shadow`]); it goes when the writer pauses, a replica falls behind or the agent is stopped, once everything is
-//!   durable. Without it, the copy of a WAL is made durable once the next one is there, not when the WAL may be restarted,
-//!   since the writer itself syncs the next one's header then.
+//!   ([`shadow`]); it goes when the writer pauses for half a second, a replica falls behind or the agent is stopped, once
+//!   everything is durable. Without it, the copy of a WAL is made durable once the next one is there, not when the WAL may
+//!   be restarted, since the writer itself syncs the next one's header then.
 //! - Beside such a writer, too: an index that is not over is pushed every 20 ms, in larger parts; and sending lets a round
 //!   that waits for its moment go first ([`precedence`]), unless it is behind. Whatever competes for the disk or a processor
 //!   then is paid for by the writer.

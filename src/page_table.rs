@@ -2,10 +2,10 @@
 //!
 //! It belongs to a generation. While there is none, a worker reads the database file, which others write meanwhile:
 //! what is copied during the reading counts instead, and so the table is exact at the position that the first look after
-//! the reading reaches. Later, changes collected in memory are written into it, by a worker, too, after the shadow WAL up to their
-//! position is durable; so the table never knows what the shadow may
-//! lose, unless it is volatile, and lost with it. They are first written beside it: a table
-//! that was left half changed is finished from there. On recovery the XOR of all entries must be the header's.
+//! the reading reaches. Later, changes collected in memory are written into it, by a worker, too, after the shadow WAL up to
+//! their position is durable; so the table never knows what the shadow may lose. (A volatile shadow is lost as a whole, and
+//! the table with it.) They are first written beside it: a table that was left half changed is finished from there. On
+//! recovery the XOR of all entries must be the header's.
 //!
 //! Entries are read one by one with `pread`, not through a map: a disk that fails is an error then, not SIGBUS. Any error
 //! costs the table and nothing else: replication goes on, and it is built anew.

@@ -71,6 +71,8 @@ impl DurabilityChange {
         matches!(self.to, Target::Volatile { .. })
     }
 
+    /// Carries it out.
+    ///
     /// # Errors
     /// The disk's. The mark may be there then, and what was to be made durable is in doubt.
     pub fn run(&self) -> io::Result<()> {
