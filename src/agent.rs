@@ -433,14 +433,15 @@ impl Database {
 
     /// Up to where everything must be acknowledged before stopping; `None` while that is not known.
     fn stop_position(&mut self, now: Instant) -> Option<Position> {
-        let (extent, _) = self.shadow.as_ref()?;
+        // Not what is remembered: while the database is lent, more may have been copied.
+        let position = self.source.shadow_extent()?.position();
         let stop = self.stop.as_mut()?;
-        if stop.at.is_some_and(|at| at.generation != extent.generation) {
+        if stop.at.is_some_and(|at| at.generation != position.generation) {
             *stop = Stop { since: now, at: None };
             self.source.mark(Dirty::ALL);
         }
         if stop.at.is_none() && self.source.holds_all_before(stop.since) {
-            stop.at = Some(extent.position());
+            stop.at = Some(position);
         }
         stop.at
     }

@@ -93,6 +93,22 @@ fn an_agent_that_has_nothing_to_send_stops_at_once() {
     world.end();
 }
 
+#[test]
+fn an_agent_that_is_stopped_beside_a_round_sends_what_was_copied_just_before() {
+    let habits = Habits { autocheckpoint: 1, ..Habits::PLAIN };
+    for commits in 60..90 {
+        let application = |database: &std::path::Path| Application::new(database, habits, Vec::new(), 1);
+        let mut world = World::new(EAGER, commits, application);
+        world.application().create();
+        world.start_agent();
+        world.settle();
+        world.write_without_a_pause(commits as usize);
+        (0..2).for_each(|_| world.application().commit_once_more());
+        world.stop_agent_beside(|job| matches!(job, LocalJob::Round { .. }));
+        world.end();
+    }
+}
+
 /// What the shadow lost is in the database file, and only there: it comes to the replica later.
 #[test]
 fn a_replica_that_holds_more_than_a_power_cut_left_of_the_shadow_never_goes_back() {
