@@ -454,7 +454,12 @@ impl Replica {
         let holds_as_much = |(name, length): (SegmentStart, u64)| {
             last == Some(name) && listing.segments.iter().any(|&(n, listed)| n == name && listed >= length)
         };
-        if !self.last_segment.is_some_and(holds_as_much) {
+        // One that was written anew in larger blocks may be shorter, and hold more.
+        let reaches = |acked| match listing.last {
+            Some(LastSegment::Same { end: Some(end), .. }) => (tail.index, end) >= acked,
+            _ => false,
+        };
+        if !self.last_segment.is_some_and(holds_as_much) && !self.acked.is_some_and(reaches) {
             self.acked = Some((tail.index, tail.end));
         }
         self.phase = Phase::Streaming { tail, snapshot };

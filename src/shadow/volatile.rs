@@ -140,13 +140,20 @@ impl ShadowWal {
             Durability::Volatile(first) => first,
             Durability::Durable | Durability::Marked => self.extent.index,
         };
-        let indexes = (first, self.extent.index);
+        // Most of what was written since is on the replicas, and gone.
+        let kept = self.extent.complete.first_key_value().map_or(self.extent.index, |(index, _)| *index);
+        let indexes = (first.max(kept), self.extent.index);
         self.change(meta, Target::Durable { shadows: self.folder.clone(), indexes, others })
+    }
+
+    /// Whether it is a change of this generation.
+    pub fn is_its(&self, change: &DurabilityChange) -> bool {
+        change.generation == self.extent.generation
     }
 
     /// Takes in that a change is done, if it is one of this generation.
     pub fn on_changed(&mut self, change: &DurabilityChange) {
-        if change.generation == self.extent.generation {
+        if self.is_its(change) {
             self.durability = match change.to {
                 Target::Volatile { .. } => Durability::Volatile(self.extent.index),
                 Target::Durable { .. } => Durability::Durable,

@@ -113,6 +113,7 @@ impl Source {
             Ok(()) => {
                 self.count_break(reason);
                 (self.requested_break, self.to_compare) = (None, None);
+                self.rely_on_replicas(false);
                 (self.recheck, self.place_at, self.backfill_at, self.uncopied) = (None, None, None, None);
                 self.hot = true;
                 true

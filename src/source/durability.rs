@@ -54,19 +54,21 @@ impl Source {
     /// Whether a power cut may cost the shadow, and with it the generation.
     fn may_be_volatile(&self, is_volatile: bool, now: Instant) -> bool {
         let DurabilityWork { replicas_are_whole, tireless_at, is_ending, not_before } = self.durability;
-        let is_over = is_ending || !replicas_are_whole || self.scarcity().is_some();
+        let is_over =
+            is_ending || !replicas_are_whole || self.let_go_at.is_some() || self.scarcity().is_some();
         if is_volatile {
             let has_paused = tireless_at.is_none_or(|at| now >= at + PAUSE);
-            return !is_over && self.behind <= LITTLE && !has_paused && self.let_go_at.is_none();
+            return !is_over && self.behind <= LITTLE && !has_paused;
         }
         let may_begin = not_before.is_none_or(|at| now >= at);
         !is_over && self.behind <= VERY_LITTLE && may_begin && self.pace.is_tireless(now)
     }
 
-    /// When the shadow must be durable if the writers pause from now on.
+    /// When the shadow must be durable if the writers pause from now on, or the agent is about to stop.
     pub(super) fn durable_at(&self, now: Instant) -> Option<Instant> {
         let is_free = !self.job_in_flight && !self.table.is_volatile();
-        let at = self.durability.tireless_at.map_or(now, |at| at + PAUSE);
+        let pauses_at = self.durability.tireless_at.filter(|_| !self.durability.is_ending);
+        let at = pauses_at.map_or(now, |at| at + PAUSE);
         (is_free && !self.is_durable()).then_some(at)
     }
 
@@ -113,7 +115,10 @@ impl Source {
             }
             (Err(e), false) => {
                 error!("{name}: cannot make the shadow WAL durable: {e}");
-                self.request_generation(Break::ShadowSyncFailed);
+                // Another one may have begun since.
+                if self.shadow().is_some_and(|shadow| shadow.is_its(change)) {
+                    self.request_generation(Break::ShadowSyncFailed);
+                }
                 LONGEST_RETRY_PAUSE
             }
         };

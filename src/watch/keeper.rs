@@ -175,7 +175,8 @@ impl Keeper {
     fn begin_dozing(&mut self, database: usize) {
         let Some(folder) = self.databases[database].parent().map(Path::to_owned) else { return };
         let is_alone = self.marks.folders.get(&folder).is_some_and(|databases| databases.len() == 1);
-        if is_alone && matches!(self.folders.get(&folder), Some(Watched::Folder(..))) {
+        // Also where it is about to be watched: everything counts as seen at the end.
+        if is_alone && self.folders.contains_key(&folder) {
             self.forget(&folder);
             self.folders.insert(folder, Watched::Unheard);
         }

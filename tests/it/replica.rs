@@ -505,6 +505,27 @@ fn a_replica_that_holds_more_than_the_shadow_is_left_alone_until_the_shadow_has_
 }
 
 #[test]
+fn a_segment_that_was_written_anew_unheard_holds_what_was_acknowledged_though_it_is_shorter() {
+    let mut now = Instant::now();
+    let mut replica = streaming(5000, now);
+    let acked = replica.acked();
+    for (end, is_there) in [(5000, true), (4000, false)] {
+        replica.next_job(&shadow(6000), now);
+        replica.on_outcome(failure(), &shadow(6000), now, 0.0);
+        now += Duration::from_secs(60);
+        let last = LastSegment::Same { compared: Offset::new(end), end: Some(Offset::new(end)) };
+        let listing = Listing { snapshots: vec![INDEX], segments: vec![(FIRST, 40)], last: Some(last) };
+        assert!(matches!(replica.next_job(&shadow(6000), now), Some(Job::Look { .. })));
+        let finding = replica.on_outcome(Outcome::Found(listing), &shadow(6000), now, 0.0);
+        assert_eq!(
+            (finding == Finding::Nothing, replica.acked() == acked),
+            (is_there, is_there),
+            "{finding:?}"
+        );
+    }
+}
+
+#[test]
 fn a_server_that_answers_but_takes_nothing_is_asked_ever_more_rarely_and_stays_failing() {
     let mut now = Instant::now();
     let mut replica = streaming(1000, now);
