@@ -16,9 +16,15 @@ const HABITS: Habits = Habits { autocheckpoint: 10, ..Habits::PLAIN };
 
 /// A replicated database.
 fn replicated(seed: u64) -> World {
+    replicated_beside(seed, |_| false)
+}
+
+/// The same, while jobs are held back.
+fn replicated_beside(seed: u64, held: fn(&LocalJob) -> bool) -> World {
     let application = |database: &std::path::Path| Application::new(database, HABITS, Vec::new(), seed);
     let mut world = World::new(Settings::PLAIN, seed, application);
     world.application().create();
+    world.held = held;
     world.start_agent();
     world.settle();
     world
@@ -171,7 +177,7 @@ fn an_agent_that_is_stopped_waits_for_a_shadow_that_is_just_becoming_volatile_or
 #[test]
 fn a_page_table_that_is_being_written_without_a_sync_is_waited_for_and_no_longer() {
     for stops in [false, true] {
-        let mut world = replicated(1);
+        let mut world = replicated_beside(1, |job| matches!(job, LocalJob::Table(_)));
         write_until_volatile(&mut world);
         write_until_under_way(&mut world, is_table_write);
         assert!(world.is_volatile());
