@@ -440,14 +440,19 @@ fn first_without_gap<T>(before: &BTreeMap<Index, T>, last: Index) -> Index {
 pub fn sync_indexes(disk: &dyn Disk, folder: &Path, first: Index, last: Index) -> io::Result<()> {
     let mut index = Some(first);
     while let Some(present) = index.filter(|index| *index <= last) {
-        match disk.open(&folder.join(names::shadow_file(present)), false) {
-            // An index without a commit has no file.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            file => file?.sync()?,
-        }
+        // An index without a commit has no file.
+        sync_if_there(disk, &folder.join(names::shadow_file(present)))?;
         index = present.next();
     }
     disk.sync_folder(folder)
+}
+
+/// Makes the content of a file durable, if there is one.
+fn sync_if_there(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    match disk.open(path, false) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        file => file?.sync(),
+    }
 }
 
 /// The folders of all generations but `present`.

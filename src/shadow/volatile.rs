@@ -5,7 +5,7 @@
 //! says so, with the boot. It goes only when everything is durable again. In another boot it means that a power cut may
 //! have left anything of the generation's files: then nothing of them is used.
 
-use super::{GENERATION_FILE, ShadowWal, begun, sync_indexes};
+use super::{GENERATION_FILE, ShadowWal, begun, sync_if_there, sync_indexes};
 use crate::core::position::{Generation, Index};
 use crate::disk::Disk;
 use std::io;
@@ -89,12 +89,7 @@ impl DurabilityChange {
             }
             Target::Durable { shadows, indexes: (first, last), others } => {
                 sync_indexes(&**disk, shadows, *first, *last)?;
-                for path in others {
-                    match disk.open(path, false) {
-                        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                        file => file?.sync()?,
-                    }
-                }
+                others.iter().try_for_each(|path| sync_if_there(&**disk, path))?;
                 if let Some(folder) = shadows.parent() {
                     disk.sync_folder(folder)?;
                 }

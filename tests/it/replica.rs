@@ -125,9 +125,11 @@ fn a_snapshot_is_published_only_when_everything_up_to_the_end_of_its_reading_is_
 fn a_commit_is_appended_to_the_open_segment() {
     let now = Instant::now();
     let mut replica = streaming(1000, now);
-    let segment = SegmentStart { index: INDEX, start: Offset::ZERO };
     let (from, to) = (Offset::new(1000), Offset::new(5000));
-    assert_eq!(replica.next_job(&shadow(5000), now), Some(Job::Extend { segment, length: 50, from, to }));
+    assert_eq!(
+        replica.next_job(&shadow(5000), now),
+        Some(Job::Extend { segment: FIRST, length: 50, from, to })
+    );
     assert_eq!(replica.next_job(&shadow(6000), now), None, "one job at a time");
 }
 
@@ -250,13 +252,12 @@ fn after_a_failure_the_replica_is_looked_at_and_its_last_segment_written_anew() 
     assert_eq!(replica.next_job(&shadow(5000), now), None, "not before its time");
     assert_eq!(replica.next_timeout(&shadow(5000)), Some(retry_at), "without another commit");
     assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look { written: Some((FIRST, 50)) }));
-    let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last: Some(SAME) };
+    let listing = Listing { snapshots: vec![INDEX], segments: vec![(FIRST, 50)], last: Some(SAME) };
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &shadow(5000), retry_at, 0.0), Finding::Nothing);
     let to = Offset::new(5000);
     assert_eq!(
         replica.next_job(&shadow(5000), retry_at),
-        Some(Job::Begin { segment: name, to, replace: true })
+        Some(Job::Begin { segment: FIRST, to, replace: true })
     );
 }
 
@@ -309,8 +310,7 @@ fn a_replica_that_holds_less_than_it_acknowledged_is_rewound_and_that_is_said() 
     replica.on_outcome(failure(), &shadow(5000), now, 0.0);
     let later = now + Duration::from_secs(60);
     replica.next_job(&shadow(5000), later);
-    let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 20)], last: Some(SAME) };
+    let listing = Listing { snapshots: vec![INDEX], segments: vec![(FIRST, 20)], last: Some(SAME) };
     let finding = replica.on_outcome(Outcome::Found(listing), &shadow(5000), later, 0.0);
     let at = |offset| Position::new(generation(), INDEX, Offset::new(offset));
     assert_eq!(finding, Finding::Rewound { from: at(1000), to: at(0) });
@@ -333,8 +333,7 @@ fn the_last_segment_of_an_acknowledged_index_is_written_anew_without_a_word() {
     assert_eq!(replica.needs_from(), Some(INDEX));
     let later = now + Duration::from_secs(60);
     assert_eq!(replica.next_job(&over, later), Some(Job::Look { written: Some((FIRST, 50)) }));
-    let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 90)], last: Some(SAME) };
+    let listing = Listing { snapshots: vec![INDEX], segments: vec![(FIRST, 90)], last: Some(SAME) };
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &over, later, 0.0), Finding::Nothing);
     assert!(matches!(replica.next_job(&over, later), Some(Job::SendSealed { replace: true, .. })));
     let appended = Outcome::Appended { end: Offset::new(1000), length: 50 };
@@ -460,9 +459,8 @@ fn a_replica_whose_last_segment_is_of_another_history_calls_for_a_new_generation
     let now = Instant::now();
     let mut replica = Replica::new(generation(), Duration::ZERO);
     replica.next_job(&shadow(5000), now);
-    let name = SegmentStart { index: INDEX, start: Offset::ZERO };
     let listing =
-        Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last: Some(LastSegment::Other) };
+        Listing { snapshots: vec![INDEX], segments: vec![(FIRST, 50)], last: Some(LastSegment::Other) };
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &shadow(5000), now, 0.0), Finding::Diverged);
 }
 
@@ -470,9 +468,8 @@ fn a_replica_whose_last_segment_is_of_another_history_calls_for_a_new_generation
 fn a_replica_that_holds_more_than_the_shadow_is_left_alone_until_the_shadow_has_caught_up() {
     let now = Instant::now();
     let mut replica = Replica::new(generation(), Duration::ZERO);
-    let name = SegmentStart { index: INDEX, start: Offset::ZERO };
     let found = |last| {
-        Outcome::Found(Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last: Some(last) })
+        Outcome::Found(Listing { snapshots: vec![INDEX], segments: vec![(FIRST, 50)], last: Some(last) })
     };
     let compared = |to| found(LastSegment::Same { compared: Offset::new(to), end: Some(Offset::new(5000)) });
     let mut retry_at = now;
@@ -529,8 +526,7 @@ fn a_segment_that_was_written_anew_unheard_holds_what_was_acknowledged_though_it
 fn a_server_that_answers_but_takes_nothing_is_asked_ever_more_rarely_and_stays_failing() {
     let mut now = Instant::now();
     let mut replica = streaming(1000, now);
-    let name = SegmentStart { index: INDEX, start: Offset::ZERO };
-    let listing = Listing { snapshots: vec![INDEX], segments: vec![(name, 50)], last: Some(SAME) };
+    let listing = Listing { snapshots: vec![INDEX], segments: vec![(FIRST, 50)], last: Some(SAME) };
     let mut pauses = Vec::new();
     replica.next_job(&shadow(5000), now);
     for _ in 0..8 {

@@ -251,7 +251,7 @@ impl Application {
         *self.injected.entry(what.to_owned()).or_default() += 1;
     }
 
-    /// What a watch has seen since this was last asked; of the WAL, it hears nothing if it `dozes`.
+    /// What a watch has seen since this was last asked; nothing if it `dozes`.
     pub fn take_dirty(&mut self, dozes: bool) -> Dirty {
         let dirty = std::mem::take(&mut self.dirty);
         if dozes { Dirty::default() } else { dirty }

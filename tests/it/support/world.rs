@@ -253,7 +253,7 @@ impl World {
             application.remember();
         }
         // A process that another history starts just now holds a copy of each of our descriptors for a moment.
-        if let Ok(lock) = std::fs::File::open(self.config.databases[0].meta_path.join("lock")) {
+        if let Ok(lock) = std::fs::File::open(self.meta().join("lock")) {
             wait_until("the lock is free", Duration::from_secs(60), || lock.try_lock().is_ok());
         }
     }
@@ -468,8 +468,7 @@ impl World {
 
     /// Files of the shadow, of all generations.
     pub fn shadow_files(&self) -> usize {
-        let meta = self.config.databases[0].meta_path.join(names::GENERATIONS);
-        let files = super::scene::files(&meta);
+        let files = super::scene::files(&self.meta().join(names::GENERATIONS));
         files.len()
     }
 
@@ -491,13 +490,14 @@ impl World {
 
     /// The file that says that the present generation's shadow is not durable, if it does.
     fn volatile_mark(&self) -> Option<PathBuf> {
-        let meta = &self.config.databases[0].meta_path;
-        let first_word = |file: &str| {
-            let text = std::fs::read_to_string(meta.join(file)).unwrap_or_default();
-            text.split_whitespace().next().map(str::to_owned)
-        };
-        let marked = first_word("volatile")?;
-        (Some(marked) == first_word("generation")).then(|| meta.join("volatile"))
+        let marked = self.generation_in("volatile")?;
+        (Some(marked) == self.generation_in("generation")).then(|| self.meta().join("volatile"))
+    }
+
+    /// The generation that a file of the agent's own names first.
+    fn generation_in(&self, file: &str) -> Option<String> {
+        let text = std::fs::read_to_string(self.meta().join(file)).ok()?;
+        text.split_whitespace().next().map(str::to_owned)
     }
 
     /// Whether a power cut may leave anything of the shadow.
@@ -506,17 +506,14 @@ impl World {
     }
 
     fn shadow_file(&self, index: u32) -> PathBuf {
-        let meta = &self.config.databases[0].meta_path;
-        let generation = std::fs::read_to_string(meta.join("generation")).expect("there is a generation");
-        let generation =
-            generation.split(' ').next().and_then(|text| text.parse().ok()).expect("it has a name");
+        let generation = self.generation_in("generation").expect("there is a generation");
+        let generation = generation.parse().expect("it has a name");
         self.shadow_of(generation, Index::new(index).expect("a small number"))
     }
 
     /// Where the copy of an index's WAL is.
     fn shadow_of(&self, generation: Generation, index: Index) -> PathBuf {
-        let meta = &self.config.databases[0].meta_path;
-        meta.join(names::wal_folder(generation)).join(names::shadow_file(index))
+        self.meta().join(names::wal_folder(generation)).join(names::shadow_file(index))
     }
 
     /// The agent ends with the job that does this operation of the first server.
@@ -549,9 +546,7 @@ impl World {
         }
         self.kill_agent();
         self.application().kill_all();
-        let meta = &self.config.databases[0].meta_path;
-        let generation = std::fs::read_to_string(meta.join("generation")).unwrap_or_default();
-        self.lost.extend(generation.split(' ').next().map(str::to_owned));
+        self.lost.extend(self.generation_in("generation"));
         self.disk.lose_power(self.random.random());
         let _ = std::fs::remove_file(self.folder.path().join("app.db-shm"));
         // Without syncs, SQLite itself promises nothing then.

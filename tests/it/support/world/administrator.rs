@@ -188,8 +188,7 @@ impl World {
     /// Whether the agent has kept whose the WAL at the path is, or that is empty.
     fn is_remembered(&self) -> bool {
         let Ok(wal) = self.folder.path().join("app.db-wal").metadata() else { return true };
-        let held =
-            std::fs::read_to_string(self.config.databases[0].meta_path.join("held")).unwrap_or_default();
+        let held = std::fs::read_to_string(self.meta().join("held")).unwrap_or_default();
         wal.len() == 0 || held.split(' ').nth(2) == Some(wal.ino().to_string().as_str())
     }
 
