@@ -26,12 +26,14 @@ pub struct Plan {
     writers: &'static [&'static str],
     autocheckpoint: u32,
     synchronous: &'static str,
+    /// The most commits that a writer is asked for at once.
+    most_without_a_pause: usize,
     /// Whether the file is replaced from time to time.
     is_replaced: bool,
 }
 
 /// All databases.
-pub const PLANS: [Plan; 5] = [
+pub const PLANS: [Plan; 6] = [
     Plan {
         name: "tiny-pages",
         settings: &["let-go-after: 100ms", "min-checkpoint-page-count: 20"],
@@ -40,6 +42,7 @@ pub const PLANS: [Plan; 5] = [
         writers: &["plain", "churn"],
         autocheckpoint: 100,
         synchronous: "NORMAL",
+        most_without_a_pause: 20_000,
         is_replaced: true,
     },
     Plan {
@@ -50,6 +53,7 @@ pub const PLANS: [Plan; 5] = [
         writers: &["plain", "churn", "one-shot"],
         autocheckpoint: 1000,
         synchronous: "FULL",
+        most_without_a_pause: 1_000,
         is_replaced: true,
     },
     Plan {
@@ -60,6 +64,7 @@ pub const PLANS: [Plan; 5] = [
         writers: &["checkpoint", "checkpoint", "rollback"],
         autocheckpoint: 50,
         synchronous: "FULL",
+        most_without_a_pause: 0,
         is_replaced: true,
     },
     Plan {
@@ -74,7 +79,19 @@ pub const PLANS: [Plan; 5] = [
         writers: &["plain", "rollback"],
         autocheckpoint: 0,
         synchronous: "NORMAL",
+        most_without_a_pause: 0,
         is_replaced: false,
+    },
+    Plan {
+        name: "tireless",
+        settings: &["let-go-after: 1s"],
+        has_folder: false,
+        page_size: 4096,
+        writers: &["plain", "churn"],
+        autocheckpoint: 1000,
+        synchronous: "NORMAL",
+        most_without_a_pause: 20_000,
+        is_replaced: true,
     },
     Plan {
         name: "large-pages",
@@ -84,6 +101,7 @@ pub const PLANS: [Plan; 5] = [
         writers: &["one-shot", "churn"],
         autocheckpoint: 10,
         synchronous: "OFF",
+        most_without_a_pause: 0,
         is_replaced: true,
     },
 ];
@@ -191,6 +209,17 @@ impl Database {
         }
     }
 
+    /// A writer is asked for so much that the agent sees no pause for seconds, and its shadow becomes volatile.
+    fn write_without_a_pause(&mut self, soak: &Soak) {
+        let index = self.random.random_range(0..self.workers.len());
+        let most = self.plan.most_without_a_pause;
+        let commits = self.random.random_range(most / 4..most);
+        let Worker { writer, asked, .. } = &mut self.workers[index];
+        writer.ask_for(commits);
+        *asked += commits;
+        soak.count("writers: thousands of commits without a pause");
+    }
+
     /// Waits until all writers have done what they were asked for.
     fn pause(&mut self) {
         self.workers.iter_mut().for_each(|worker| worker.writer.wait_for(worker.asked));
@@ -198,7 +227,8 @@ impl Database {
 
     fn event(&mut self, soak: &Soak) {
         match self.random.random_range(0..100) {
-            0..22 => self.replace_writer(soak),
+            0..10 => self.replace_writer(soak),
+            10..22 if self.plan.most_without_a_pause > 0 => self.write_without_a_pause(soak),
             22..26 => self.crash(soak),
             26..46 => self.come_back(soak),
             46..54 => self.run_briefly(soak),

@@ -29,6 +29,8 @@ const MOST_GROWTH: u64 = 12 * 1024;
 const MOST_DESCRIPTORS: usize = 200;
 /// After the server was disturbed, so long the agent need not have everything acknowledged when it is stopped.
 const CONSEQUENCES: Duration = Duration::from_secs(20);
+/// In a database's folder, while its shadow is volatile.
+const MARK: &str = ".app.db-agent/volatile";
 
 /// What the agent may say about a server that is being disturbed, or about databases that are replaced and writers that
 /// are killed. Every other warning is something to look at.
@@ -161,6 +163,7 @@ impl Host {
         let end = if soak.goes_on() && self.random.random_bool(0.6) {
             agent.kill();
             soak.count("agent: kill -9");
+            soak.tally().count("shadows: volatile at a kill -9", self.volatile_shadows() as u64);
             "killed"
         } else {
             let status = agent.stop();
@@ -234,6 +237,7 @@ impl Host {
         // What a replica lacked while the server was away is no fault; that it still does, later, may be one.
         let undisturbed = if self.is_disturbed { Duration::ZERO } else { self.disturbed.elapsed() };
         soak.tally().lag(lag, lag.min(undisturbed));
+        soak.tally().count("shadows: seen volatile", self.volatile_shadows() as u64);
         let used = usage(agent.pid());
         assert!(used.memory < MOST_MEMORY, "the agent has {} KiB", used.memory);
         assert!(used.descriptors < MOST_DESCRIPTORS, "the agent has {} descriptors", used.descriptors);
@@ -241,6 +245,12 @@ impl Host {
             first.get_or_insert(used);
         }
         self.read_log(soak);
+    }
+
+    /// Databases whose shadow is marked: not all of it is durable.
+    fn volatile_shadows(&self) -> usize {
+        let marks = PLANS.iter().map(|plan| self.configuration.folder().join(plan.name).join(MARK));
+        marks.filter(|mark| mark.exists()).count()
     }
 
     /// Counts what the agent has logged since the last time.
