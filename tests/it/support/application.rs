@@ -238,7 +238,7 @@ fn change_file(verb: &str, from: &str, to: &str) -> io::Result<()> {
             };
         }
     }
-    std::fs::File::options().write(true).open(to)?.sync_all()
+    std::fs::File::open(to)?.sync_all()
 }
 
 /// SQLite's busy handler: what becomes of the wait is decided on stdin. Whoever waits here stands still nowhere else.

@@ -5,9 +5,11 @@
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use rustix::fs::copy_file_range;
 use std::ffi::c_int;
 use std::fs;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +17,8 @@ use std::path::{Path, PathBuf};
 const SECTOR: usize = 512;
 /// Beside the files that are recorded; what is in it is named by inode.
 const FOLDER: &str = "durable";
+/// Bytes; copied in one call.
+const AT_ONCE: usize = 1 << 30;
 
 /// Begins to record what becomes durable of the files in a folder.
 pub fn record(folder: &Path) {
@@ -57,13 +61,20 @@ fn remember(descriptor: c_int) {
     if !is_recorded || !(name.ends_with(b"-wal") || name.ends_with(b"-journal") || name.ends_with(b".db")) {
         return;
     }
-    // Read through the descriptor: opening the file, and closing it, would drop SQLite's locks on it.
-    let mut content = vec![0; file.metadata().map_or(0, |metadata| metadata.len()) as usize];
-    // SAFETY: the buffer is as long as is said. A short read leaves zeros behind what there was.
-    let read = unsafe { libc::pread(descriptor, content.as_mut_ptr().cast(), content.len(), 0) };
-    content.truncate(usize::try_from(read).unwrap_or_default());
     let copy = copy_of(&file).expect("it is open, and was not renamed");
-    fs::write(copy, content).expect("the folder is ours");
+    copy_onto(descriptor, &copy).expect("the folder is ours");
+}
+
+/// Makes `copy` what the descriptor's file is. The kernel copies: there are many syncs, and opening the file here, and
+/// closing it, would drop SQLite's locks on it.
+fn copy_onto(descriptor: c_int, copy: &Path) -> io::Result<()> {
+    // SAFETY: it is open as long as whoever syncs it waits for us.
+    let file = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    // What is written over needs no new memory.
+    let copy = fs::File::options().write(true).create(true).truncate(false).open(copy)?;
+    let mut length = 0;
+    while copy_file_range(file, Some(&mut length), &copy, None, AT_ONCE)? > 0 {}
+    copy.set_len(length)
 }
 
 /// What a sync does instead, if it is to fail.
