@@ -2,10 +2,12 @@
 
 pub mod dir;
 mod handles;
+mod inventory;
 pub mod location;
 pub mod sftp;
 
 pub use handles::MAX_OPEN;
+pub use inventory::{read_generation, read_inventory};
 pub use location::{Location, Secret, SftpLocation};
 
 use dir::DirRemote;
