@@ -111,7 +111,8 @@
 //!   the history that is no more. What the shadow has not reached when it looks is not judged; what differs and was written
 //!   by nobody (its checksum is wrong) is damage, and written anew. A later look of a run does the same where the last
 //!   segment, by name and length, is not what it has written last: the machine may have been set back together with its
-//!   memory.
+//!   memory. And a generation that was begun since the image is newer: a restore would take it as long as nothing is
+//!   written, so that another one begins (found by the simulation).
 //! - An index that is over before anything of it was sent is one sealed segment, written at once: after an outage there are
 //!   many, and each would cost twice the round trips.
 //! - A writer that never pauses is looked at every half a millisecond, not at each event ([`core::pace`]), because it pays

@@ -7,8 +7,9 @@ use crate::core::frame::FrameDecoder;
 use crate::core::names;
 use crate::core::position::Offset;
 use crate::core::replica::{LastSegment, Listing, SegmentStart};
+use crate::core::restore::supersedes;
 use crate::core::segment::{self, SegmentTrailer, TRAILER_LENGTH, Trailer};
-use crate::remote::{Entry, Remote, join};
+use crate::remote::{Entry, Remote, join, read_generation};
 use crate::shadow::{ShadowReadError, ShadowReader};
 use std::cmp::Ordering;
 use std::io;
@@ -53,7 +54,29 @@ pub(super) fn look(
         });
         remote.close(&path);
     }
+    listing.is_superseded = is_superseded(remote, order)?;
     Ok(listing)
+}
+
+/// Whether a restore would take another generation of the replica. A machine that was set back to an image of itself does
+/// not know of those that it has begun since.
+fn is_superseded(remote: &mut dyn Remote, order: &Order) -> Result<bool, CarryError> {
+    let generations = remote.list(&order.path(names::GENERATIONS))?;
+    let ours = order.generation.to_string();
+    let Some(began) = generations.iter().find(|entry| entry.name == ours).map(|entry| entry.modified) else {
+        return Ok(false);
+    };
+    // A generation's folder is written to when it begins: the earlier ones need not be looked into, and there are many.
+    let is_later =
+        |entry: &&Entry| entry.name != ours && (entry.modified.is_none() || entry.modified >= began);
+    for other in generations.iter().filter(is_later).filter_map(|entry| entry.name.parse().ok()) {
+        let [ours, other] =
+            [order.generation, other].map(|generation| read_generation(remote, &order.root, generation));
+        if supersedes(&other?, &ours?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Compares the last segment on the replica with the shadow of its index. After a rollback of this machine, or a power cut

@@ -117,6 +117,8 @@ pub struct Listing {
     pub segments: Vec<(SegmentStart, u64)>,
     /// What the last segment is; `None` if there is none.
     pub last: Option<LastSegment>,
+    /// Whether a restore would take another generation, one that is newer.
+    pub is_superseded: bool,
 }
 
 /// The last segment on a replica beside the shadow of its index.

@@ -70,6 +70,8 @@ pub enum Finding {
     /// The replica holds more than the shadow: a new generation must begin, if the shadow is not only about to catch up.
     /// Until then nothing is sent, for it would take the place of what was acknowledged.
     Ahead,
+    /// A restore would take another generation than this one, which nobody here knows of: a new one must begin.
+    Superseded,
     /// The shadow WAL is damaged: a new generation must begin.
     ShadowDamaged,
 }
@@ -316,13 +318,13 @@ impl Replica {
         }
         let was_acked = self.acked;
         let finding = self.on_success(job, outcome, shadow, now);
-        if finding == Finding::Ahead {
-            self.try_later(
-                "it holds more than is in the shadow WAL by now".to_owned(),
-                LONGEST_PAUSE,
-                now,
-                chance,
-            );
+        let doubt = match finding {
+            Finding::Ahead => Some("it holds more than is in the shadow WAL by now"),
+            Finding::Superseded => Some("a restore would take another generation, which is newer"),
+            _ => None,
+        };
+        if let Some(doubt) = doubt {
+            self.try_later(doubt.to_owned(), LONGEST_PAUSE, now, chance);
         }
         // A replica that holds nothing at all any more begins again with a snapshot.
         let to = self.acked.unwrap_or((Index::ZERO, Offset::ZERO));
@@ -439,6 +441,7 @@ impl Replica {
             }
         };
         match judge_last(&tail, listing.last, shadow) {
+            Judgement::Continues if listing.is_superseded => return Finding::Superseded,
             Judgement::Continues => {}
             // The shadow has grown since the order was made, and what it has by now was not compared.
             Judgement::LookAgain if self.looks_again < MOST_LOOKS_AGAIN => {

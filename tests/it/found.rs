@@ -338,3 +338,25 @@ fn a_checkpoint_that_finds_another_content_in_the_file_does_not_take_it_for_its_
     world.check_all_is_replicated();
     world.end();
 }
+
+#[test]
+fn a_machine_that_is_set_back_to_before_its_generation_began_begins_another() {
+    let mut world = world(Settings::PLAIN);
+    world.keep_image();
+    world.replace_database();
+    world.settle();
+    let replaced = world.status().generation;
+    world.set_back();
+    world.application().remember_certainly();
+    world.start_agent();
+    world.settle();
+    // Nothing was written that would tell the two histories apart.
+    world.check_all_is_replicated();
+    let begun = world.status().generation;
+    assert_ne!(begun, replaced);
+    world.stop_agent();
+    world.start_agent();
+    world.settle();
+    assert_eq!(world.status().generation, begun, "it is the newest now");
+    world.end();
+}

@@ -7,13 +7,14 @@ use rusqlite::Connection;
 use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 use wal_agent::carry::Carrier;
 use wal_agent::core::position::Offset;
-use wal_agent::core::replica::{Failure, FailureCause, Finding, Outcome, Replica};
+use wal_agent::core::replica::{Failure, FailureCause, Finding, Job, Outcome, Replica};
 use wal_agent::core::wal::WalHeader;
 use wal_agent::disk::{OsDisk, WalMap};
+use wal_agent::remote::dir::DirRemote;
 use wal_agent::shadow::ShadowWal;
 
 /// A database whose WAL is never checkpointed, and a connection to it.
@@ -231,4 +232,50 @@ fn a_shadow_that_is_gone_is_another_generation_and_not_asked_for_again_and_again
     let outcome = Carrier::default().carry(&mut *server.connect(), &order).unwrap();
     let finding = replica.on_outcome(outcome, copying.shadow.extent(), Instant::now(), 0.0);
     assert_eq!(finding, Finding::Diverged);
+}
+
+/// Objects of a generation in a replica's folder, with the time at which each was written, and its folder.
+fn put(replica: &Path, generation: &str, began: u64, objects: &[(&str, u64)]) {
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let folder = replica.join("generations").join(generation);
+    for (object, written) in objects {
+        let path = folder.join(object);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "").unwrap();
+        File::open(&path).unwrap().set_modified(at(*written)).unwrap();
+    }
+    File::open(&folder).unwrap().set_modified(at(began)).unwrap();
+}
+
+#[test]
+fn a_generation_is_superseded_by_the_times_that_a_restore_goes_by() {
+    const SNAPSHOT: &str = "snapshots/00000000.snapshot.lz4";
+    const SEGMENT: &str = "wal/00000000_00000000.wal.lz4";
+    const OTHER: &str = "00000000000000aa";
+    let folder = scratch();
+    let connection = new_application(folder.path());
+    insert(&connection, 100);
+    let mut copying = Copying::of(folder.path());
+    copying.copy(u64::MAX);
+    let ours = generation().to_string();
+    let is_superseded = |others: &[(&str, u64, &[(&str, u64)])]| {
+        let replica = scratch();
+        put(replica.path(), &ours, 100, &[(SNAPSHOT, 100), (SEGMENT, 200)]);
+        others.iter().for_each(|(name, began, objects)| put(replica.path(), name, *began, objects));
+        let mut order = order(Job::Look { written: None }, 1, &copying.shadow, folder.path());
+        order.root = replica.path().to_str().unwrap().to_owned();
+        match Carrier::default().carry(&mut DirRemote::new(), &order).unwrap() {
+            Outcome::Found(listing) => listing.is_superseded,
+            outcome => panic!("{outcome:?}"),
+        }
+    };
+    assert!(!is_superseded(&[]));
+    assert!(is_superseded(&[(OTHER, 300, &[(SNAPSHOT, 300)])]), "newer");
+    assert!(is_superseded(&[("00000000000000bb", 90, &[(SNAPSHOT, 90)]), (OTHER, 300, &[(SNAPSHOT, 300)])]));
+    assert!(is_superseded(&[(OTHER, 200, &[(SNAPSHOT, 200)])]), "as new, and begun later");
+    assert!(is_superseded(&[(OTHER, 100, &[(SNAPSHOT, 100), (SEGMENT, 300)])]), "begun in the same second");
+    assert!(!is_superseded(&[(OTHER, 150, &[(SNAPSHOT, 150), (SEGMENT, 180)])]), "it was given up");
+    assert!(!is_superseded(&[(OTHER, 100, &[(SNAPSHOT, 100), (SEGMENT, 200)])]), "nothing tells");
+    assert!(!is_superseded(&[(OTHER, 300, &[(SEGMENT, 300)])]), "it cannot be restored");
+    assert!(!is_superseded(&[("lost+found", 300, &[(SNAPSHOT, 300)])]), "it is no generation");
 }

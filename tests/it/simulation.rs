@@ -43,7 +43,8 @@ const THREADS: usize = 3;
 const EARLIER_COMMITS: usize = 3;
 
 /// What the application meets in so many histories: a shim that SQLite does not call any more would be silent.
-const CERTAIN: [&str; 10] = [
+const CERTAIN: [&str; 11] = [
+    "set back to an image",
     "dozed beside a writer",
     "power lost with a volatile shadow",
     "writer dies at wal",
@@ -166,9 +167,18 @@ fn history(seed: u64, processes: Vec<Process>) -> (Vec<Process>, BTreeMap<String
     }
     let is_faulty = random.random_bool(0.8);
     // In some histories an administrator puts other files in the database's place.
-    let kinds = if random.random_bool(0.4) { 121 } else { 105 };
+    let replaces = random.random_bool(0.4);
+    // In some the machine is set back to an image of itself.
+    let images = random.random_bool(0.2);
     for _ in 0..random.random_range(5..60) {
-        event(&mut world, &mut random, settings, is_faulty, kinds);
+        match random.random_range(0..if images { 20 } else { 19 }) {
+            0..19 => event(&mut world, &mut random, settings, is_faulty, if replaces { 121 } else { 105 }),
+            _ if random.random_bool(0.5) => world.keep_image(),
+            _ => {
+                world.set_back();
+                world.application().remember_certainly();
+            }
+        }
     }
     world.held = SLOW[0];
     world.disk.interrupt(None);

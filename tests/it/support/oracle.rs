@@ -191,8 +191,9 @@ impl Application {
     /// An application whose database is not there yet. `processes` have no connection open.
     pub fn new(database: &Path, habits: Habits, mut processes: Vec<Process>, seed: u64) -> Self {
         processes.resize_with(PROCESSES + 2, Process::start);
-        for process in &mut processes {
-            process.tell(&format!("seed {}", seed & 0xFFFF));
+        // Each its own: two that draw the same salts begin WALs that nobody can tell from each other.
+        for (process, seed) in processes.iter_mut().zip(seed & 0xFFFF..) {
+            process.tell(&format!("seed {seed}"));
         }
         let onlooker = processes.pop().expect("there are two more than the application has");
         let crowd = processes.pop().expect("there are two more than the application has");

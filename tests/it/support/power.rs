@@ -44,8 +44,13 @@ pub fn cut(file: &Path, seed: u64) {
         let length = rest.len().min(sector.len());
         sector[..length].copy_from_slice(&rest[..length]);
     }
-    fs::write(file, &content).expect("the folder is ours");
-    fs::write(copy_of(file).expect("it is there"), &content).expect("the folder is ours");
+    become_only(file, &content);
+}
+
+/// Gives a file this content, and makes it durable.
+pub fn become_only(file: &Path, content: &[u8]) {
+    fs::write(file, content).expect("the folder is ours");
+    fs::write(copy_of(file).expect("it is there"), content).expect("the folder is ours");
 }
 
 fn copy_of(file: &Path) -> io::Result<PathBuf> {

@@ -177,6 +177,27 @@ impl SimDisk {
                 Some((path.clone(), survivors(image, &live, share, &mut random)))
             })
             .collect();
+        self.become_only(contents, state);
+    }
+
+    /// Everything that is there now.
+    pub fn image(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut live = BTreeMap::new();
+        collect(&self.root, &mut live);
+        live.into_keys().map(|path| (path.clone(), std::fs::read(path).expect("it is there"))).collect()
+    }
+
+    /// What there was once is there again, and durable; the machine is another boot if it `reboots`.
+    pub fn set_back(&self, image: &BTreeMap<PathBuf, Vec<u8>>, reboots: bool) {
+        let mut state = self.state();
+        state.boots += u32::from(reboots);
+        self.become_only(image.clone(), state);
+    }
+
+    /// These files are there, durable, and nothing else is.
+    fn become_only(&self, contents: BTreeMap<PathBuf, Vec<u8>>, mut state: MutexGuard<'_, State>) {
+        let mut live = BTreeMap::new();
+        collect(&self.root, &mut live);
         for path in live.keys().filter(|path| !contents.contains_key(*path)) {
             let is_lock = path.file_name() == Some(OsStr::new("lock"));
             if !is_lock {

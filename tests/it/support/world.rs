@@ -3,6 +3,7 @@
 
 mod administrator;
 mod checks;
+mod image;
 
 use super::faulty::FaultyServer;
 use super::history::scratch;
@@ -10,6 +11,7 @@ use super::oracle::Application;
 use super::power;
 use super::sim_disk::SimDisk;
 use super::wait::wait_until;
+use image::Image;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -134,6 +136,8 @@ pub struct World {
     pub held: fn(&LocalJob) -> bool,
     /// Generations of which the machine may have lost something: a WAL may go on otherwise under the same header.
     lost: BTreeSet<String>,
+    /// What the machine may be set back to.
+    images: Vec<Image>,
 }
 
 impl World {
@@ -190,6 +194,7 @@ impl World {
             kill_behind: None,
             held: |_| false,
             lost: BTreeSet::new(),
+            images: Vec::new(),
             folder,
         }
     }
