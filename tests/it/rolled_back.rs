@@ -234,8 +234,11 @@ fn a_shadow_that_is_gone_is_another_generation_and_not_asked_for_again_and_again
     assert_eq!(finding, Finding::Diverged);
 }
 
+/// Objects of a generation, and when each was written.
+type Objects<'a> = &'a [(&'a str, u64)];
+
 /// Objects of a generation in a replica's folder, with the time at which each was written, and its folder.
-fn put(replica: &Path, generation: &str, began: u64, objects: &[(&str, u64)]) {
+fn put(replica: &Path, generation: &str, began: u64, objects: Objects) {
     let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     let folder = replica.join("generations").join(generation);
     for (object, written) in objects {
@@ -258,7 +261,7 @@ fn a_generation_is_superseded_by_the_times_that_a_restore_goes_by() {
     let mut copying = Copying::of(folder.path());
     copying.copy(u64::MAX);
     let ours = generation().to_string();
-    let is_superseded = |others: &[(&str, u64, &[(&str, u64)])]| {
+    let is_superseded = |others: &[(&str, u64, Objects)]| {
         let replica = scratch();
         put(replica.path(), &ours, 100, &[(SNAPSHOT, 100), (SEGMENT, 200)]);
         others.iter().for_each(|(name, began, objects)| put(replica.path(), name, *began, objects));
