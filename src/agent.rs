@@ -375,6 +375,11 @@ impl Database {
             Finding::Ahead if !self.source.is_certain() => {}
             Finding::Ahead | Finding::Diverged => self.source.request_generation(Break::ReplicaDiverged),
             Finding::Superseded => self.source.request_generation(Break::ReplicaSuperseded),
+            Finding::SupersededAgain { by } => warn!(
+                "{name}: replica {}: a restore would take generation {by}, which is newer by the server's clock; if that \
+                 clock was wrong, remove that generation",
+                room.config.name
+            ),
             Finding::Rewound { from, to } => warn!(
                 "{name}: replica {} holds less than it had acknowledged ({from}); it is sent again from {to}",
                 room.config.name

@@ -5,7 +5,7 @@ use super::{BLOCK, CarryError, MOST_OBJECTS, Order};
 use crate::core::checksum::Crc64;
 use crate::core::frame::FrameDecoder;
 use crate::core::names;
-use crate::core::position::Offset;
+use crate::core::position::{Generation, Offset};
 use crate::core::replica::{LastSegment, Listing, SegmentStart};
 use crate::core::restore::supersedes;
 use crate::core::segment::{self, SegmentTrailer, TRAILER_LENGTH, Trailer};
@@ -54,29 +54,29 @@ pub(super) fn look(
         });
         remote.close(&path);
     }
-    listing.is_superseded = is_superseded(remote, order)?;
+    listing.superseded_by = superseding(remote, order)?;
     Ok(listing)
 }
 
-/// Whether a restore would take another generation of the replica. A machine that was set back to an image of itself does
+/// A generation that a restore would take, and not the present one. A machine that was set back to an image of itself does
 /// not know of those that it has begun since.
-fn is_superseded(remote: &mut dyn Remote, order: &Order) -> Result<bool, CarryError> {
+fn superseding(remote: &mut dyn Remote, order: &Order) -> Result<Option<Generation>, CarryError> {
     let generations = remote.list(&order.path(names::GENERATIONS))?;
     let ours = order.generation.to_string();
     let Some(began) = generations.iter().find(|entry| entry.name == ours).map(|entry| entry.modified) else {
-        return Ok(false);
+        return Ok(None);
     };
     // A generation's folder is written to when it begins: the earlier ones need not be looked into, and there are many.
     let is_later =
         |entry: &&Entry| entry.name != ours && (entry.modified.is_none() || entry.modified >= began);
     for other in generations.iter().filter(is_later).filter_map(|entry| entry.name.parse().ok()) {
-        let [ours, other] =
+        let [ours, theirs] =
             [order.generation, other].map(|generation| read_generation(remote, &order.root, generation));
-        if supersedes(&other?, &ours?) {
-            return Ok(true);
+        if supersedes(&theirs?, &ours?) {
+            return Ok(Some(other));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 /// Compares the last segment on the replica with the shadow of its index. After a rollback of this machine, or a power cut

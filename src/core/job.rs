@@ -1,7 +1,7 @@
 //! What a worker is asked to do on a replica, and what it answers.
 
 use super::page_table::DatabaseState;
-use super::position::{Index, Offset};
+use super::position::{Generation, Index, Offset};
 use super::segment::SnapshotTrailer;
 
 /// A segment by name.
@@ -117,8 +117,8 @@ pub struct Listing {
     pub segments: Vec<(SegmentStart, u64)>,
     /// What the last segment is; `None` if there is none.
     pub last: Option<LastSegment>,
-    /// Whether a restore would take another generation, one that is newer.
-    pub is_superseded: bool,
+    /// The generation that a restore would take, if it is another one, which is newer.
+    pub superseded_by: Option<Generation>,
 }
 
 /// The last segment on a replica beside the shadow of its index.

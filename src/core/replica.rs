@@ -70,8 +70,13 @@ pub enum Finding {
     /// The replica holds more than the shadow: a new generation must begin, if the shadow is not only about to catch up.
     /// Until then nothing is sent, for it would take the place of what was acknowledged.
     Ahead,
-    /// A restore would take another generation than this one, which nobody here knows of: a new one must begin.
+    /// A restore would take another generation, which nobody here knows of: a new one must begin.
     Superseded,
+    /// And this one was begun because of that: another one would not help, the server's clock must be wrong.
+    SupersededAgain {
+        /// What a restore would take.
+        by: Generation,
+    },
     /// The shadow WAL is damaged: a new generation must begin.
     ShadowDamaged,
 }
@@ -105,6 +110,8 @@ pub struct Replica {
     /// The agent is about to stop, and nothing behind this is sent any more.
     finish_at: Option<Position>,
     last_error: Option<String>,
+    /// Whether a generation was asked for because there was a newer one.
+    was_superseded: bool,
 }
 
 impl Replica {
@@ -128,6 +135,7 @@ impl Replica {
             is_beside_tireless: false,
             finish_at: None,
             last_error: None,
+            was_superseded: false,
         }
     }
 
@@ -139,6 +147,7 @@ impl Replica {
             is_unreached: self.is_unreached,
             last_retry: self.last_retry,
             last_error: self.last_error.take(),
+            was_superseded: self.was_superseded,
             ..Replica::new(generation, self.sync_interval)
         };
     }
@@ -441,7 +450,10 @@ impl Replica {
             }
         };
         match judge_last(&tail, listing.last, shadow) {
-            Judgement::Continues if listing.is_superseded => return Finding::Superseded,
+            Judgement::Continues if listing.superseded_by.is_some() && !self.was_superseded => {
+                self.was_superseded = true;
+                return Finding::Superseded;
+            }
             Judgement::Continues => {}
             // The shadow has grown since the order was made, and what it has by now was not compared.
             Judgement::LookAgain if self.looks_again < MOST_LOOKS_AGAIN => {
@@ -466,7 +478,7 @@ impl Replica {
             self.acked = Some((tail.index, tail.end));
         }
         self.phase = Phase::Streaming { tail, snapshot };
-        Finding::Nothing
+        listing.superseded_by.map_or(Finding::Nothing, |by| Finding::SupersededAgain { by })
     }
 }
 

@@ -585,3 +585,30 @@ fn behind_4_gib_a_segment_is_never_cut() {
     assert_eq!(cut_of(Offset::ZERO), Offset::new(SEGMENT_LENGTH));
     assert_eq!(cut_of(Offset::new((1 << 32) - SEGMENT_LENGTH)), Offset::new(u64::MAX));
 }
+
+#[test]
+fn a_newer_generation_calls_for_another_one_and_only_once() {
+    let (now, newer) = (Instant::now(), Generation::from_random(2));
+    let found = |replica: &mut Replica, at| {
+        assert!(matches!(replica.next_job(&shadow(1000), at), Some(Job::Look { .. })));
+        let listing = Listing {
+            snapshots: vec![INDEX],
+            segments: vec![(FIRST, 50)],
+            last: Some(SAME),
+            superseded_by: Some(newer),
+        };
+        replica.on_outcome(Outcome::Found(listing), &shadow(1000), at, 0.0)
+    };
+    let mut replica = Replica::new(generation(), Duration::ZERO);
+    assert_eq!(found(&mut replica, now), Finding::Superseded);
+    let Activity::Failing { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
+    assert_eq!(
+        replica.next_job(&shadow(1000), now),
+        None,
+        "nothing is sent, and it is not looked again at once"
+    );
+    // The server's clock may be wrong, or another generation's dates.
+    replica.begin_generation(generation());
+    assert_eq!(found(&mut replica, retry_at), Finding::SupersededAgain { by: newer });
+    assert!(matches!(replica.next_job(&shadow(1000), retry_at), Some(Job::Begin { .. })), "it goes on");
+}

@@ -268,7 +268,7 @@ fn a_generation_is_superseded_by_the_times_that_a_restore_goes_by() {
         let mut order = order(Job::Look { written: None }, 1, &copying.shadow, folder.path());
         order.root = replica.path().to_str().unwrap().to_owned();
         match Carrier::default().carry(&mut DirRemote::new(), &order).unwrap() {
-            Outcome::Found(listing) => listing.is_superseded,
+            Outcome::Found(listing) => listing.superseded_by.is_some(),
             outcome => panic!("{outcome:?}"),
         }
     };
