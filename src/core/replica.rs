@@ -3,11 +3,13 @@
 //! There is no queue. The next job is computed from the difference between what the shadow WAL holds and what the
 //! replica has acknowledged, and there is at most one job in flight.
 
+mod judgement;
 mod tail;
 
 use super::page_table::DatabaseState;
 use super::position::{Generation, Index, Offset, Position};
 use super::shadow::ShadowExtent;
+use judgement::{Judgement, judge_last};
 use std::time::{Duration, Instant};
 use tail::{OpenSegment, Snapshot, Tail, next_streaming_job};
 
@@ -479,32 +481,5 @@ impl Replica {
         }
         self.phase = Phase::Streaming { tail, snapshot };
         listing.superseded_by.map_or(Finding::Nothing, |by| Finding::SupersededAgain { by })
-    }
-}
-
-/// Whether the WAL on a replica goes on in the shadow.
-enum Judgement {
-    Continues,
-    LookAgain,
-    Stops(Finding),
-}
-
-/// Judges where the replica's WAL is to go on: at `tail`, where its `last` segment is written anew, if there is one.
-fn judge_last(tail: &Tail, last: Option<LastSegment>, shadow: &ShadowExtent) -> Judgement {
-    let ours = shadow.end_of(tail.index);
-    let is_reached = |end: Offset| ours.is_some_and(|ours| end <= ours);
-    match last {
-        None if is_reached(tail.end) => Judgement::Continues,
-        None | Some(LastSegment::Other) => Judgement::Stops(Finding::Diverged),
-        // Its shadow is not kept any more, so that nothing tells.
-        Some(_) if ours.is_none() && tail.index < shadow.index => Judgement::Stops(Finding::Diverged),
-        Some(LastSegment::Unreached) if ours.is_some_and(|ours| tail.end < ours) => Judgement::LookAgain,
-        // As after a power cut that took what was not durable here.
-        Some(LastSegment::Unreached) => Judgement::Stops(Finding::Ahead),
-        Some(LastSegment::Same { end: Some(theirs), .. }) if !is_reached(theirs) => {
-            Judgement::Stops(Finding::Ahead)
-        }
-        Some(LastSegment::Same { compared, end: Some(theirs) }) if compared < theirs => Judgement::LookAgain,
-        Some(LastSegment::Same { .. }) => Judgement::Continues,
     }
 }
