@@ -1,7 +1,8 @@
 //! What an application on the same machine feels: writers alone, beside the agent, and beside Litestream, in turns.
 //!
-//! `cargo bench --bench writer -- [--rounds N] [--seconds S] [--only WORKLOAD]`. Everything replicates to a real sshd on
-//! loopback. One line for each run; compare lines of one round, never figures of two machines.
+//! `cargo bench --bench writer -- [--rounds N] [--seconds S] [--only WORKLOAD] [--synchronous full]`. Everything
+//! replicates to a real sshd on loopback. One line for each run; compare lines of one round, never figures of two
+//! machines.
 
 #[allow(dead_code)] // tests need more of the outside world
 #[path = "../it/support/mod.rs"]
@@ -36,6 +37,9 @@ struct Arguments {
     /// This workload alone.
     #[arg(long, value_enum)]
     only: Option<Workload>,
+    /// How the writers sync: NORMAL, or FULL as SQLite does by default.
+    #[arg(long, default_value = "normal")]
+    synchronous: String,
     /// Plays a writer on this database; for the benchmark itself.
     #[arg(long, hide = true)]
     play: Option<PathBuf>,
@@ -76,7 +80,7 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let length = Duration::from_secs_f64(arguments.seconds);
     if let (Some(database), Some(workload)) = (&arguments.play, arguments.only) {
-        return play(database, workload, length);
+        return play(database, workload, &arguments.synchronous, length);
     }
     println!(
         "{:<12} {:<10} {:>9} {:>8} {:>8} {:>9} {:>6} {:>7}",
@@ -87,7 +91,7 @@ fn main() -> anyhow::Result<()> {
     for &workload in workloads {
         for _ in 0..arguments.rounds {
             for companion in [Companion::Nobody, Companion::Agent, Companion::Litestream] {
-                measure(workload, companion, length)?;
+                measure(workload, companion, &arguments.synchronous, length)?;
             }
         }
     }
@@ -95,7 +99,12 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// One run, and its line.
-fn measure(workload: Workload, companion: Companion, length: Duration) -> anyhow::Result<()> {
+fn measure(
+    workload: Workload,
+    companion: Companion,
+    synchronous: &str,
+    length: Duration,
+) -> anyhow::Result<()> {
     let (folder, server) = (temporary_folder(), Sshd::start());
     let database = folder.path().join("app.db");
     prepare(&database)?;
@@ -120,8 +129,9 @@ fn measure(workload: Workload, companion: Companion, length: Duration) -> anyhow
     }
     let reader = (workload == Workload::LongReader).then(|| begin_to_read(&database)).transpose()?;
     let cpu_before = agent.as_ref().map(|agent| cpu_time(agent.pid())).transpose()?;
-    let writers: Vec<Child> =
-        (0..workload.writers()).map(|_| start(&database, workload, length)).collect::<Result<_, _>>()?;
+    let writers: Vec<Child> = (0..workload.writers())
+        .map(|_| start(&database, workload, synchronous, length))
+        .collect::<Result<_, _>>()?;
     let largest = largest_wal(&database.with_extension("db-wal"), length);
     let mut answers = Answers::default();
     for writer in writers {
@@ -178,10 +188,11 @@ fn prepare(database: &Path) -> rusqlite::Result<()> {
     connection.execute_batch("CREATE TABLE rows (id INTEGER PRIMARY KEY, data BLOB)")
 }
 
-fn start(database: &Path, workload: Workload, length: Duration) -> anyhow::Result<Child> {
+fn start(database: &Path, workload: Workload, synchronous: &str, length: Duration) -> anyhow::Result<Child> {
     let name = workload.to_possible_value().expect("no workload is skipped");
     Ok(Command::new(std::env::current_exe()?)
-        .args(["--only", name.get_name(), "--seconds", &length.as_secs_f64().to_string(), "--play"])
+        .args(["--only", name.get_name(), "--seconds", &length.as_secs_f64().to_string()])
+        .args(["--synchronous", synchronous, "--play"])
         .arg(database)
         .stdout(Stdio::piped())
         .spawn()?)
@@ -218,11 +229,11 @@ impl Answers {
 }
 
 /// Writes until the time is over; then says how long each operation took.
-fn play(database: &Path, workload: Workload, length: Duration) -> anyhow::Result<()> {
+fn play(database: &Path, workload: Workload, synchronous: &str, length: Duration) -> anyhow::Result<()> {
     let connection = Connection::open(database)?;
     let patience = if workload == Workload::Impatient { 0 } else { 20_000 };
     connection.busy_timeout(Duration::from_millis(patience))?;
-    connection.pragma_update(None, "synchronous", "normal")?;
+    connection.pragma_update(None, "synchronous", synchronous)?;
     let (rows, size) = if workload == Workload::Bulk { (256, 3900) } else { (1, 100) };
     let mut answers = Answers::default();
     let begin = Instant::now();
