@@ -159,6 +159,8 @@ pub struct Application {
     states: Vec<State>,
     /// Whether the last of `states` is the present one.
     is_certain: bool,
+    /// Whether there was a moment in which not even an onlooker could be told the present state: it may be missing.
+    has_missed: bool,
     /// Asks for the state while the agent holds the database, so that its own comings and goings mean nothing.
     onlooker: Process,
     /// Has nothing but readers, each from another commit on.
@@ -209,6 +211,7 @@ impl Application {
             random,
             states,
             is_certain: true,
+            has_missed: false,
             onlooker,
             crowd,
             crowd_size: 0,
@@ -477,6 +480,11 @@ impl Application {
         self.is_certain
     }
 
+    /// Whether there may be commits that are in no state: nobody could be asked before others followed.
+    pub fn has_missed(&self) -> bool {
+        self.has_missed
+    }
+
     /// The same as [`Application::remember`], by a connection of nobody's. While somebody else holds the database
     /// only: the last connection's closing would do more.
     pub fn look_on(&mut self) {
@@ -490,9 +498,15 @@ impl Application {
         let answer = self.onlooker.tell("state onlooker");
         self.onlooker.tell("close onlooker");
         self.log.push(format!("  onlooker: {answer:?}"));
-        if let Answer::Ok(values) = answer {
-            self.take_state(&values);
-            self.is_certain = true;
+        match answer {
+            Answer::Ok(values) => {
+                self.take_state(&values);
+                self.is_certain = true;
+            }
+            _ => {
+                self.has_missed = true;
+                self.count("nobody can be asked");
+            }
         }
         self.observe();
     }

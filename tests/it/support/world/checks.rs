@@ -105,7 +105,7 @@ impl World {
     fn check_is_commit(&mut self, position: Position) {
         let Some(header) = self.header(position.generation, position.index) else { return };
         let application = lock(&self.application);
-        if !application.is_certain() {
+        if !application.is_certain() || application.has_missed() {
             return;
         }
         let of_wal = |state: &&State| state.header.as_ref() == Some(&header);
