@@ -35,7 +35,8 @@ const BLOCKS_AHEAD: usize = 2;
 /// A replica's listing is not longer than this; more is a folder that is not ours.
 const MOST_OBJECTS: usize = 10_000_000;
 /// Servers tell times in whole seconds. A restore takes the generation that was written last, so the first snapshot
-/// of the next one waits for a later second; a clock that stands still or was set back is not waited for.
+/// of the next one waits for a later second. A clock that stands still or was set back is not waited for: the snapshot is
+/// given the time that it needs.
 const TICK: Duration = Duration::from_millis(100);
 const MOST_TICKS: u32 = 25;
 
@@ -289,14 +290,17 @@ fn publish_snapshot(
     let temporary = order.path(&object.temporary_path(sent.attempt));
     let trailer = Trailer::Snapshot(SnapshotTrailer { valid_from, state, ..sent.trailer }).encode();
     remote.write_at(&temporary, sent.length, &trailer)?;
-    let others = newest_of_others(remote, order)?;
-    for _ in 0..MOST_TICKS {
+    if let Some((others, _)) = newest_of_others(remote, order)? {
         let snapshots = order.path(&names::snapshots_folder(order.generation));
-        if others.is_none() || newest(remote, &snapshots)? > others {
-            break;
+        let mut ticks = 0..MOST_TICKS;
+        while newest(remote, &snapshots)? <= Some(others) {
+            if ticks.next().is_none() {
+                remote.set_modified(&temporary, others.saturating_add(1))?;
+                break;
+            }
+            std::thread::sleep(TICK);
+            remote.write_at(&temporary, sent.length, &trailer)?;
         }
-        std::thread::sleep(TICK);
-        remote.write_at(&temporary, sent.length, &trailer)?;
     }
     order.sync(remote, &temporary)?;
     let path = order.path(&object.path());
@@ -305,19 +309,25 @@ fn publish_snapshot(
     Ok(())
 }
 
-/// When anything of another generation was last written, by the server's clock.
-fn newest_of_others(remote: &mut dyn Remote, order: &Order) -> Result<Option<i64>, CarryError> {
-    let mut times = None;
+/// The other generation of which anything was written last, and when, by the server's clock.
+fn newest_of_others(
+    remote: &mut dyn Remote,
+    order: &Order,
+) -> Result<Option<(i64, Generation)>, RemoteError> {
+    let mut times = Vec::new();
     for folder in remote.list(&order.path(names::GENERATIONS))?.into_iter().take(MOST_OBJECTS) {
-        let other = folder.name.parse::<Generation>().ok().filter(|other| *other != order.generation);
-        for folder in other.into_iter().flat_map(|g| [names::snapshots_folder(g), names::wal_folder(g)]) {
-            times = times.max(newest(remote, &order.path(&folder))?);
+        let Ok(other) = folder.name.parse::<Generation>() else { continue };
+        if other == order.generation {
+            continue;
+        }
+        for folder in [names::snapshots_folder(other), names::wal_folder(other)] {
+            times.extend(newest(remote, &order.path(&folder))?.map(|time| (time, other)));
         }
     }
-    Ok(times)
+    Ok(times.into_iter().max_by_key(|(time, _)| *time))
 }
 
 /// When anything in a folder was last written, by the server's clock.
-fn newest(remote: &mut dyn Remote, folder: &str) -> Result<Option<i64>, CarryError> {
+fn newest(remote: &mut dyn Remote, folder: &str) -> Result<Option<i64>, RemoteError> {
     Ok(remote.list(folder)?.iter().filter_map(|entry| entry.modified).max())
 }

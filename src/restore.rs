@@ -12,7 +12,7 @@ mod proof;
 mod report;
 
 pub use error::{Damage, RestoreError};
-pub use fetch::OpenRemote;
+pub use fetch::{OpenRemote, read_inventory};
 pub use report::{Cut, Phase, Progress, RestoreReport};
 
 use crate::core::inventory::Inventory;

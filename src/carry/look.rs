@@ -1,15 +1,14 @@
 //! Looking what a replica holds of a generation.
 
 use super::segments::open_shadow;
-use super::{BLOCK, CarryError, MOST_OBJECTS, Order};
+use super::{BLOCK, CarryError, MOST_OBJECTS, Order, newest, newest_of_others};
 use crate::core::checksum::Crc64;
 use crate::core::frame::FrameDecoder;
 use crate::core::names;
 use crate::core::position::{Generation, Offset};
 use crate::core::replica::{LastSegment, Listing, SegmentStart};
-use crate::core::restore::supersedes;
 use crate::core::segment::{self, SegmentTrailer, TRAILER_LENGTH, Trailer};
-use crate::remote::{Entry, Remote, join, read_generation};
+use crate::remote::{Entry, FailureKind, Remote, join};
 use crate::shadow::{ShadowReadError, ShadowReader};
 use std::cmp::Ordering;
 use std::io;
@@ -54,29 +53,23 @@ pub(super) fn look(
         });
         remote.close(&path);
     }
-    listing.superseded_by = superseding(remote, order)?;
+    // Where there is a segment, it is written anew, and then nothing is newer.
+    if listing.segments.is_empty() && !listing.snapshots.is_empty() {
+        listing.superseded_by = superseding(remote, order)?;
+    }
     Ok(listing)
 }
 
-/// A generation that a restore would take, and not the present one. A machine that was set back to an image of itself does
-/// not know of those that it has begun since.
+/// A generation that was written to later than the present one, so that a restore would take it. A machine that was set
+/// back to an image of itself does not know of those that it has begun since.
 fn superseding(remote: &mut dyn Remote, order: &Order) -> Result<Option<Generation>, CarryError> {
-    let generations = remote.list(&order.path(names::GENERATIONS))?;
-    let ours = order.generation.to_string();
-    let Some(began) = generations.iter().find(|entry| entry.name == ours).map(|entry| entry.modified) else {
-        return Ok(None);
-    };
-    // A generation's folder is written to when it begins: the earlier ones need not be looked into, and there are many.
-    let is_later =
-        |entry: &&Entry| entry.name != ours && (entry.modified.is_none() || entry.modified >= began);
-    for other in generations.iter().filter(is_later).filter_map(|entry| entry.name.parse().ok()) {
-        let [ours, theirs] =
-            [order.generation, other].map(|generation| read_generation(remote, &order.root, generation));
-        if supersedes(&theirs?, &ours?) {
-            return Ok(Some(other));
-        }
+    let ours = newest(remote, &order.path(&names::snapshots_folder(order.generation)))?;
+    match newest_of_others(remote, order) {
+        Ok(others) => Ok(others.filter(|(theirs, _)| Some(*theirs) > ours).map(|(_, generation)| generation)),
+        // Only what others may read can be restored.
+        Err(error) if error.kind == FailureKind::Denied => Ok(None),
+        Err(error) => Err(error.into()),
     }
-    Ok(None)
 }
 
 /// Compares the last segment on the replica with the shadow of its index. After a rollback of this machine, or a power cut

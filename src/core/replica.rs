@@ -114,6 +114,8 @@ pub struct Replica {
     last_error: Option<String>,
     /// Whether a generation was asked for because there was a newer one.
     was_superseded: bool,
+    /// Whether the last error is no failure, but that this generation cannot go on there.
+    is_in_doubt: bool,
 }
 
 impl Replica {
@@ -138,19 +140,25 @@ impl Replica {
             finish_at: None,
             last_error: None,
             was_superseded: false,
+            is_in_doubt: false,
         }
     }
 
     /// Turns to a new generation; what the old one still lacked is not sent any more.
     pub fn begin_generation(&mut self, generation: Generation) {
-        *self = Replica {
-            failures: self.failures,
-            retry_at: self.retry_at,
-            is_unreached: self.is_unreached,
-            last_retry: self.last_retry,
-            last_error: self.last_error.take(),
-            was_superseded: self.was_superseded,
-            ..Replica::new(generation, self.sync_interval)
+        let fresh =
+            Replica { was_superseded: self.was_superseded, ..Replica::new(generation, self.sync_interval) };
+        // A server that fails is not asked more often because of it; one of whose replica there was a doubt answers.
+        *self = match self.is_in_doubt {
+            true => fresh,
+            false => Replica {
+                failures: self.failures,
+                retry_at: self.retry_at,
+                is_unreached: self.is_unreached,
+                last_retry: self.last_retry,
+                last_error: self.last_error.take(),
+                ..fresh
+            },
         };
     }
 
@@ -334,6 +342,7 @@ impl Replica {
             Finding::Superseded => Some("a restore would take another generation, which is newer"),
             _ => None,
         };
+        self.is_in_doubt = doubt.is_some();
         if let Some(doubt) = doubt {
             self.try_later(doubt.to_owned(), LONGEST_PAUSE, now, chance);
         }
@@ -349,7 +358,7 @@ impl Replica {
     }
 
     fn on_failure(&mut self, job: &Job, failure: Failure, now: Instant, chance: f64) -> Finding {
-        self.phase = Phase::Unknown;
+        (self.phase, self.is_in_doubt) = (Phase::Unknown, false);
         // Where looking was answered and something was sent, it would all be sent again with each try.
         let (longest, is_unreached) = match (job, failure.cause) {
             (Job::Look { .. }, FailureCause::Disconnected) => (LONGEST_PAUSE_UNREACHED, true),

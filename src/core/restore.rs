@@ -158,11 +158,6 @@ pub fn plan_restore(inventory: &Inventory, target: Target) -> Result<RestorePlan
         .map_or(RestoreGap::Empty, |objects| RestoreGap::NoSnapshot { generation: objects.generation() }))
 }
 
-/// Whether a restore takes the generation of `others`, and not that of `ours`. Where nothing tells, it does not.
-pub fn supersedes(others: &GenerationObjects, ours: &GenerationObjects) -> bool {
-    !others.snapshots().is_empty() && age(others) > age(ours)
-}
-
 /// By the newest object; where that is the same, the one that began later.
 fn age(objects: &GenerationObjects) -> (Option<i64>, Option<i64>) {
     (objects.newest(), objects.oldest())

@@ -8,7 +8,7 @@ use std::fs::{self, DirEntry, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// This machine's folders as a destination.
 pub struct DirRemote {
@@ -64,6 +64,17 @@ impl Remote for DirRemote {
     fn sync(&mut self, path: &str) -> Result<bool, RemoteError> {
         let synced = self.open(path, Access::Write).and_then(File::sync_all);
         synced.map(|()| true).map_err(|error| failed("sync", path, &error))
+    }
+
+    fn set_modified(&mut self, path: &str, seconds: i64) -> Result<(), RemoteError> {
+        let Ok(seconds) = u64::try_from(seconds) else { return Ok(()) };
+        let time = UNIX_EPOCH + Duration::from_secs(seconds);
+        match self.open(path, Access::Write).and_then(|file| file.set_modified(time)) {
+            Err(error) if !matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported) => {
+                Err(failed("set the time of", path, &error))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn rename(&mut self, from: &str, to: &str) -> Result<(), RemoteError> {

@@ -2,12 +2,10 @@
 
 pub mod dir;
 mod handles;
-mod inventory;
 pub mod location;
 pub mod sftp;
 
 pub use handles::MAX_OPEN;
-pub use inventory::{read_generation, read_inventory};
 pub use location::{Location, Secret, SftpLocation};
 
 use dir::DirRemote;
@@ -82,6 +80,8 @@ pub trait Remote: Send {
     fn write_at(&mut self, path: &str, at: u64, bytes: &[u8]) -> Result<(), RemoteError>;
     /// Makes what was written to a file survive a crash of the server. `false` if the server cannot promise it.
     fn sync(&mut self, path: &str) -> Result<bool, RemoteError>;
+    /// Gives a file the time at which it was last written, in seconds since 1970. Fine if the server does not let us.
+    fn set_modified(&mut self, path: &str, seconds: i64) -> Result<(), RemoteError>;
     /// Gives a whole file its final name; [`FailureKind::Exists`] if that is taken. Writes to the new path go on
     /// without opening it again.
     fn rename(&mut self, from: &str, to: &str) -> Result<(), RemoteError>;

@@ -2,9 +2,10 @@
 
 use super::error::RestoreError;
 use super::report::{Phase, Progress};
-use crate::core::inventory::Inventory;
+use crate::core::inventory::{GenerationObjects, Inventory, Listed};
+use crate::core::names::{GENERATIONS, snapshots_folder, wal_folder};
 use crate::core::restore::Wanted;
-use crate::remote::{FailureKind, Remote, RemoteError, join, read_inventory};
+use crate::remote::{Entry, FailureKind, Remote, RemoteError, join};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::time::Duration;
 
@@ -74,6 +75,30 @@ impl<'a> Connection<'a> {
         self.was_reached = true;
         action(remote.as_mut())
     }
+}
+
+/// Lists all objects of a replica. Snapshots come before segments, so that a snapshot that is there has its WAL there.
+///
+/// # Errors
+/// The first listing that fails; a replica without a folder is empty, and no error.
+pub fn read_inventory(remote: &mut dyn Remote, root: &str) -> Result<Inventory, RemoteError> {
+    let mut generations = Vec::new();
+    for folder in remote.list(&join(root, GENERATIONS))? {
+        let Ok(generation) = folder.name.parse() else { continue };
+        if !folder.is_folder {
+            continue;
+        }
+        let snapshots = remote.list(&join(root, &snapshots_folder(generation)))?;
+        let segments = remote.list(&join(root, &wal_folder(generation)))?;
+        generations.push(GenerationObjects::new(generation, files(&snapshots), files(&segments)));
+    }
+    generations.sort_by_cached_key(|objects| objects.generation().to_string());
+    Ok(Inventory { generations })
+}
+
+fn files(entries: &[Entry]) -> impl Iterator<Item = Listed<'_>> {
+    let files = entries.iter().filter(|entry| !entry.is_folder);
+    files.map(|entry| Listed { name: &entry.name, size: entry.size, modified: entry.modified })
 }
 
 /// A part of an object. `last` says that the object ends with it.

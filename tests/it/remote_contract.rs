@@ -90,6 +90,7 @@ contract!(
     a_write_changes_only_what_it_writes,
     writing_does_not_create,
     what_is_synced_is_promised,
+    a_file_gets_the_time_that_it_is_given_and_keeps_it_under_its_new_name,
     an_open_file_is_written_under_its_new_name,
     a_taken_name_is_never_replaced,
     renaming_what_is_not_there_is_not_found,
@@ -154,6 +155,19 @@ fn writing_does_not_create(place: Place<'_>) {
 fn what_is_synced_is_promised(mut place: Place<'_>) {
     place.create("file", b"x");
     assert!(place.remote.sync(&place.path("file")).expect("sync"));
+}
+
+fn a_file_gets_the_time_that_it_is_given_and_keeps_it_under_its_new_name(mut place: Place<'_>) {
+    place.create("new", b"content");
+    let [new, named] = ["new", "named"].map(|name| place.path(name));
+    let later = 4_000_000_000;
+    place.remote.set_modified(&new, later).expect("set the time");
+    place.remote.sync(&new).expect("sync");
+    place.remote.rename(&new, &named).expect("rename");
+    let modified = place.remote.list(&place.path("")).expect("list")[0].modified;
+    assert_eq!(modified, Some(later));
+    let missing = place.remote.set_modified(&place.path("none"), later).expect_err("it is not there");
+    assert_eq!(missing.kind, FailureKind::NotFound);
 }
 
 fn an_open_file_is_written_under_its_new_name(mut place: Place<'_>) {

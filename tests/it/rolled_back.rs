@@ -237,21 +237,19 @@ fn a_shadow_that_is_gone_is_another_generation_and_not_asked_for_again_and_again
 /// Objects of a generation, and when each was written.
 type Objects<'a> = &'a [(&'a str, u64)];
 
-/// Objects of a generation in a replica's folder, with the time at which each was written, and its folder.
-fn put(replica: &Path, generation: &str, began: u64, objects: Objects) {
-    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    let folder = replica.join("generations").join(generation);
+/// Objects of a generation in a replica's folder, with the time at which each was written.
+fn put(replica: &Path, generation: &str, objects: Objects) {
     for (object, written) in objects {
-        let path = folder.join(object);
+        let path = replica.join("generations").join(generation).join(object);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, "").unwrap();
-        File::open(&path).unwrap().set_modified(at(*written)).unwrap();
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(*written);
+        File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
     }
-    File::open(&folder).unwrap().set_modified(at(began)).unwrap();
 }
 
 #[test]
-fn a_generation_is_superseded_by_the_times_that_a_restore_goes_by() {
+fn a_generation_without_a_segment_is_superseded_by_one_that_was_written_to_later() {
     const SNAPSHOT: &str = "snapshots/00000000.snapshot.lz4";
     const SEGMENT: &str = "wal/00000000_00000000.wal.lz4";
     const OTHER: &str = "00000000000000aa";
@@ -260,25 +258,27 @@ fn a_generation_is_superseded_by_the_times_that_a_restore_goes_by() {
     insert(&connection, 100);
     let mut copying = Copying::of(folder.path());
     copying.copy(u64::MAX);
-    let ours = generation().to_string();
-    let is_superseded = |others: &[(&str, u64, Objects)]| {
+    let superseded_by = |ours: Objects, others: &[(&str, Objects)]| {
         let replica = scratch();
-        put(replica.path(), &ours, 100, &[(SNAPSHOT, 100), (SEGMENT, 200)]);
-        others.iter().for_each(|(name, began, objects)| put(replica.path(), name, *began, objects));
+        put(replica.path(), &generation().to_string(), ours);
+        others.iter().for_each(|(name, objects)| put(replica.path(), name, objects));
         let mut order = order(Job::Look { written: None }, 1, &copying.shadow, folder.path());
         order.root = replica.path().to_str().unwrap().to_owned();
         match Carrier::default().carry(&mut DirRemote::new(), &order).unwrap() {
-            Outcome::Found(listing) => listing.superseded_by.is_some(),
+            Outcome::Found(listing) => listing.superseded_by.map(|generation| generation.to_string()),
             outcome => panic!("{outcome:?}"),
         }
     };
-    assert!(!is_superseded(&[]));
-    assert!(is_superseded(&[(OTHER, 300, &[(SNAPSHOT, 300)])]), "newer");
-    assert!(is_superseded(&[("00000000000000bb", 90, &[(SNAPSHOT, 90)]), (OTHER, 300, &[(SNAPSHOT, 300)])]));
-    assert!(is_superseded(&[(OTHER, 200, &[(SNAPSHOT, 200)])]), "as new, and begun later");
-    assert!(is_superseded(&[(OTHER, 100, &[(SNAPSHOT, 100), (SEGMENT, 300)])]), "begun in the same second");
-    assert!(!is_superseded(&[(OTHER, 150, &[(SNAPSHOT, 150), (SEGMENT, 180)])]), "it was given up");
-    assert!(!is_superseded(&[(OTHER, 100, &[(SNAPSHOT, 100), (SEGMENT, 200)])]), "nothing tells");
-    assert!(!is_superseded(&[(OTHER, 300, &[(SEGMENT, 300)])]), "it cannot be restored");
-    assert!(!is_superseded(&[("lost+found", 300, &[(SNAPSHOT, 300)])]), "it is no generation");
+    let ours = &[(SNAPSHOT, 200)];
+    let newer: (&str, Objects) = (OTHER, &[(SNAPSHOT, 100), (SEGMENT, 300)]);
+    assert_eq!(superseded_by(ours, &[newer]).as_deref(), Some(OTHER));
+    assert_eq!(
+        superseded_by(ours, &[("00000000000000bb", &[(SNAPSHOT, 201)]), newer]).as_deref(),
+        Some(OTHER)
+    );
+    assert_eq!(superseded_by(ours, &[]), None);
+    assert_eq!(superseded_by(ours, &[(OTHER, &[(SNAPSHOT, 100), (SEGMENT, 200)])]), None, "as new");
+    assert_eq!(superseded_by(ours, &[("lost+found", &[(SNAPSHOT, 300)])]), None, "it is no generation");
+    let with_segment = &[(SNAPSHOT, 200), (SEGMENT, 200)];
+    assert_eq!(superseded_by(with_segment, &[newer]), None, "its last segment is written anew");
 }

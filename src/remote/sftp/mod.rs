@@ -206,6 +206,18 @@ impl Remote for SftpRemote {
         }
     }
 
+    fn set_modified(&mut self, path: &str, seconds: i64) -> Result<(), RemoteError> {
+        // Version 3 of the protocol has 32 bits for it, and sets both times or none.
+        let time = u32::try_from(seconds).ok().map(u64::from);
+        let stat = FileStat { size: None, uid: None, gid: None, perm: None, atime: time, mtime: time };
+        match self.sftp.setstat(Path::new(path), stat).map_err(Failure::from) {
+            Err(failure) if matches!(failure.kind, FailureKind::Disconnected | FailureKind::NotFound) => {
+                Err(self.failed("set the time of", path, failure))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The plain rename of SFTP 3, which OpenSSH refuses if the target exists. (`posix-rename@openssh.com` would
     /// replace it, and not every server has that.)
     fn rename(&mut self, from: &str, to: &str) -> Result<(), RemoteError> {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use wal_agent::core::frame::FrameDecoder;
 use wal_agent::core::inventory::{GenerationObjects, Segment};
 use wal_agent::core::position::{Generation, Index};
-use wal_agent::remote::read_inventory;
 use wal_agent::remote::{Remote, join};
+use wal_agent::restore::read_inventory;
 
 /// Bytes of a WAL's header, and of a frame's.
 const WAL_HEADER: usize = 32;

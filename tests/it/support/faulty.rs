@@ -27,6 +27,7 @@ enum Change {
     Nothing,
     Create(String),
     Write(usize, u64, Vec<u8>),
+    Time(usize, i64),
     Sync(usize),
     Rename(String, String),
     Remove(String),
@@ -39,6 +40,8 @@ struct State {
     names: BTreeMap<String, usize>,
     inodes: Vec<Inode>,
     operations: usize,
+    /// Its clock is so many seconds ahead of the number of operations.
+    ahead: i64,
     faults: BTreeMap<usize, Fault>,
     late: Vec<(usize, Change)>,
     check: Option<Check>,
@@ -81,6 +84,7 @@ impl FaultyServer {
             names: BTreeMap::new(),
             inodes: Vec::new(),
             operations: 0,
+            ahead: 0,
             faults: BTreeMap::new(),
             late: Vec::new(),
             check: None,
@@ -100,6 +104,11 @@ impl FaultyServer {
     /// Whether every operation is refused from now on.
     pub fn refuse_all(&self, refuses_all: bool) {
         self.state().refuses_all = refuses_all;
+    }
+
+    /// Its clock is set ahead or back.
+    pub fn set_clock(&self, seconds: i64) {
+        self.state().ahead += seconds;
     }
 
     /// Everything that it holds is gone.
@@ -178,6 +187,11 @@ impl FaultyServer {
 }
 
 impl State {
+    /// Each operation takes a second.
+    fn now(&self) -> i64 {
+        self.operations as i64 + self.ahead
+    }
+
     fn objects(&self) -> Objects {
         self.names.iter().map(|(name, inode)| (name.clone(), self.inodes[*inode].bytes.clone())).collect()
     }
@@ -198,16 +212,17 @@ impl State {
                     return Ok(Some(*inode));
                 }
                 self.names.insert(path, self.inodes.len());
-                self.inodes.push(Inode { modified: self.operations as i64, ..Inode::default() });
+                self.inodes.push(Inode { modified: self.now(), ..Inode::default() });
                 return Ok(Some(self.inodes.len() - 1));
             }
             Change::Write(inode, at, bytes) => {
-                self.inodes[inode].modified = self.operations as i64;
+                self.inodes[inode].modified = self.now();
                 let file = &mut self.inodes[inode].bytes;
                 let (start, end) = (at as usize, at as usize + bytes.len());
                 file.resize(file.len().max(end), 0);
                 file[start..end].copy_from_slice(&bytes);
             }
+            Change::Time(inode, seconds) => self.inodes[inode].modified = seconds,
             Change::Sync(inode) => self.inodes[inode].synced = self.inodes[inode].bytes.clone(),
             Change::Rename(from, to) => {
                 if self.names.contains_key(&to) {
@@ -324,6 +339,11 @@ impl Remote for Connection {
     fn sync(&mut self, path: &str) -> Result<bool, RemoteError> {
         let inode = self.inode(path)?;
         self.operate(format!("sync {path}"), Change::Sync(inode)).map(|_| true)
+    }
+
+    fn set_modified(&mut self, path: &str, seconds: i64) -> Result<(), RemoteError> {
+        let inode = self.inode(path)?;
+        self.operate(format!("set the time of {path} {seconds}"), Change::Time(inode, seconds)).map(drop)
     }
 
     fn rename(&mut self, from: &str, to: &str) -> Result<(), RemoteError> {

@@ -118,6 +118,9 @@ impl Remote for Server {
     fn sync(&mut self, path: &str) -> Result<bool, RemoteError> {
         Err(failed(FailureKind::Denied, path))
     }
+    fn set_modified(&mut self, path: &str, _seconds: i64) -> Result<(), RemoteError> {
+        Err(failed(FailureKind::Denied, path))
+    }
     fn rename(&mut self, from: &str, _to: &str) -> Result<(), RemoteError> {
         Err(failed(FailureKind::Denied, from))
     }

@@ -221,6 +221,24 @@ impl World {
         self.jumped += seconds;
     }
 
+    /// The clock of a server is set. Where the machine may be set back, nothing else tells which generation is newer.
+    pub fn jump_server(&mut self, replica: usize, seconds: i64) {
+        if self.images.is_empty() {
+            self.servers[replica].set_clock(seconds);
+        }
+    }
+
+    /// From now on nothing is slow, nothing interrupts, and no fault is left.
+    pub fn heal(&mut self) {
+        self.held = |_| false;
+        self.disk.interrupt(None);
+        self.disk.heal();
+        for server in &self.servers {
+            server.heal();
+            server.refuse_all(false);
+        }
+    }
+
     pub fn has_agent(&self) -> bool {
         self.agent.is_some()
     }

@@ -51,4 +51,15 @@ impl World {
         self.lost.extend(self.generation_in("generation"));
         self.application().show_all();
     }
+    /// A restore gives what the machine was set back to, though nothing was written since.
+    pub fn check_what_it_is_set_back_to(&mut self) {
+        self.heal();
+        if !self.has_agent() {
+            self.start_agent();
+        }
+        self.settle();
+        self.application().remember_certainly();
+        self.settle();
+        self.check_all_is_replicated();
+    }
 }
