@@ -176,13 +176,8 @@ fn history(seed: u64, processes: Vec<Process>) -> (Vec<Process>, BTreeMap<String
         match random.random_range(0..if images { 20 } else { 19 }) {
             0..19 => event(&mut world, &mut random, settings, is_faulty, if replaces { 121 } else { 105 }),
             _ if random.random_bool(0.5) => world.keep_image(),
-            _ => {
-                world.set_back();
-                world.application().remember_certainly();
-                if random.random_bool(0.3) {
-                    world.check_what_it_is_set_back_to();
-                }
-            }
+            _ if world.set_back() && random.random_bool(0.3) => world.check_what_it_is_set_back_to(),
+            _ => {}
         }
     }
     world.heal();

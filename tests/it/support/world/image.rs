@@ -27,10 +27,10 @@ impl World {
         self.images.push(Image { database, of_agent: self.disk.image() });
     }
 
-    /// One of the images is the machine: nobody survives, and it may be another boot.
-    pub fn set_back(&mut self) {
+    /// One of the images is the machine: nobody survives, and it may be another boot. `false` if there is no image.
+    pub fn set_back(&mut self) -> bool {
         if self.images.is_empty() {
-            return;
+            return false;
         }
         let (chosen, reboots) =
             (self.random.random_range(0..self.images.len()), self.random.random_bool(0.7));
@@ -50,6 +50,8 @@ impl World {
         }
         self.lost.extend(self.generation_in("generation"));
         self.application().show_all();
+        self.application().remember_certainly();
+        true
     }
     /// A restore gives what the machine was set back to, though nothing was written since.
     pub fn check_what_it_is_set_back_to(&mut self) {
