@@ -38,10 +38,15 @@ pub struct Earlier {
 
 impl Earlier {
     /// Of a replica below `root`, with its objects by path. Generations that cannot be restored, since they have no
-    /// snapshot yet, are left out.
-    pub fn of(remote: &mut dyn Remote, root: &str, objects: Objects) -> Earlier {
+    /// snapshot yet, are left out. `began` tells their order: the server's clock need not.
+    pub fn of<T: Ord>(
+        remote: &mut dyn Remote,
+        root: &str,
+        objects: Objects,
+        began: impl Fn(Generation) -> T,
+    ) -> Earlier {
         let mut inventory = read_inventory(remote, root).expect("a server without faults");
-        inventory.generations.sort_by_key(GenerationObjects::oldest);
+        inventory.generations.sort_by_cached_key(|objects| began(objects.generation()));
         let mut earlier = Earlier { root: root.to_owned(), objects, generations: Vec::new() };
         for generation in inventory.generations {
             let Some(snapshot) = generation.snapshots().first() else { continue };

@@ -181,6 +181,12 @@ impl FaultyServer {
         self.state().objects()
     }
 
+    /// Orders what paths have in common by when the first file of it was made, whatever the server's clock says.
+    pub fn made_first(&self, part: &str) -> Option<usize> {
+        let state = self.state();
+        state.names.iter().filter(|(path, _)| path.contains(part)).map(|(_, inode)| *inode).min()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }

@@ -201,7 +201,8 @@ impl World {
     /// commit, and an earlier commit gives no later state. Returns how many were restored.
     pub fn check_earlier_commits(&mut self, replica: usize, most: usize) -> u64 {
         let server = self.servers[replica].copy(false);
-        let earlier = Earlier::of(&mut *server.connect(), &root(replica), server.objects());
+        let began = |generation: Generation| server.made_first(&generation.to_string());
+        let earlier = Earlier::of(&mut *server.connect(), &root(replica), server.objects(), began);
         let commits = earlier.commits();
         let mut chosen: Vec<usize> = (0..most.min(commits.len()))
             .map(|_| self.random.random_range(0..commits.len()))
@@ -210,7 +211,12 @@ impl World {
         chosen.sort_unstable();
         chosen.dedup();
         let (mut from, mut restored) = (0, 0);
+        let mut generation = None;
         for commit in chosen.into_iter().map(|number| &commits[number]) {
+            // A machine that was set back may have gone on in an earlier generation.
+            if generation.replace(commit.generation) != Some(commit.generation) && !self.images.is_empty() {
+                from = 0;
+            }
             let view = FaultyServer::holding(earlier.as_of(commit));
             let crc = match self.restored_crc(replica, &view) {
                 Ok((crc, _)) => crc,
