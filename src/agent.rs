@@ -374,10 +374,9 @@ impl Database {
             // What it lacks may still be in the WAL.
             Finding::Ahead if !self.source.is_certain() => {}
             Finding::Ahead | Finding::Diverged => self.source.request_generation(Break::ReplicaDiverged),
-            Finding::Superseded => self.source.request_generation(Break::ReplicaSuperseded),
-            Finding::SupersededAgain { by } => warn!(
-                "{name}: replica {}: a restore would take generation {by}, which is newer by the server's clock; if that \
-                 clock was wrong, remove that generation",
+            Finding::Older => warn!(
+                "{name}: replica {}: a restore takes another generation, which is newer by the server's clock, and the \
+                 server does not let us change that: remove what is dated in the future",
                 room.config.name
             ),
             Finding::Rewound { from, to } => warn!(

@@ -5,6 +5,7 @@ mod look;
 mod segments;
 
 use crate::core::checksum::Crc64;
+use crate::core::inventory::GenerationObjects;
 use crate::core::names::{self, Object};
 use crate::core::page::{PageCount, PageSize};
 use crate::core::page_table::DatabaseState;
@@ -14,7 +15,7 @@ use crate::core::segment::{self, END_MARK, FRAME_HEADER, SegmentTrailer, Snapsho
 use crate::database_file::DatabaseFile;
 use crate::disk::{Disk, read_full};
 use crate::precedence::Deference;
-use crate::remote::{FailureKind, Remote, RemoteError, join};
+use crate::remote::{Entry, FailureKind, Remote, RemoteError, join};
 use crate::shadow::ShadowReadError;
 use crossbeam_channel::{Receiver, bounded};
 use segments::Content;
@@ -35,8 +36,8 @@ const BLOCKS_AHEAD: usize = 2;
 /// A replica's listing is not longer than this; more is a folder that is not ours.
 const MOST_OBJECTS: usize = 10_000_000;
 /// Servers tell times in whole seconds. A restore takes the generation that was written last, so the first snapshot
-/// of the next one waits for a later second. A clock that stands still or was set back is not waited for: the snapshot is
-/// given the time that it needs.
+/// of the next one waits for a later second. A clock that stands still or was set back is not waited for: then the snapshot
+/// is given the time that it needs.
 const TICK: Duration = Duration::from_millis(100);
 const MOST_TICKS: u32 = 25;
 
@@ -144,8 +145,11 @@ impl Carrier {
         match order.job {
             Job::Look { written } => look::look(remote, order, written).map(Outcome::Found),
             Job::SendSnapshot { index } => send_snapshot(remote, order, index).map(Outcome::SnapshotSent),
+            Job::RenewSnapshot { index, after } => renew_snapshot(remote, order, index, after)
+                .map(|is_newest| Outcome::SnapshotRenewed { is_newest }),
             Job::PublishSnapshot { sent, valid_from, state } => {
-                publish_snapshot(remote, order, sent, valid_from, state).map(|()| Outcome::SnapshotPublished)
+                publish_snapshot(remote, order, sent, valid_from, state)
+                    .map(|older_than| Outcome::SnapshotPublished { older_than })
             }
             Job::Begin { segment, to, replace } => self.begin(remote, order, segment, to, replace),
             Job::SendSealed { segment, end, replace, state } => {
@@ -279,52 +283,84 @@ fn send_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result
     Ok(SentSnapshot { attempt: order.attempt, length: length + END_MARK.len() as u64, trailer })
 }
 
+/// Gives a snapshot its name; when another generation was written to that is not older all the same.
 fn publish_snapshot(
     remote: &mut dyn Remote,
     order: &Order,
     sent: SentSnapshot,
     valid_from: (Index, Offset),
     state: Option<DatabaseState>,
-) -> Result<(), CarryError> {
+) -> Result<Option<i64>, CarryError> {
     let object = Object::Snapshot { generation: order.generation, index: sent.trailer.index };
     let temporary = order.path(&object.temporary_path(sent.attempt));
     let trailer = Trailer::Snapshot(SnapshotTrailer { valid_from, state, ..sent.trailer }).encode();
     remote.write_at(&temporary, sent.length, &trailer)?;
-    if let Some((others, _)) = newest_of_others(remote, order)? {
+    let others = newest_of_others(remote, order, false)?;
+    let mut older_than = others;
+    for _ in 0..MOST_TICKS {
         let snapshots = order.path(&names::snapshots_folder(order.generation));
-        let mut ticks = 0..MOST_TICKS;
-        while newest(remote, &snapshots)? <= Some(others) {
-            if ticks.next().is_none() {
-                remote.set_modified(&temporary, others.saturating_add(1))?;
-                break;
-            }
-            std::thread::sleep(TICK);
-            remote.write_at(&temporary, sent.length, &trailer)?;
+        if others.is_none() || newest(remote, &snapshots)? > others {
+            older_than = None;
+            break;
         }
+        std::thread::sleep(TICK);
+        remote.write_at(&temporary, sent.length, &trailer)?;
     }
     order.sync(remote, &temporary)?;
     let path = order.path(&object.path());
     remote.rename(&temporary, &path)?;
     remote.close(&path);
-    Ok(())
+    Ok(older_than)
 }
 
-/// The other generation of which anything was written last, and when, by the server's clock.
+/// Gives a snapshot a time behind `after`, so that a restore takes its generation. `false` if the server does not let us.
+fn renew_snapshot(
+    remote: &mut dyn Remote,
+    order: &Order,
+    index: Index,
+    after: i64,
+) -> Result<bool, CarryError> {
+    let object = Object::Snapshot { generation: order.generation, index };
+    remote.set_modified(&order.path(&object.path()), after.saturating_add(1))?;
+    Ok(newest(remote, &order.path(&names::snapshots_folder(order.generation)))? > Some(after))
+}
+
+/// When anything of the other generations that a restore could take was last written, by the server's clock. With
+/// `only_later`, of those that did not begin before the present one: a generation's folder is written to when it begins,
+/// and there may be many.
 fn newest_of_others(
     remote: &mut dyn Remote,
     order: &Order,
-) -> Result<Option<(i64, Generation)>, RemoteError> {
-    let mut times = Vec::new();
-    for folder in remote.list(&order.path(names::GENERATIONS))?.into_iter().take(MOST_OBJECTS) {
-        let Ok(other) = folder.name.parse::<Generation>() else { continue };
-        if other == order.generation {
-            continue;
-        }
-        for folder in [names::snapshots_folder(other), names::wal_folder(other)] {
-            times.extend(newest(remote, &order.path(&folder))?.map(|time| (time, other)));
+    only_later: bool,
+) -> Result<Option<i64>, RemoteError> {
+    let ours = order.generation.to_string();
+    let folders = listed(remote, &order.path(names::GENERATIONS))?;
+    let began = folders.iter().find(|folder| folder.name == ours).and_then(|folder| folder.modified);
+    let is_early = |folder: &Entry| only_later && folder.modified.is_some() && folder.modified < began;
+    let mut times = None;
+    for folder in folders.iter().filter(|folder| folder.is_folder && folder.name != ours && !is_early(folder))
+    {
+        let Ok(other) = folder.name.parse() else { continue };
+        let snapshots = listed(remote, &order.path(&names::snapshots_folder(other)))?;
+        let segments = listed(remote, &order.path(&names::wal_folder(other)))?;
+        let [snapshots, segments] =
+            [&snapshots, &segments].map(|files| files.iter().filter_map(Entry::as_file));
+        let objects = GenerationObjects::new(other, snapshots, segments);
+        if !objects.snapshots().is_empty() {
+            times = times.max(objects.newest());
         }
     }
-    Ok(times.into_iter().max_by_key(|(time, _)| *time))
+    Ok(times)
+}
+
+/// What is in a folder; nothing if it cannot be listed, and so not be restored.
+fn listed(remote: &mut dyn Remote, folder: &str) -> Result<Vec<Entry>, RemoteError> {
+    let mut entries = match remote.list(folder) {
+        Err(error) if error.kind == FailureKind::Denied => Vec::new(),
+        entries => entries?,
+    };
+    entries.truncate(MOST_OBJECTS);
+    Ok(entries)
 }
 
 /// When anything in a folder was last written, by the server's clock.

@@ -111,10 +111,11 @@
 //!   the history that is no more. What the shadow has not reached when it looks is not judged; what differs and was written
 //!   by nobody (its checksum is wrong) is damage, and written anew. A later look of a run does the same where the last
 //!   segment, by name and length, is not what it has written last: the machine may have been set back together with its
-//!   memory. And a generation that was begun since the image is newer: where there is no segment that is written anew, a
-//!   restore would take it as long as nothing is written, so that another one begins (found by the simulation).
-//! - A restore takes the generation that was written to last, by the server's clock: names are random. So a first snapshot is
-//!   given a later time than anything else there has, if the clock does not give it one: it may have been ahead once.
+//!   memory.
+//! - A restore takes the generation that was written to last, by the server's clock: names are random. So the present one's
+//!   snapshot gets a later time than anything of the others has, where the clock did not give it one: it may have been ahead
+//!   once, or the machine was set back to before another generation began (found by the simulation). Where the server does
+//!   not let us, that is said.
 //! - An index that is over before anything of it was sent is one sealed segment, written at once: after an outage there are
 //!   many, and each would cost twice the round trips.
 //! - A writer that never pauses is looked at every half a millisecond, not at each event ([`core::pace`]), because it pays

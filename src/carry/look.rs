@@ -1,14 +1,14 @@
 //! Looking what a replica holds of a generation.
 
 use super::segments::open_shadow;
-use super::{BLOCK, CarryError, MOST_OBJECTS, Order, newest, newest_of_others};
+use super::{BLOCK, CarryError, MOST_OBJECTS, Order, newest_of_others};
 use crate::core::checksum::Crc64;
 use crate::core::frame::FrameDecoder;
 use crate::core::names;
-use crate::core::position::{Generation, Offset};
+use crate::core::position::Offset;
 use crate::core::replica::{LastSegment, Listing, SegmentStart};
 use crate::core::segment::{self, SegmentTrailer, TRAILER_LENGTH, Trailer};
-use crate::remote::{Entry, FailureKind, Remote, join};
+use crate::remote::{Entry, Remote, join};
 use crate::shadow::{ShadowReadError, ShadowReader};
 use std::cmp::Ordering;
 use std::io;
@@ -20,7 +20,7 @@ pub(super) fn look(
     order: &Order,
     written: Option<(SegmentStart, u64)>,
 ) -> Result<Listing, CarryError> {
-    let mut listing = Listing::default();
+    let (mut listing, mut newest) = (Listing::default(), None);
     for folder in [names::snapshots_folder(order.generation), names::wal_folder(order.generation)] {
         let folder = order.path(&folder);
         let mut entries = remote.list(&folder)?;
@@ -28,8 +28,10 @@ pub(super) fn look(
         put_back(remote, &folder, &mut entries)?;
         for entry in entries {
             if let Some(index) = names::parse_snapshot(&entry.name) {
+                newest = newest.max(entry.modified);
                 listing.snapshots.push(index);
             } else if let Some((index, start)) = names::parse_segment(&entry.name) {
+                newest = newest.max(entry.modified);
                 listing.segments.push((SegmentStart { index, start }, entry.size));
             } else if names::is_temporary(&entry.name) {
                 remote.remove(&join(&folder, &entry.name))?;
@@ -53,23 +55,9 @@ pub(super) fn look(
         });
         remote.close(&path);
     }
-    // Where there is a segment, it is written anew, and then nothing is newer.
-    if listing.segments.is_empty() && !listing.snapshots.is_empty() {
-        listing.superseded_by = superseding(remote, order)?;
-    }
+    // A machine that was set back to an image of itself does not know of generations that it has begun since.
+    listing.older_than = newest_of_others(remote, order, true)?.filter(|others| Some(*others) >= newest);
     Ok(listing)
-}
-
-/// A generation that was written to later than the present one, so that a restore would take it. A machine that was set
-/// back to an image of itself does not know of those that it has begun since.
-fn superseding(remote: &mut dyn Remote, order: &Order) -> Result<Option<Generation>, CarryError> {
-    let ours = newest(remote, &order.path(&names::snapshots_folder(order.generation)))?;
-    match newest_of_others(remote, order) {
-        Ok(others) => Ok(others.filter(|(theirs, _)| Some(*theirs) > ours).map(|(_, generation)| generation)),
-        // Only what others may read can be restored.
-        Err(error) if error.kind == FailureKind::Denied => Ok(None),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Compares the last segment on the replica with the shadow of its index. After a rollback of this machine, or a power cut

@@ -1,7 +1,7 @@
 //! What a worker is asked to do on a replica, and what it answers.
 
 use super::page_table::DatabaseState;
-use super::position::{Generation, Index, Offset};
+use super::position::{Index, Offset};
 use super::segment::SnapshotTrailer;
 
 /// A segment by name.
@@ -57,6 +57,13 @@ pub enum Job {
         /// What the database was there.
         state: Option<DatabaseState>,
     },
+    /// Give a published snapshot a later time: a restore takes the generation that was written to last.
+    RenewSnapshot {
+        /// Its index.
+        index: Index,
+        /// Later than this, by the server's clock.
+        after: i64,
+    },
     /// Append to the open segment.
     Extend {
         /// Its name.
@@ -89,6 +96,7 @@ impl Job {
         match self {
             Job::SendSnapshot { .. } | Job::PublishSnapshot { .. } => true,
             Job::Look { .. }
+            | Job::RenewSnapshot { .. }
             | Job::Begin { .. }
             | Job::SendSealed { .. }
             | Job::Extend { .. }
@@ -117,8 +125,8 @@ pub struct Listing {
     pub segments: Vec<(SegmentStart, u64)>,
     /// What the last segment is; `None` if there is none.
     pub last: Option<LastSegment>,
-    /// The generation that a restore would take, if it is another one, which is newer.
-    pub superseded_by: Option<Generation>,
+    /// When another generation was written to that is not older, so that a restore may take it; by the server's clock.
+    pub older_than: Option<i64>,
 }
 
 /// The last segment on a replica beside the shadow of its index.
@@ -167,7 +175,15 @@ pub enum Outcome {
     /// `SendSnapshot` has read and sent everything.
     SnapshotSent(SentSnapshot),
     /// The snapshot has its name.
-    SnapshotPublished,
+    SnapshotPublished {
+        /// When another generation was written to that is not older, by the server's clock.
+        older_than: Option<i64>,
+    },
+    /// The snapshot was to get another time.
+    SnapshotRenewed {
+        /// Whether its generation is the newest now.
+        is_newest: bool,
+    },
     /// `Begin`, `SendSealed` or `Extend`: the replica holds everything before `end`.
     Appended {
         /// The end of the last commit that was sent.

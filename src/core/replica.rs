@@ -72,13 +72,8 @@ pub enum Finding {
     /// The replica holds more than the shadow: a new generation must begin, if the shadow is not only about to catch up.
     /// Until then nothing is sent, for it would take the place of what was acknowledged.
     Ahead,
-    /// A restore would take another generation, which nobody here knows of: a new one must begin.
-    Superseded,
-    /// And this one was begun because of that: another one would not help, the server's clock must be wrong.
-    SupersededAgain {
-        /// What a restore would take.
-        by: Generation,
-    },
+    /// A restore takes another generation, which is newer by the server's clock, and that cannot be changed.
+    Older,
     /// The shadow WAL is damaged: a new generation must begin.
     ShadowDamaged,
 }
@@ -112,10 +107,6 @@ pub struct Replica {
     /// The agent is about to stop, and nothing behind this is sent any more.
     finish_at: Option<Position>,
     last_error: Option<String>,
-    /// Whether a generation was asked for because there was a newer one.
-    was_superseded: bool,
-    /// Whether the last error is no failure, but that this generation cannot go on there.
-    is_in_doubt: bool,
 }
 
 impl Replica {
@@ -139,26 +130,18 @@ impl Replica {
             is_beside_tireless: false,
             finish_at: None,
             last_error: None,
-            was_superseded: false,
-            is_in_doubt: false,
         }
     }
 
     /// Turns to a new generation; what the old one still lacked is not sent any more.
     pub fn begin_generation(&mut self, generation: Generation) {
-        let fresh =
-            Replica { was_superseded: self.was_superseded, ..Replica::new(generation, self.sync_interval) };
-        // A server that fails is not asked more often because of it; one of whose replica there was a doubt answers.
-        *self = match self.is_in_doubt {
-            true => fresh,
-            false => Replica {
-                failures: self.failures,
-                retry_at: self.retry_at,
-                is_unreached: self.is_unreached,
-                last_retry: self.last_retry,
-                last_error: self.last_error.take(),
-                ..fresh
-            },
+        *self = Replica {
+            failures: self.failures,
+            retry_at: self.retry_at,
+            is_unreached: self.is_unreached,
+            last_retry: self.last_retry,
+            last_error: self.last_error.take(),
+            ..Replica::new(generation, self.sync_interval)
         };
     }
 
@@ -337,14 +320,13 @@ impl Replica {
         }
         let was_acked = self.acked;
         let finding = self.on_success(job, outcome, shadow, now);
-        let doubt = match finding {
-            Finding::Ahead => Some("it holds more than is in the shadow WAL by now"),
-            Finding::Superseded => Some("a restore would take another generation, which is newer"),
-            _ => None,
-        };
-        self.is_in_doubt = doubt.is_some();
-        if let Some(doubt) = doubt {
-            self.try_later(doubt.to_owned(), LONGEST_PAUSE, now, chance);
+        if finding == Finding::Ahead {
+            self.try_later(
+                "it holds more than is in the shadow WAL by now".to_owned(),
+                LONGEST_PAUSE,
+                now,
+                chance,
+            );
         }
         // A replica that holds nothing at all any more begins again with a snapshot.
         let to = self.acked.unwrap_or((Index::ZERO, Offset::ZERO));
@@ -358,7 +340,7 @@ impl Replica {
     }
 
     fn on_failure(&mut self, job: &Job, failure: Failure, now: Instant, chance: f64) -> Finding {
-        (self.phase, self.is_in_doubt) = (Phase::Unknown, false);
+        self.phase = Phase::Unknown;
         // Where looking was answered and something was sent, it would all be sent again with each try.
         let (longest, is_unreached) = match (job, failure.cause) {
             (Job::Look { .. }, FailureCause::Disconnected) => (LONGEST_PAUSE_UNREACHED, true),
@@ -397,9 +379,19 @@ impl Replica {
                     }
                 }
             }
-            (Job::PublishSnapshot { .. }, Outcome::SnapshotPublished) => {
+            (Job::PublishSnapshot { sent, .. }, Outcome::SnapshotPublished { older_than }) => {
+                if let Phase::Streaming { snapshot, .. } = &mut self.phase {
+                    let index = sent.trailer.index;
+                    *snapshot =
+                        older_than.map_or(Snapshot::Published, |than| Snapshot::Older { index, than });
+                }
+            }
+            (Job::RenewSnapshot { .. }, Outcome::SnapshotRenewed { is_newest }) => {
                 if let Phase::Streaming { snapshot, .. } = &mut self.phase {
                     *snapshot = Snapshot::Published;
+                }
+                if !is_newest {
+                    return Finding::Older;
                 }
             }
             (Job::Begin { segment, .. }, Outcome::Appended { end, length }) => {
@@ -445,7 +437,11 @@ impl Replica {
     /// The last segment is in doubt (its last write may not have been answered, or may still be carried out by a
     /// stopped server process): it is written anew, from its beginning, as another file.
     fn on_listing(&mut self, listing: &Listing, shadow: &ShadowExtent) -> Finding {
-        let snapshot = if listing.snapshots.is_empty() { Snapshot::Missing } else { Snapshot::Published };
+        let snapshot = match (listing.snapshots.iter().max(), listing.older_than) {
+            (None, _) => Snapshot::Missing,
+            (Some(&index), Some(than)) => Snapshot::Older { index, than },
+            (Some(_), None) => Snapshot::Published,
+        };
         let last = listing.segments.iter().map(|(name, _)| *name).max();
         let tail = match (last, listing.snapshots.iter().max()) {
             (None, None) => {
@@ -461,10 +457,6 @@ impl Replica {
             }
         };
         match judge_last(&tail, listing.last, shadow) {
-            Judgement::Continues if listing.superseded_by.is_some() && !self.was_superseded => {
-                self.was_superseded = true;
-                return Finding::Superseded;
-            }
             Judgement::Continues => {}
             // The shadow has grown since the order was made, and what it has by now was not compared.
             Judgement::LookAgain if self.looks_again < MOST_LOOKS_AGAIN => {
@@ -489,6 +481,6 @@ impl Replica {
             self.acked = Some((tail.index, tail.end));
         }
         self.phase = Phase::Streaming { tail, snapshot };
-        listing.superseded_by.map_or(Finding::Nothing, |by| Finding::SupersededAgain { by })
+        Finding::Nothing
     }
 }

@@ -65,8 +65,6 @@ pub enum Break {
     WalContinued,
     /// A replica holds more than the shadow WAL, or does not continue in it.
     ReplicaDiverged,
-    /// A replica has a newer generation, which is not known here.
-    ReplicaSuperseded,
     /// The shadow WAL could not be made durable; what is in it is in doubt.
     ShadowSyncFailed,
     /// The machine ended while the shadow WAL was not durable, beside writers that never paused.
@@ -99,9 +97,6 @@ impl fmt::Display for Break {
                 "another reader kept the WAL from being restarted after the database was compared"
             }
             Break::ReplicaDiverged => "a replica does not continue in the shadow WAL",
-            Break::ReplicaSuperseded => {
-                "a replica has a newer generation, of a later state of this machine or of another agent"
-            }
             Break::ShadowSyncFailed => "the shadow WAL could not be written durably",
             Break::ShadowLost => {
                 "the machine ended while the shadow WAL was not durable, beside writers that never paused"

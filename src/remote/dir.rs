@@ -70,9 +70,7 @@ impl Remote for DirRemote {
         let Ok(seconds) = u64::try_from(seconds) else { return Ok(()) };
         let time = UNIX_EPOCH + Duration::from_secs(seconds);
         match self.open(path, Access::Write).and_then(|file| file.set_modified(time)) {
-            Err(error) if !matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported) => {
-                Err(failed("set the time of", path, &error))
-            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(failed("set the time of", path, &error)),
             _ => Ok(()),
         }
     }

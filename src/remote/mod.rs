@@ -8,6 +8,7 @@ pub mod sftp;
 pub use handles::MAX_OPEN;
 pub use location::{Location, Secret, SftpLocation};
 
+use crate::core::inventory::Listed;
 use dir::DirRemote;
 use sftp::SftpRemote;
 use std::fmt;
@@ -57,6 +58,14 @@ pub struct Entry {
     pub modified: Option<i64>,
     /// Whether it is a folder.
     pub is_folder: bool,
+}
+
+impl Entry {
+    /// A file of a listing; `None` for a folder.
+    pub fn as_file(&self) -> Option<Listed<'_>> {
+        let Entry { name, size, modified, is_folder } = self;
+        (!is_folder).then_some(Listed { name, size: *size, modified: *modified })
+    }
 }
 
 /// A destination: a server and account, or this machine's folders. A thousand replicas share one.

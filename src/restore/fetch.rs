@@ -2,7 +2,7 @@
 
 use super::error::RestoreError;
 use super::report::{Phase, Progress};
-use crate::core::inventory::{GenerationObjects, Inventory, Listed};
+use crate::core::inventory::{GenerationObjects, Inventory};
 use crate::core::names::{GENERATIONS, snapshots_folder, wal_folder};
 use crate::core::restore::Wanted;
 use crate::remote::{Entry, FailureKind, Remote, RemoteError, join};
@@ -90,15 +90,12 @@ pub fn read_inventory(remote: &mut dyn Remote, root: &str) -> Result<Inventory, 
         }
         let snapshots = remote.list(&join(root, &snapshots_folder(generation)))?;
         let segments = remote.list(&join(root, &wal_folder(generation)))?;
-        generations.push(GenerationObjects::new(generation, files(&snapshots), files(&segments)));
+        let [snapshots, segments] =
+            [&snapshots, &segments].map(|files| files.iter().filter_map(Entry::as_file));
+        generations.push(GenerationObjects::new(generation, snapshots, segments));
     }
     generations.sort_by_cached_key(|objects| objects.generation().to_string());
     Ok(Inventory { generations })
-}
-
-fn files(entries: &[Entry]) -> impl Iterator<Item = Listed<'_>> {
-    let files = entries.iter().filter(|entry| !entry.is_folder);
-    files.map(|entry| Listed { name: &entry.name, size: entry.size, modified: entry.modified })
 }
 
 /// A part of an object. `last` says that the object ends with it.

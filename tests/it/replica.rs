@@ -86,7 +86,7 @@ fn streaming_with(end: u64, sync_interval: Duration, now: Instant) -> Replica {
     answer(|j| matches!(j, Job::SendSnapshot { index: INDEX }), Outcome::SnapshotSent(sent(INDEX)));
     let appended = Outcome::Appended { end: Offset::new(end), length: 50 };
     answer(|j| matches!(j, Job::Begin { replace: false, .. }), appended);
-    answer(|j| matches!(j, Job::PublishSnapshot { .. }), Outcome::SnapshotPublished);
+    answer(|j| matches!(j, Job::PublishSnapshot { .. }), Outcome::SnapshotPublished { older_than: None });
     assert_eq!(replica.next_job(&extent, now), None);
     assert!(replica.holds(extent.position()));
     replica
@@ -587,29 +587,23 @@ fn behind_4_gib_a_segment_is_never_cut() {
 }
 
 #[test]
-fn a_newer_generation_calls_for_another_one_and_only_once() {
-    let (now, newer) = (Instant::now(), Generation::from_random(2));
-    let found = |replica: &mut Replica, at| {
-        assert!(matches!(replica.next_job(&shadow(1000), at), Some(Job::Look { .. })));
+fn a_snapshot_that_is_older_than_another_generation_gets_a_later_time() {
+    let now = Instant::now();
+    for (is_newest, finding) in [(true, Finding::Nothing), (false, Finding::Older)] {
+        let mut replica = Replica::new(generation(), Duration::ZERO);
+        replica.next_job(&shadow(1000), now);
         let listing = Listing {
             snapshots: vec![INDEX],
             segments: vec![(FIRST, 50)],
             last: Some(SAME),
-            superseded_by: Some(newer),
+            older_than: Some(7),
         };
-        replica.on_outcome(Outcome::Found(listing), &shadow(1000), at, 0.0)
-    };
-    let mut replica = Replica::new(generation(), Duration::ZERO);
-    assert_eq!(found(&mut replica, now), Finding::Superseded);
-    assert!(matches!(replica.activity(), Activity::Failing { .. }), "it is said");
-    assert_eq!(
-        replica.next_job(&shadow(1000), now),
-        None,
-        "nothing is sent, and it is not looked again at once"
-    );
-    // The server's clock may be wrong, or another generation's dates.
-    replica.begin_generation(generation());
-    assert_eq!(replica.activity(), Activity::Connecting, "the doubt was about the one before");
-    assert_eq!(found(&mut replica, now), Finding::SupersededAgain { by: newer });
-    assert!(matches!(replica.next_job(&shadow(1000), now), Some(Job::Begin { .. })), "it goes on");
+        replica.on_outcome(Outcome::Found(listing), &shadow(1000), now, 0.0);
+        assert!(!replica.is_restorable(), "a restore takes the other one");
+        let job = replica.next_job(&shadow(1000), now);
+        assert_eq!(job, Some(Job::RenewSnapshot { index: INDEX, after: 7 }));
+        let renewed = Outcome::SnapshotRenewed { is_newest };
+        assert_eq!(replica.on_outcome(renewed, &shadow(1000), now, 0.0), finding);
+        assert!(matches!(replica.next_job(&shadow(1000), now), Some(Job::Begin { .. })), "it goes on");
+    }
 }

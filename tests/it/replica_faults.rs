@@ -128,7 +128,7 @@ impl Driver {
                 Outcome::Failed(error.into_failure())
             });
             let failed = matches!(outcome, Outcome::Failed(_));
-            let published = outcome == Outcome::SnapshotPublished;
+            let published = matches!(outcome, Outcome::SnapshotPublished { .. });
             let finding = self.replica.on_outcome(outcome, &extent, self.now, 0.5);
             match finding {
                 Finding::Nothing => {}

@@ -249,7 +249,7 @@ fn put(replica: &Path, generation: &str, objects: Objects) {
 }
 
 #[test]
-fn a_generation_without_a_segment_is_superseded_by_one_that_was_written_to_later() {
+fn a_look_tells_when_another_generation_was_written_to_if_that_was_not_before() {
     const SNAPSHOT: &str = "snapshots/00000000.snapshot.lz4";
     const SEGMENT: &str = "wal/00000000_00000000.wal.lz4";
     const OTHER: &str = "00000000000000aa";
@@ -258,27 +258,27 @@ fn a_generation_without_a_segment_is_superseded_by_one_that_was_written_to_later
     insert(&connection, 100);
     let mut copying = Copying::of(folder.path());
     copying.copy(u64::MAX);
-    let superseded_by = |ours: Objects, others: &[(&str, Objects)]| {
+    let older_than = |others: &[(&str, Objects)]| {
         let replica = scratch();
-        put(replica.path(), &generation().to_string(), ours);
+        put(replica.path(), &generation().to_string(), &[(SNAPSHOT, 100), (SEGMENT, 200)]);
         others.iter().for_each(|(name, objects)| put(replica.path(), name, objects));
+        fs::write(replica.path().join("generations/00000000000000cc"), "no folder").unwrap();
         let mut order = order(Job::Look { written: None }, 1, &copying.shadow, folder.path());
         order.root = replica.path().to_str().unwrap().to_owned();
         match Carrier::default().carry(&mut DirRemote::new(), &order).unwrap() {
-            Outcome::Found(listing) => listing.superseded_by.map(|generation| generation.to_string()),
+            Outcome::Found(listing) => listing.older_than,
             outcome => panic!("{outcome:?}"),
         }
     };
-    let ours = &[(SNAPSHOT, 200)];
     let newer: (&str, Objects) = (OTHER, &[(SNAPSHOT, 100), (SEGMENT, 300)]);
-    assert_eq!(superseded_by(ours, &[newer]).as_deref(), Some(OTHER));
-    assert_eq!(
-        superseded_by(ours, &[("00000000000000bb", &[(SNAPSHOT, 201)]), newer]).as_deref(),
-        Some(OTHER)
-    );
-    assert_eq!(superseded_by(ours, &[]), None);
-    assert_eq!(superseded_by(ours, &[(OTHER, &[(SNAPSHOT, 100), (SEGMENT, 200)])]), None, "as new");
-    assert_eq!(superseded_by(ours, &[("lost+found", &[(SNAPSHOT, 300)])]), None, "it is no generation");
-    let with_segment = &[(SNAPSHOT, 200), (SEGMENT, 200)];
-    assert_eq!(superseded_by(with_segment, &[newer]), None, "its last segment is written anew");
+    assert_eq!(older_than(&[newer]), Some(300));
+    assert_eq!(older_than(&[("00000000000000bb", &[(SNAPSHOT, 201)]), newer]), Some(300));
+    assert_eq!(older_than(&[(OTHER, &[(SNAPSHOT, 100), (SEGMENT, 200)])]), Some(200), "nothing tells");
+    assert_eq!(older_than(&[]), None);
+    assert_eq!(older_than(&[(OTHER, &[(SNAPSHOT, 100), (SEGMENT, 199)])]), None, "it was given up");
+    assert_eq!(older_than(&[(OTHER, &[(SEGMENT, 300)])]), None, "it cannot be restored");
+    let unpublished = format!("{SNAPSHOT}.0123456789abcdef.tmp");
+    assert_eq!(older_than(&[(OTHER, &[(&unpublished, 300)])]), None, "nor that");
+    assert_eq!(older_than(&[(OTHER, &[(SNAPSHOT, 100), ("wal/README", 300)])]), None, "that is no object");
+    assert_eq!(older_than(&[("lost+found", &[(SNAPSHOT, 300)])]), None, "that is no generation");
 }

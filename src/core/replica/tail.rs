@@ -47,8 +47,17 @@ pub(super) struct Tail {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Snapshot {
     Missing,
-    Sent { sent: SentSnapshot, valid_from: (Index, Offset), state: Option<DatabaseState> },
+    Sent {
+        sent: SentSnapshot,
+        valid_from: (Index, Offset),
+        state: Option<DatabaseState>,
+    },
     Published,
+    /// The same, but another generation was written to later, by the server's clock.
+    Older {
+        index: Index,
+        than: i64,
+    },
 }
 
 impl Tail {
@@ -112,6 +121,9 @@ pub(super) fn next_streaming_job(
     {
         let state = state.or_else(|| shadow.state_at(valid_from.0, valid_from.1));
         return Some(Job::PublishSnapshot { sent, valid_from, state });
+    }
+    if let Snapshot::Older { index, than } = snapshot {
+        return Some(Job::RenewSnapshot { index, after: than });
     }
     // An index that a restart ended before its first commit leaves no segment.
     let to = shadow.end_of(tail.index)?;
