@@ -253,6 +253,7 @@ fn a_look_tells_when_another_generation_was_written_to_if_that_was_not_before() 
     const SNAPSHOT: &str = "snapshots/00000000.snapshot.lz4";
     const SEGMENT: &str = "wal/00000000_00000000.wal.lz4";
     const OTHER: &str = "00000000000000aa";
+    const EARLY: &str = "00000000000000ee";
     let folder = scratch();
     let connection = new_application(folder.path());
     insert(&connection, 100);
@@ -262,6 +263,9 @@ fn a_look_tells_when_another_generation_was_written_to_if_that_was_not_before() 
         let replica = scratch();
         put(replica.path(), &generation().to_string(), &[(SNAPSHOT, 100), (SEGMENT, 200)]);
         others.iter().for_each(|(name, objects)| put(replica.path(), name, objects));
+        if let Ok(folder) = File::open(replica.path().join("generations").join(EARLY)) {
+            folder.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        }
         fs::write(replica.path().join("generations/00000000000000cc"), "no folder").unwrap();
         let mut order = order(Job::Look { written: None }, 1, &copying.shadow, folder.path());
         order.root = replica.path().to_str().unwrap().to_owned();
@@ -280,5 +284,6 @@ fn a_look_tells_when_another_generation_was_written_to_if_that_was_not_before() 
     let unpublished = format!("{SNAPSHOT}.0123456789abcdef.tmp");
     assert_eq!(older_than(&[(OTHER, &[(&unpublished, 300)])]), None, "nor that");
     assert_eq!(older_than(&[(OTHER, &[(SNAPSHOT, 100), ("wal/README", 300)])]), None, "that is no object");
+    assert_eq!(older_than(&[(EARLY, &[(SNAPSHOT, 300)])]), None, "it began before, and is not looked into");
     assert_eq!(older_than(&[("lost+found", &[(SNAPSHOT, 300)])]), None, "that is no generation");
 }
