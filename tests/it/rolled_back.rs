@@ -1,6 +1,6 @@
 //! A machine that was set back to an earlier image of itself: its history leaves the one that the replica has.
 
-use crate::support::faulty::FaultyServer;
+use crate::support::faulty::{Fault, FaultyServer};
 use crate::support::history::{generation, scratch};
 use crate::support::order::order;
 use rusqlite::Connection;
@@ -14,6 +14,7 @@ use wal_agent::core::position::Offset;
 use wal_agent::core::replica::{Failure, FailureCause, Finding, Job, Outcome, Replica};
 use wal_agent::core::wal::WalHeader;
 use wal_agent::disk::{OsDisk, WalMap};
+use wal_agent::remote::FailureKind;
 use wal_agent::remote::dir::DirRemote;
 use wal_agent::shadow::ShadowWal;
 
@@ -286,4 +287,27 @@ fn a_look_tells_when_another_generation_was_written_to_if_that_was_not_before() 
     assert_eq!(older_than(&[(OTHER, &[(SNAPSHOT, 100), ("wal/README", 300)])]), None, "that is no object");
     assert_eq!(older_than(&[(EARLY, &[(SNAPSHOT, 300)])]), None, "it began before, and is not looked into");
     assert_eq!(older_than(&[("lost+found", &[(SNAPSHOT, 300)])]), None, "that is no generation");
+}
+
+#[test]
+fn generations_that_may_not_be_listed_keep_nothing_from_being_replicated() {
+    const OTHER: &str = "00000000000000aa";
+    let folder = scratch();
+    let connection = new_application(folder.path());
+    insert(&connection, 100);
+    let copying = Copying::of(folder.path());
+    let snapshot = |generation: &str| format!("generations/{generation}/snapshots/00000000.snapshot.lz4");
+    let objects = [generation().to_string().as_str(), OTHER].map(|name| (snapshot(name), Vec::new()));
+    // All generations, the other one's snapshots, its segments.
+    for (denied, older_than) in [(2, None), (3, None), (4, Some(0))] {
+        let server = FaultyServer::holding(objects.clone().into());
+        server.plan(denied, Fault::Refused(FailureKind::Denied));
+        let order = order(Job::Look { written: None }, 1, &copying.shadow, folder.path());
+        let outcome = Carrier::default().carry(&mut *server.connect(), &order).unwrap();
+        assert!(
+            matches!(&outcome, Outcome::Found(listing) if listing.older_than == older_than),
+            "{denied}: {outcome:?}"
+        );
+        assert_eq!(server.injected().len(), 1, "{denied}: it was refused");
+    }
 }
