@@ -379,11 +379,17 @@ impl Replica {
                     }
                 }
             }
-            (Job::PublishSnapshot { sent, .. }, Outcome::SnapshotPublished { older_than }) => {
+            (
+                Job::PublishSnapshot { sent, valid_from: behind, .. },
+                Outcome::SnapshotPublished { older_than },
+            ) => {
                 if let Phase::Streaming { snapshot, .. } = &mut self.phase {
                     let index = sent.trailer.index;
-                    *snapshot =
-                        older_than.map_or(Snapshot::Published, |than| Snapshot::Older { index, than });
+                    *snapshot = older_than.map_or(Snapshot::Published, |than| Snapshot::Older {
+                        index,
+                        than,
+                        behind,
+                    });
                 }
             }
             (Job::RenewSnapshot { .. }, Outcome::SnapshotRenewed { is_newest }) => {
@@ -439,7 +445,7 @@ impl Replica {
     fn on_listing(&mut self, listing: &Listing, shadow: &ShadowExtent) -> Finding {
         let snapshot = match (listing.snapshots.iter().max(), listing.older_than) {
             (None, _) => Snapshot::Missing,
-            (Some(&index), Some(than)) => Snapshot::Older { index, than },
+            (Some(&index), Some(than)) => Snapshot::Older { index, than, behind: (shadow.index, shadow.end) },
             (Some(_), None) => Snapshot::Published,
         };
         let last = listing.segments.iter().map(|(name, _)| *name).max();

@@ -600,10 +600,14 @@ fn a_snapshot_that_is_older_than_another_generation_gets_a_later_time() {
         };
         replica.on_outcome(Outcome::Found(listing), &shadow(1000), now, 0.0);
         assert!(!replica.is_restorable(), "a restore takes the other one");
-        let job = replica.next_job(&shadow(1000), now);
+        // Until what it lacks is there, that one gives more.
+        assert!(matches!(replica.next_job(&shadow(1000), now), Some(Job::Begin { .. })));
+        let appended = Outcome::Appended { end: Offset::new(1000), length: 50 };
+        replica.on_outcome(appended, &shadow(2000), now, 0.0);
+        let job = replica.next_job(&shadow(2000), now);
         assert_eq!(job, Some(Job::RenewSnapshot { index: INDEX, after: 7 }));
         let renewed = Outcome::SnapshotRenewed { is_newest };
-        assert_eq!(replica.on_outcome(renewed, &shadow(1000), now, 0.0), finding);
-        assert!(matches!(replica.next_job(&shadow(1000), now), Some(Job::Begin { .. })), "it goes on");
+        assert_eq!(replica.on_outcome(renewed, &shadow(2000), now, 0.0), finding);
+        assert!(matches!(replica.next_job(&shadow(2000), now), Some(Job::Extend { .. })), "it goes on");
     }
 }

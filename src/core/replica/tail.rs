@@ -54,9 +54,11 @@ pub(super) enum Snapshot {
     },
     Published,
     /// The same, but another generation was written to later, by the server's clock.
+    /// Until everything before `behind` is there, a restore of the other one gives more.
     Older {
         index: Index,
         than: i64,
+        behind: (Index, Offset),
     },
 }
 
@@ -122,7 +124,9 @@ pub(super) fn next_streaming_job(
         let state = state.or_else(|| shadow.state_at(valid_from.0, valid_from.1));
         return Some(Job::PublishSnapshot { sent, valid_from, state });
     }
-    if let Snapshot::Older { index, than } = snapshot {
+    if let Snapshot::Older { index, than, behind } = snapshot
+        && (tail.index, tail.end) >= behind
+    {
         return Some(Job::RenewSnapshot { index, after: than });
     }
     // An index that a restart ended before its first commit leaves no segment.

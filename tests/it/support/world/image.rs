@@ -13,6 +13,8 @@ const IN_IMAGE: [&str; 3] = ["app.db", "app.db-wal", "app.db-journal"];
 pub struct Image {
     database: Vec<(&'static str, Vec<u8>)>,
     of_agent: BTreeMap<PathBuf, Vec<u8>>,
+    /// What was acknowledged by then: of what came after, the machine knows nothing.
+    acked: Vec<Option<usize>>,
 }
 
 impl World {
@@ -24,7 +26,7 @@ impl World {
         self.note(&format!("image {} is made", self.images.len()));
         let of_file = |name| Some((name, std::fs::read(self.folder.path().join(name)).ok()?));
         let database = IN_IMAGE.into_iter().filter_map(of_file).collect();
-        self.images.push(Image { database, of_agent: self.disk.image() });
+        self.images.push(Image { database, of_agent: self.disk.image(), acked: self.acked.clone() });
     }
 
     /// One of the images is the machine: nobody survives, and it may be another boot. `false` if there is no image.
@@ -41,6 +43,7 @@ impl World {
         self.lost.extend(self.generation_in("generation"));
         let image = &self.images[chosen];
         self.disk.set_back(&image.of_agent, reboots);
+        self.acked.clone_from(&image.acked);
         for name in IN_IMAGE.into_iter().chain(["app.db-shm"]) {
             let path = self.folder.path().join(name);
             match image.database.iter().find(|(kept, _)| *kept == name) {
