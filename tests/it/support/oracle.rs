@@ -301,8 +301,9 @@ impl Application {
     /// Ends what is open, and closes everything or nothing.
     pub fn rest(&mut self) {
         self.disperse_to(0);
+        // One that waits keeps the others of its process from ending what they have begun.
+        (0..CONNECTIONS).for_each(|connection| self.finish(connection));
         for connection in 0..CONNECTIONS {
-            self.finish(connection);
             if let Slot::Reading | Slot::Writing = self.slots[connection] {
                 self.end_transaction(connection, "COMMIT");
             }
