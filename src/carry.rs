@@ -5,7 +5,6 @@ mod look;
 mod segments;
 
 use crate::core::checksum::Crc64;
-use crate::core::inventory::GenerationObjects;
 use crate::core::names::{self, Object};
 use crate::core::page::{PageCount, PageSize};
 use crate::core::page_table::DatabaseState;
@@ -15,7 +14,7 @@ use crate::core::segment::{self, END_MARK, FRAME_HEADER, SegmentTrailer, Snapsho
 use crate::database_file::DatabaseFile;
 use crate::disk::{Disk, read_full};
 use crate::precedence::Deference;
-use crate::remote::{Entry, FailureKind, Remote, RemoteError, join};
+use crate::remote::{Entry, FailureKind, Remote, RemoteError, join, objects_of};
 use crate::shadow::ShadowReadError;
 use crossbeam_channel::{Receiver, bounded};
 use segments::Content;
@@ -341,11 +340,7 @@ fn newest_of_others(
     for folder in folders.iter().filter(|folder| folder.is_folder && folder.name != ours && !is_early(folder))
     {
         let Ok(other) = folder.name.parse() else { continue };
-        let snapshots = listed(remote, &order.path(&names::snapshots_folder(other)))?;
-        let segments = listed(remote, &order.path(&names::wal_folder(other)))?;
-        let [snapshots, segments] =
-            [&snapshots, &segments].map(|files| files.iter().filter_map(Entry::as_file));
-        let objects = GenerationObjects::new(other, snapshots, segments);
+        let objects = objects_of(other, &order.root, |folder| listed(remote, folder))?;
         if !objects.snapshots().is_empty() {
             times = times.max(objects.newest());
         }

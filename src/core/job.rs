@@ -37,6 +37,13 @@ pub enum Job {
         /// What the database was there.
         state: Option<DatabaseState>,
     },
+    /// Give a published snapshot a later time: a restore takes the generation that was written to last.
+    RenewSnapshot {
+        /// Its index.
+        index: Index,
+        /// Later than this, by the server's clock.
+        after: i64,
+    },
     /// Write a new segment, whole, under a temporary name, and give it its name.
     Begin {
         /// Its name.
@@ -56,13 +63,6 @@ pub enum Job {
         replace: bool,
         /// What the database was there.
         state: Option<DatabaseState>,
-    },
-    /// Give a published snapshot a later time: a restore takes the generation that was written to last.
-    RenewSnapshot {
-        /// Its index.
-        index: Index,
-        /// Later than this, by the server's clock.
-        after: i64,
     },
     /// Append to the open segment.
     Extend {

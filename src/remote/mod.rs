@@ -8,7 +8,9 @@ pub mod sftp;
 pub use handles::MAX_OPEN;
 pub use location::{Location, Secret, SftpLocation};
 
-use crate::core::inventory::Listed;
+use crate::core::inventory::{GenerationObjects, Listed};
+use crate::core::names;
+use crate::core::position::Generation;
 use dir::DirRemote;
 use sftp::SftpRemote;
 use std::fmt;
@@ -60,14 +62,6 @@ pub struct Entry {
     pub is_folder: bool,
 }
 
-impl Entry {
-    /// A file of a listing; `None` for a folder.
-    pub fn as_file(&self) -> Option<Listed<'_>> {
-        let Entry { name, size, modified, is_folder } = self;
-        (!is_folder).then_some(Listed { name, size: *size, modified: *modified })
-    }
-}
-
 /// A destination: a server and account, or this machine's folders. A thousand replicas share one.
 ///
 /// Paths are full ones, the replica's own path included ([`join`]), with `/`. On a server, a path without a leading
@@ -115,6 +109,26 @@ pub fn connect(location: &Location, home: Option<&Path>) -> Result<Box<dyn Remot
         Location::Folder(_) => Box::new(DirRemote::new()),
         Location::Sftp(location) => Box::new(SftpRemote::connect(location, home)?),
     })
+}
+
+/// The objects of a generation of the replica at `root`. Snapshots are listed before segments, so that a snapshot that is
+/// there has its WAL there.
+///
+/// # Errors
+/// The first of `list`.
+pub fn objects_of(
+    generation: Generation,
+    root: &str,
+    mut list: impl FnMut(&str) -> Result<Vec<Entry>, RemoteError>,
+) -> Result<GenerationObjects, RemoteError> {
+    let snapshots = list(&join(root, &names::snapshots_folder(generation)))?;
+    let segments = list(&join(root, &names::wal_folder(generation)))?;
+    Ok(GenerationObjects::new(generation, files(&snapshots), files(&segments)))
+}
+
+fn files(entries: &[Entry]) -> impl Iterator<Item = Listed<'_>> {
+    let files = entries.iter().filter(|entry| !entry.is_folder);
+    files.map(|entry| Listed { name: &entry.name, size: entry.size, modified: entry.modified })
 }
 
 /// The full path of what is at `path` below the replica's own path `root`; an empty `root` is the account's home.

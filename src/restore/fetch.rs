@@ -2,10 +2,10 @@
 
 use super::error::RestoreError;
 use super::report::{Phase, Progress};
-use crate::core::inventory::{GenerationObjects, Inventory};
-use crate::core::names::{GENERATIONS, snapshots_folder, wal_folder};
+use crate::core::inventory::Inventory;
+use crate::core::names::GENERATIONS;
 use crate::core::restore::Wanted;
-use crate::remote::{Entry, FailureKind, Remote, RemoteError, join};
+use crate::remote::{FailureKind, Remote, RemoteError, join, objects_of};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ impl<'a> Connection<'a> {
     }
 }
 
-/// Lists all objects of a replica. Snapshots come before segments, so that a snapshot that is there has its WAL there.
+/// Lists all objects of a replica.
 ///
 /// # Errors
 /// The first listing that fails; a replica without a folder is empty, and no error.
@@ -88,11 +88,7 @@ pub fn read_inventory(remote: &mut dyn Remote, root: &str) -> Result<Inventory, 
         if !folder.is_folder {
             continue;
         }
-        let snapshots = remote.list(&join(root, &snapshots_folder(generation)))?;
-        let segments = remote.list(&join(root, &wal_folder(generation)))?;
-        let [snapshots, segments] =
-            [&snapshots, &segments].map(|files| files.iter().filter_map(Entry::as_file));
-        generations.push(GenerationObjects::new(generation, snapshots, segments));
+        generations.push(objects_of(generation, root, |folder| remote.list(folder))?);
     }
     generations.sort_by_cached_key(|objects| objects.generation().to_string());
     Ok(Inventory { generations })

@@ -49,6 +49,12 @@ fn sent(index: Index) -> SentSnapshot {
 /// The segment of [`streaming`].
 const FIRST: SegmentStart = SegmentStart { index: INDEX, start: Offset::ZERO };
 
+/// A replica with a snapshot and a segment of so many bytes.
+fn listing(segment: SegmentStart, length: u64, last: LastSegment) -> Listing {
+    let segments = vec![(segment, length)];
+    Listing { snapshots: vec![INDEX], segments, last: Some(last), older_than: None }
+}
+
 fn failure() -> Outcome {
     failure_by(FailureCause::Disconnected)
 }
@@ -252,12 +258,7 @@ fn after_a_failure_the_replica_is_looked_at_and_its_last_segment_written_anew() 
     assert_eq!(replica.next_job(&shadow(5000), now), None, "not before its time");
     assert_eq!(replica.next_timeout(&shadow(5000)), Some(retry_at), "without another commit");
     assert_eq!(replica.next_job(&shadow(5000), retry_at), Some(Job::Look { written: Some((FIRST, 50)) }));
-    let listing = Listing {
-        snapshots: vec![INDEX],
-        segments: vec![(FIRST, 50)],
-        last: Some(SAME),
-        ..Listing::default()
-    };
+    let listing = listing(FIRST, 50, SAME);
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &shadow(5000), retry_at, 0.0), Finding::Nothing);
     let to = Offset::new(5000);
     assert_eq!(
@@ -315,12 +316,7 @@ fn a_replica_that_holds_less_than_it_acknowledged_is_rewound_and_that_is_said() 
     replica.on_outcome(failure(), &shadow(5000), now, 0.0);
     let later = now + Duration::from_secs(60);
     replica.next_job(&shadow(5000), later);
-    let listing = Listing {
-        snapshots: vec![INDEX],
-        segments: vec![(FIRST, 20)],
-        last: Some(SAME),
-        ..Listing::default()
-    };
+    let listing = listing(FIRST, 20, SAME);
     let finding = replica.on_outcome(Outcome::Found(listing), &shadow(5000), later, 0.0);
     let at = |offset| Position::new(generation(), INDEX, Offset::new(offset));
     assert_eq!(finding, Finding::Rewound { from: at(1000), to: at(0) });
@@ -343,12 +339,7 @@ fn the_last_segment_of_an_acknowledged_index_is_written_anew_without_a_word() {
     assert_eq!(replica.needs_from(), Some(INDEX));
     let later = now + Duration::from_secs(60);
     assert_eq!(replica.next_job(&over, later), Some(Job::Look { written: Some((FIRST, 50)) }));
-    let listing = Listing {
-        snapshots: vec![INDEX],
-        segments: vec![(FIRST, 90)],
-        last: Some(SAME),
-        ..Listing::default()
-    };
+    let listing = listing(FIRST, 90, SAME);
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &over, later, 0.0), Finding::Nothing);
     assert!(matches!(replica.next_job(&over, later), Some(Job::SendSealed { replace: true, .. })));
     let appended = Outcome::Appended { end: Offset::new(1000), length: 50 };
@@ -372,9 +363,7 @@ fn a_last_segment_that_the_shadow_has_not_reached_is_waited_for_unless_that_shad
         let mut replica = Replica::new(generation(), Duration::ZERO);
         replica.next_job(&shadow, now);
         let name = SegmentStart { index, start: Offset::new(start) };
-        let last = Some(LastSegment::Unreached);
-        let listing =
-            Listing { snapshots: vec![INDEX], segments: vec![(name, 20)], last, ..Listing::default() };
+        let listing = listing(name, 20, LastSegment::Unreached);
         let finding = replica.on_outcome(Outcome::Found(listing), &shadow, now, 0.0);
         assert_eq!(finding, expected, "{index}:{start}");
     }
@@ -475,12 +464,7 @@ fn a_replica_whose_last_segment_is_of_another_history_calls_for_a_new_generation
     let now = Instant::now();
     let mut replica = Replica::new(generation(), Duration::ZERO);
     replica.next_job(&shadow(5000), now);
-    let listing = Listing {
-        snapshots: vec![INDEX],
-        segments: vec![(FIRST, 50)],
-        last: Some(LastSegment::Other),
-        ..Listing::default()
-    };
+    let listing = listing(FIRST, 50, LastSegment::Other);
     assert_eq!(replica.on_outcome(Outcome::Found(listing), &shadow(5000), now, 0.0), Finding::Diverged);
 }
 
@@ -488,14 +472,7 @@ fn a_replica_whose_last_segment_is_of_another_history_calls_for_a_new_generation
 fn a_replica_that_holds_more_than_the_shadow_is_left_alone_until_the_shadow_has_caught_up() {
     let now = Instant::now();
     let mut replica = Replica::new(generation(), Duration::ZERO);
-    let found = |last| {
-        Outcome::Found(Listing {
-            snapshots: vec![INDEX],
-            segments: vec![(FIRST, 50)],
-            last: Some(last),
-            ..Listing::default()
-        })
-    };
+    let found = |last| Outcome::Found(listing(FIRST, 50, last));
     let compared = |to| found(LastSegment::Same { compared: Offset::new(to), end: Some(Offset::new(5000)) });
     let mut retry_at = now;
     for outcome in [compared(4000), found(LastSegment::Unreached)] {
@@ -536,12 +513,7 @@ fn a_segment_that_was_written_anew_unheard_holds_what_was_acknowledged_though_it
         replica.on_outcome(failure(), &shadow(6000), now, 0.0);
         now += Duration::from_secs(60);
         let last = LastSegment::Same { compared: Offset::new(end), end: Some(Offset::new(end)) };
-        let listing = Listing {
-            snapshots: vec![INDEX],
-            segments: vec![(FIRST, 40)],
-            last: Some(last),
-            ..Listing::default()
-        };
+        let listing = listing(FIRST, 40, last);
         assert!(matches!(replica.next_job(&shadow(6000), now), Some(Job::Look { .. })));
         let finding = replica.on_outcome(Outcome::Found(listing), &shadow(6000), now, 0.0);
         assert_eq!(
@@ -556,12 +528,7 @@ fn a_segment_that_was_written_anew_unheard_holds_what_was_acknowledged_though_it
 fn a_server_that_answers_but_takes_nothing_is_asked_ever_more_rarely_and_stays_failing() {
     let mut now = Instant::now();
     let mut replica = streaming(1000, now);
-    let listing = Listing {
-        snapshots: vec![INDEX],
-        segments: vec![(FIRST, 50)],
-        last: Some(SAME),
-        ..Listing::default()
-    };
+    let listing = listing(FIRST, 50, SAME);
     let mut pauses = Vec::new();
     replica.next_job(&shadow(5000), now);
     for _ in 0..8 {
@@ -592,12 +559,7 @@ fn a_snapshot_that_is_older_than_another_generation_gets_a_later_time() {
     for (is_newest, finding) in [(true, Finding::Nothing), (false, Finding::Older)] {
         let mut replica = Replica::new(generation(), Duration::ZERO);
         replica.next_job(&shadow(1000), now);
-        let listing = Listing {
-            snapshots: vec![INDEX],
-            segments: vec![(FIRST, 50)],
-            last: Some(SAME),
-            older_than: Some(7),
-        };
+        let listing = Listing { older_than: Some(7), ..listing(FIRST, 50, SAME) };
         replica.on_outcome(Outcome::Found(listing), &shadow(1000), now, 0.0);
         assert!(!replica.is_restorable(), "a restore takes the other one");
         // Until what it lacks is there, that one gives more.

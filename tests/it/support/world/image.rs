@@ -56,6 +56,7 @@ impl World {
         self.application().remember_certainly();
         true
     }
+
     /// A restore gives what the machine was set back to, though nothing was written since.
     pub fn check_what_it_is_set_back_to(&mut self) {
         self.heal();
