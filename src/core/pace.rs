@@ -26,9 +26,14 @@ impl Pace {
     /// Takes in a look that found something new. Whoever commits now and then is heard at once. `is_overtaken`: while it
     /// was copied, more was committed.
     pub fn on_news(&mut self, is_overtaken: bool, now: Instant) {
-        let is_busy = is_overtaken || self.until.is_some_and(|until| now < until + AT_ONCE);
-        self.pause =
-            if is_busy { (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) } else { Duration::ZERO };
+        // Looked at by the clock, they are not seen sooner, and may be checkpointing after each commit.
+        let (soon, first) = if self.is_endless(now) {
+            (LONGEST_PAUSE + AT_ONCE, LONGEST_PAUSE)
+        } else {
+            (AT_ONCE, FIRST_PAUSE)
+        };
+        let is_busy = is_overtaken || self.until.is_some_and(|until| now < until + soon);
+        self.pause = if is_busy { (self.pause * 2).clamp(first, LONGEST_PAUSE) } else { Duration::ZERO };
         self.until = Some(now + self.pause);
         if self.pause == LONGEST_PAUSE {
             let since = self.endless.filter(|_| self.is_endless(now)).map_or(now, |(_, since)| since);
@@ -113,6 +118,29 @@ mod tests {
         }
         pace.on_news(true, now);
         assert!(pace.is_endless(now));
+    }
+
+    #[test]
+    fn writers_whose_every_commit_checkpoints_are_still_looked_at_by_the_clock() {
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        let begin = now;
+        while !pace.is_tireless(now) {
+            pace.on_news(true, now);
+            now += LONGEST_PAUSE;
+        }
+        let mut last_commit = now;
+        while now < begin + TIRELESS * 10 {
+            assert!(pace.is_tireless(now), "after {:?}", now - begin);
+            if now >= last_commit + LONGEST_PAUSE * 3 / 5 {
+                // The next one is in its checkpoint.
+                pace.on_news(false, now);
+                last_commit = now;
+            }
+            now = pace.next_look(now).expect("they are looked at by the clock") + Duration::from_micros(20);
+        }
+        let paused = now + LONGEST_PAUSE * 4;
+        pace.on_news(false, paused);
+        assert_eq!(pace.next_timeout(paused), None, "they are heard at once again");
     }
 
     #[test]

@@ -175,6 +175,10 @@ impl Source {
             self.holds.record(held);
         }
         self.checkpoint.on_round(report.round, report.finished, now);
+        if report.went_on {
+            // Nobody has looked meanwhile but the round.
+            self.pace.on_news(true, now);
+        }
         if let Some(reason) = report.broken {
             self.on_break(reason);
         } else if let Some(error) = report.error {
