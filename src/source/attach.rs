@@ -14,6 +14,7 @@ use crate::core::sync::Break;
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::disk::Disk;
 use crate::locks::{self, WalIndex};
+use crate::processor::Processor;
 use crate::shadow::ShadowWal;
 use crate::sqlite::{Handle, SqliteError};
 use log::warn;
@@ -40,6 +41,8 @@ pub struct Attached {
     pub descriptor: DatabaseFile,
     /// Keeps other agents out.
     pub lock: File,
+    /// Where a writer that never pauses did not run when it was last seen.
+    pub apart: Option<Processor>,
 }
 
 impl Attached {
@@ -63,7 +66,7 @@ impl Attached {
     /// Closes everything as the last one who has the database open, so that SQLite removes `-wal` and `-shm`. Others
     /// must be locked out, and everything must be in the database file.
     pub fn close(self) -> (ShadowWal, File, Result<(), SqliteError>) {
-        let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock } = self;
+        let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock, apart: _ } = self;
         drop((query, write_lock));
         let closed = checkpointer.map_or(Ok(()), |checkpointer| checkpointer.close_last());
         drop((guard, descriptor));
@@ -73,7 +76,7 @@ impl Attached {
     /// Closes everything, without a checkpoint, when another content was put into the database file: beside it, the
     /// frames of its `-wal` would be read as the new one's. Returns the WAL as long as it has to stay.
     pub fn let_go_of_overwritten(self, at: Paths) -> Option<LeftBehind> {
-        let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock } = self;
+        let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock, apart: _ } = self;
         let is_at_path = is_at_path(&descriptor, at.database);
         // Whatever was mixed is gone.
         let forgotten = Held::forget(at.disk, at.meta);
@@ -224,7 +227,8 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let mut capture = Capture::new(request.wal.clone(), shadow);
     capture.continues = is_proven;
     let checkpointer = Some(Box::new(checkpointer));
-    let mut attached = Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock };
+    let mut attached =
+        Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock, apart: None };
     attached.capture.open_live().map_err(|e| Refusal::NoAccess(e.to_string()))?;
     let held = keep_held(&attached, request);
     held.unwrap_or_else(|e| warn!("{}: cannot write {}: {e}", path.display(), request.meta.display()));

@@ -88,7 +88,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         true => bring_in(&mut attached, at, seen.as_ref()),
         false => Course::Continued,
     };
-    let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock } = *attached;
+    let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock, apart: _ } = *attached;
     let generation = capture.shadow.extent().generation;
     let mut others = Some((query, write_lock));
     if course == Course::Complete {

@@ -8,6 +8,7 @@ use super::guard::GuardError;
 use crate::core::checkpoint::Round;
 use crate::core::sync::Break;
 use crate::locks::cut_off;
+use crate::processor::Stay;
 use crate::sqlite::{SqliteError, WalExtent};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -21,6 +22,12 @@ const FEW_FRAMES: u32 = 200;
 const WATCH: Duration = Duration::from_millis(10);
 /// The pause between two looks at a checkpoint of many frames, whose first fsync takes longer.
 const CHECKPOINT_PAUSE: Duration = Duration::from_micros(50);
+/// How long is waited for a commit at the most, to see on which processor the writer does not run.
+const SIGHT: Duration = Duration::from_micros(100);
+/// Whoever was kept from the processor for so long may have been kept from it by the writer.
+const INTERRUPTION: Duration = Duration::from_micros(5);
+/// How often it is looked for after an interruption.
+const MOST_SIGHTS: u32 = 4;
 /// So few come from writers that pause, while a checkpoint follows them. Between two of their commits nothing is left, and
 /// then no fsync is needed under the lock: that moment is tried for.
 const SPARSE_FRAMES: u32 = 20;
@@ -40,6 +47,8 @@ pub struct RoundReport {
     pub held: Option<Duration>,
     /// Whether the next writer will restart the WAL.
     pub finished: bool,
+    /// Whether writers have committed meanwhile.
+    pub went_on: bool,
     /// What a look on the way found.
     pub broken: Option<Break>,
     /// What failed; the round is tried again.
@@ -90,6 +99,7 @@ pub enum RoundPlan {
 /// Carries out a round. Invariant: the WAL is held throughout, and the write lock is free when this returns.
 pub fn round(attached: &mut Attached, database: &Path, plan: RoundPlan) -> RoundReport {
     let mut held = None;
+    let before = attached.capture.shadow.extent().position();
     let (round, result) = match plan {
         RoundPlan::Following { most_frames } => {
             let has_come = follow(attached, database, most_frames);
@@ -97,7 +107,8 @@ pub fn round(attached: &mut Attached, database: &Path, plan: RoundPlan) -> Round
         }
         RoundPlan::Urgent { budget } => (Round::Urgent, urgent(attached, database, budget, &mut held)),
     };
-    let report = RoundReport { round, held, finished: result.is_ok(), broken: None, error: None };
+    let went_on = attached.capture.shadow.extent().position() != before;
+    let report = RoundReport { round, held, finished: result.is_ok(), went_on, broken: None, error: None };
     match result {
         Ok(()) | Err(Stop::Later) => report,
         Err(Stop::Broken(reason)) => RoundReport { broken: Some(reason), ..report },
@@ -126,6 +137,7 @@ fn urgent(
 /// Waits for the moment between two commits in which the application has checkpointed everything: then it restarts the
 /// WAL with the next one. Where the application leaves much, we checkpoint. Whether it came.
 fn follow(attached: &mut Attached, database: &Path, most_frames: u32) -> Result<bool, Stop> {
+    let _stay = stay_apart(attached);
     let until = Instant::now() + WATCH;
     // On read lock 0 alone, we would keep the application from its checkpoint all the while.
     attached.guard.forbid_restart().map_err(GuardError::from)?;
@@ -154,6 +166,51 @@ fn follow(attached: &mut Attached, database: &Path, most_frames: u32) -> Result<
         }
     }
     Ok(false)
+}
+
+/// Keeps this thread off the writer's processor, if it can be told: a writer is woken from its fsync where it slept, takes
+/// the processor from whoever waits there for that moment, and has committed before they have it back.
+fn stay_apart(attached: &mut Attached) -> Option<Stay> {
+    for _ in 0..MOST_SIGHTS {
+        let here = Stay::here()?;
+        match sight(attached) {
+            Sight::Commit => {
+                attached.apart = Some(here.processor());
+                return Some(here);
+            }
+            Sight::Nothing => break,
+            Sight::Interruption => {}
+        }
+    }
+    // It is in its checkpoint already, or everywhere. Seldom does it change its processor.
+    attached.apart.and_then(Stay::on)
+}
+
+/// What was seen of a writer from one processor.
+enum Sight {
+    /// It runs on another one.
+    Commit,
+    /// This thread did not run all the time.
+    Interruption,
+    /// It does not run.
+    Nothing,
+}
+
+fn sight(attached: &Attached) -> Sight {
+    let begun = Instant::now();
+    let Ok(first) = attached.query.wal_extent() else { return Sight::Interruption };
+    let mut seen = begun;
+    while seen.duration_since(begun) < SIGHT {
+        let is_commit = attached.query.wal_extent().is_ok_and(|extent| extent.frames != first.frames);
+        if seen.elapsed() > INTERRUPTION {
+            return Sight::Interruption;
+        }
+        if is_commit {
+            return Sight::Commit;
+        }
+        seen = Instant::now();
+    }
+    Sight::Nothing
 }
 
 /// Whether a checkpoint has everything on its way into the database file, and only the last fsync is left, or less.

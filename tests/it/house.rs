@@ -5,8 +5,18 @@ use std::fs;
 use std::path::Path;
 
 /// The pipes: each carries for one outside thing, and knows no other.
-const PIPES: [&str; 9] =
-    ["disk", "database_file", "sqlite", "watch", "locks", "memory", "control", "service", "remote"];
+const PIPES: [&str; 10] = [
+    "disk",
+    "database_file",
+    "sqlite",
+    "watch",
+    "locks",
+    "memory",
+    "processor",
+    "control",
+    "service",
+    "remote",
+];
 
 /// What a pipe may import of this crate, besides itself.
 const BELOW_PIPES: [&str; 2] = ["core", "error"];

@@ -32,6 +32,32 @@ fn is_watched(agent: &Agent, path: &Path) -> bool {
     inode.is_ok_and(|inode| watches.any(|line| line.starts_with("inotify ") && line.contains(&inode)))
 }
 
+/// The processors that each thread of the agent may run on, as the kernel says.
+fn allowed_processors(agent: &Agent) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", agent.pid())).expect("the agent runs");
+    let texts = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+    let list =
+        |text: String| Some(text.split_once("Cpus_allowed_list:")?.1.lines().next()?.trim().to_owned());
+    texts.filter_map(list).collect()
+}
+
+#[test]
+fn whoever_waits_for_their_checkpoint_keeps_off_their_processor_and_only_then() {
+    let place = Place::new();
+    let (writer, agent) = dozing(&place);
+    let is_one = |list: &String| list.parse::<u32>().is_ok();
+    wait_until("a thread keeps to one processor", BEFORE_THE_SLOW_LOOK, || {
+        allowed_processors(&agent).iter().any(is_one)
+    });
+    drop(writer.finish());
+    place.wait_until_replicated(&agent);
+    let mut lists = allowed_processors(&agent);
+    lists.dedup();
+    assert_eq!(lists.len(), 1, "all threads may run everywhere: {lists:?}");
+    place.stop(agent);
+    place.assert_restores();
+}
+
 #[test]
 fn their_last_commit_is_replicated_and_what_comes_later_is_heard() {
     let place = Place::new();
