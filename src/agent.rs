@@ -7,7 +7,7 @@ use crate::config::{Config, DatabaseConfig};
 use crate::control::Reply;
 use crate::core::checkpoint::CheckpointPolicy;
 use crate::core::position::{Generation, Position};
-use crate::core::replica::{Failure, FailureCause, Finding, Outcome, Replica};
+use crate::core::replica::{Failure, FailureCause, Finding, Outcome, Replica, SUPERSEDED};
 use crate::core::shadow::ShadowExtent;
 use crate::core::status::{AgentStatus, Breaks, DatabaseStatus, Health, Moment, SourceState};
 use crate::core::sync::{Break, Dirty};
@@ -374,11 +374,7 @@ impl Database {
             // What it lacks may still be in the WAL.
             Finding::Ahead if !self.source.is_certain() => {}
             Finding::Ahead | Finding::Diverged => self.source.request_generation(Break::ReplicaDiverged),
-            Finding::Older => warn!(
-                "{name}: replica {}: a restore takes another generation, which is newer by the server's clock, and the \
-                 server does not let us change that: remove what is dated in the future",
-                room.config.name
-            ),
+            Finding::Superseded => warn!("{name}: replica {}: {SUPERSEDED}", room.config.name),
             Finding::Rewound { from, to } => warn!(
                 "{name}: replica {} holds less than it had acknowledged ({from}); it is sent again from {to}",
                 room.config.name

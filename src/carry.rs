@@ -144,11 +144,12 @@ impl Carrier {
         match order.job {
             Job::Look { written } => look::look(remote, order, written).map(Outcome::Found),
             Job::SendSnapshot { index } => send_snapshot(remote, order, index).map(Outcome::SnapshotSent),
-            Job::RenewSnapshot { index, after } => renew_snapshot(remote, order, index, after)
-                .map(|is_newest| Outcome::SnapshotRenewed { is_newest }),
+            Job::RenewSnapshot { index } => {
+                renew_snapshot(remote, order, index).map(|is_newest| Outcome::SnapshotRenewed { is_newest })
+            }
             Job::PublishSnapshot { sent, valid_from, state } => {
                 publish_snapshot(remote, order, sent, valid_from, state)
-                    .map(|older_than| Outcome::SnapshotPublished { older_than })
+                    .map(|is_older| Outcome::SnapshotPublished { is_older })
             }
             Job::Begin { segment, to, replace } => self.begin(remote, order, segment, to, replace),
             Job::SendSealed { segment, end, replace, state } => {
@@ -282,24 +283,24 @@ fn send_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result
     Ok(SentSnapshot { attempt: order.attempt, length: length + END_MARK.len() as u64, trailer })
 }
 
-/// Gives a snapshot its name; when another generation was written to that is not older all the same.
+/// Gives a snapshot its name; whether another generation was written to that is not older all the same.
 fn publish_snapshot(
     remote: &mut dyn Remote,
     order: &Order,
     sent: SentSnapshot,
     valid_from: (Index, Offset),
     state: Option<DatabaseState>,
-) -> Result<Option<i64>, CarryError> {
+) -> Result<bool, CarryError> {
     let object = Object::Snapshot { generation: order.generation, index: sent.trailer.index };
     let temporary = order.path(&object.temporary_path(sent.attempt));
     let trailer = Trailer::Snapshot(SnapshotTrailer { valid_from, state, ..sent.trailer }).encode();
     remote.write_at(&temporary, sent.length, &trailer)?;
     let others = newest_of_others(remote, order, false)?;
-    let mut older_than = others;
+    let mut is_older = others.is_some();
     for _ in 0..MOST_TICKS {
         let snapshots = order.path(&names::snapshots_folder(order.generation));
-        if others.is_none() || newest(remote, &snapshots)? > others {
-            older_than = None;
+        if !is_older || newest(remote, &snapshots)? > others {
+            is_older = false;
             break;
         }
         std::thread::sleep(TICK);
@@ -309,16 +310,15 @@ fn publish_snapshot(
     let path = order.path(&object.path());
     remote.rename(&temporary, &path)?;
     remote.close(&path);
-    Ok(older_than)
+    Ok(is_older)
 }
 
-/// Gives a snapshot a time behind `after`, so that a restore takes its generation. `false` if the server does not let us.
-fn renew_snapshot(
-    remote: &mut dyn Remote,
-    order: &Order,
-    index: Index,
-    after: i64,
-) -> Result<bool, CarryError> {
+/// Gives a snapshot a later time than anything of the other generations has, if nothing of its own has one, so that a
+/// restore takes it. `false` if the server does not let us.
+fn renew_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result<bool, CarryError> {
+    let ours = objects_of(order.generation, &order.root, |folder| remote.list(folder))?.newest();
+    let others = newest_of_others(remote, order, false)?;
+    let Some(after) = others.filter(|others| Some(*others) >= ours) else { return Ok(true) };
     let object = Object::Snapshot { generation: order.generation, index };
     remote.set_modified(&order.path(&object.path()), after.saturating_add(1))?;
     Ok(newest(remote, &order.path(&names::snapshots_folder(order.generation)))? > Some(after))

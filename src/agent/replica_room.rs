@@ -5,7 +5,7 @@ use crate::carry::{Order, Progress};
 use crate::config::{Durability, ReplicaConfig};
 use crate::core::lag::Lag;
 use crate::core::position::{Generation, Position};
-use crate::core::replica::{Activity, Replica};
+use crate::core::replica::{Activity, Replica, SUPERSEDED};
 use crate::core::shadow::ShadowExtent;
 use crate::core::status::{PastError, ReplicaState, ReplicaStatus};
 use crate::database_file::DatabaseFile;
@@ -132,7 +132,7 @@ impl ReplicaRoom {
                 self.is_failing = true;
                 return;
             }
-            (Activity::Streaming, _) => {
+            (Activity::Streaming | Activity::Superseded { .. }, _) => {
                 if !self.was_streaming || self.is_failing {
                     let generation = course.generation();
                     info!("{database}: replica {name} follows generation {generation}");
@@ -195,6 +195,10 @@ impl ReplicaRoom {
                 total: self.progress.total.load(Ordering::Relaxed),
             },
             Some(Activity::Streaming) => ReplicaState::Streaming,
+            Some(Activity::Superseded { retry_at }) => ReplicaState::Failing {
+                error: SUPERSEDED.to_owned(),
+                retry_in: retry_at.saturating_duration_since(now.mono),
+            },
             Some(Activity::Failing { retry_at }) => ReplicaState::Failing {
                 error: self.last_error.as_ref().map(|(error, _)| error.clone()).unwrap_or_default(),
                 retry_in: retry_at.saturating_duration_since(now.mono),

@@ -56,7 +56,7 @@ pub(super) fn look(
         remote.close(&path);
     }
     // A machine that was set back to an image of itself does not know of generations that it has begun since.
-    listing.older_than = newest_of_others(remote, order, true)?.filter(|others| Some(*others) >= newest);
+    listing.is_older = newest_of_others(remote, order, true)?.is_some_and(|others| Some(others) >= newest);
     Ok(listing)
 }
 

@@ -41,8 +41,6 @@ pub enum Job {
     RenewSnapshot {
         /// Its index.
         index: Index,
-        /// Later than this, by the server's clock.
-        after: i64,
     },
     /// Write a new segment, whole, under a temporary name, and give it its name.
     Begin {
@@ -125,8 +123,8 @@ pub struct Listing {
     pub segments: Vec<(SegmentStart, u64)>,
     /// What the last segment is; `None` if there is none.
     pub last: Option<LastSegment>,
-    /// When another generation was written to that is not older, so that a restore may take it; by the server's clock.
-    pub older_than: Option<i64>,
+    /// Whether another generation was written to that is not older by the server's clock, so that a restore may take it.
+    pub is_older: bool,
 }
 
 /// The last segment on a replica beside the shadow of its index.
@@ -176,8 +174,8 @@ pub enum Outcome {
     SnapshotSent(SentSnapshot),
     /// The snapshot has its name.
     SnapshotPublished {
-        /// When another generation was written to that is not older, by the server's clock.
-        older_than: Option<i64>,
+        /// As in [`Listing`].
+        is_older: bool,
     },
     /// The snapshot was to get another time.
     SnapshotRenewed {

@@ -3,6 +3,7 @@
 //! There is no queue. The next job is computed from the difference between what the shadow WAL holds and what the
 //! replica has acknowledged, and there is at most one job in flight.
 
+mod activity;
 mod judgement;
 mod tail;
 
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 use tail::{OpenSegment, Snapshot, Tail, next_streaming_job};
 
 pub use super::job::{Failure, FailureCause, Job, LastSegment, Listing, Outcome, SegmentStart, SentSnapshot};
+pub use activity::{Activity, SUPERSEDED};
+pub use judgement::Finding;
 pub use tail::{SEGMENT_AGE, SEGMENT_LENGTH, cut_of};
 
 /// The pause after the first failure; doubled after each, and shortened by up to a half at random.
@@ -24,6 +27,8 @@ const TIRELESS_INTERVAL: Duration = Duration::from_millis(20);
 const MOST_LOOKS_AGAIN: u32 = 3;
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The pause before a server that did not let us change a time is asked again.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 /// The longest pause of whoever tried, and could not reach the server: such a try costs little, and it is for the
 /// server's return that everybody waits. The others hear of it by [`Replica::on_server_answers`].
 const LONGEST_PAUSE_UNREACHED: Duration = Duration::from_secs(5);
@@ -37,45 +42,6 @@ enum Phase {
     Empty,
     /// The replica holds the WAL up to a tail.
     Streaming { tail: Tail, snapshot: Snapshot },
-}
-
-/// What a replica is doing, for status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activity {
-    /// Connecting, or looking what is there.
-    Connecting,
-    /// Sending the first snapshot and the WAL up to it: nothing of this generation can be restored yet.
-    SendingSnapshot,
-    /// The WAL follows the application.
-    Streaming,
-    /// The last try failed.
-    Failing {
-        /// When the next one is due.
-        retry_at: Instant,
-    },
-}
-
-/// What a turn of a replica calls for beside a job.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Finding {
-    /// Nothing.
-    Nothing,
-    /// The replica holds less than it had acknowledged; it is sent again from here.
-    Rewound {
-        /// What it had acknowledged.
-        from: Position,
-        /// What it holds for certain.
-        to: Position,
-    },
-    /// The replica's WAL does not continue in the shadow: a new generation must begin.
-    Diverged,
-    /// The replica holds more than the shadow: a new generation must begin, if the shadow is not only about to catch up.
-    /// Until then nothing is sent, for it would take the place of what was acknowledged.
-    Ahead,
-    /// A restore takes another generation, which is newer by the server's clock, and that cannot be changed.
-    Older,
-    /// The shadow WAL is damaged: a new generation must begin.
-    ShadowDamaged,
 }
 
 /// One replica of one database.
@@ -101,6 +67,8 @@ pub struct Replica {
     push_until: Option<(Index, Offset)>,
     /// The segment that was written last, and its length when that was acknowledged.
     last_segment: Option<(SegmentStart, u64)>,
+    /// The snapshot that a restore does not take, and when its time is to be changed again.
+    superseded: Option<(Index, Instant)>,
     sync_interval: Duration,
     /// The writers never pause, and what they have committed is there in a moment anyway.
     is_beside_tireless: bool,
@@ -126,6 +94,7 @@ impl Replica {
             looks_again: 0,
             push_until: None,
             last_segment: None,
+            superseded: None,
             sync_interval,
             is_beside_tireless: false,
             finish_at: None,
@@ -226,7 +195,10 @@ impl Replica {
         match (&self.phase, self.retry_at.or(self.last_retry)) {
             (_, Some(retry_at)) => Activity::Failing { retry_at },
             (Phase::Unknown, _) => Activity::Connecting,
-            (Phase::Streaming { snapshot: Snapshot::Published, .. }, _) => Activity::Streaming,
+            (Phase::Streaming { snapshot: Snapshot::Published, .. }, _) => match self.superseded {
+                Some((_, retry_at)) => Activity::Superseded { retry_at },
+                None => Activity::Streaming,
+            },
             (Phase::Empty | Phase::Streaming { .. }, _) => Activity::SendingSnapshot,
         }
     }
@@ -242,11 +214,12 @@ impl Replica {
         if self.finish_at.is_some_and(|end| self.is_finished(end)) {
             return None; // what is committed after the end is for the next run
         }
+        let renewal_at = self.superseded.map(|(_, at)| at);
         if self.acked() != Some(shadow.position()) {
-            return self.last_push.map(|at| at + self.interval(shadow));
+            return self.last_push.map(|at| at + self.interval(shadow)).into_iter().chain(renewal_at).min();
         }
         match &self.phase {
-            Phase::Streaming { tail, .. } => tail.seals_at(shadow),
+            Phase::Streaming { tail, .. } => tail.seals_at(shadow).into_iter().chain(renewal_at).min(),
             Phase::Unknown | Phase::Empty => None,
         }
     }
@@ -268,12 +241,15 @@ impl Replica {
             return None;
         }
         let (is_finishing, interval) = (self.is_finishing(), self.interval(shadow));
+        let renewal = self.superseded.filter(|(_, at)| now >= *at);
+        let renewal = renewal.map(|(index, _)| Job::RenewSnapshot { index });
         let job = match &mut self.phase {
             Phase::Unknown => Some(Job::Look { written: self.last_segment }),
             Phase::Empty => Some(Job::SendSnapshot { index: shadow.index }),
             Phase::Streaming { tail, snapshot } => {
                 let job = match (is_finishing, *snapshot) {
                     (true, Snapshot::Published) => tail.open.map(|open| tail.seal(open, false, shadow)),
+                    (false, Snapshot::Published) if renewal.is_some() => renewal,
                     (_, snapshot) => next_streaming_job(tail, snapshot, shadow, now),
                 };
                 let is_push =
@@ -298,7 +274,11 @@ impl Replica {
     }
 
     fn works_again(&mut self) {
-        (self.failures, self.retry_at, self.last_retry, self.last_error) = (0, None, None, None);
+        (self.retry_at, self.last_retry, self.last_error) = (None, None, None);
+        if self.is_restorable() {
+            // Before, all would be sent again without a pause where only the last step fails.
+            self.failures = 0;
+        }
     }
 
     /// Takes in how the job in flight ended. `chance` is a random number from 0 to 1.
@@ -381,23 +361,23 @@ impl Replica {
             }
             (
                 Job::PublishSnapshot { sent, valid_from: behind, .. },
-                Outcome::SnapshotPublished { older_than },
+                Outcome::SnapshotPublished { is_older },
             ) => {
                 if let Phase::Streaming { snapshot, .. } = &mut self.phase {
                     let index = sent.trailer.index;
-                    *snapshot = older_than.map_or(Snapshot::Published, |than| Snapshot::Older {
-                        index,
-                        than,
-                        behind,
-                    });
+                    *snapshot =
+                        if is_older { Snapshot::Older { index, behind } } else { Snapshot::Published };
                 }
+                self.superseded = self.superseded.filter(|_| is_older);
             }
-            (Job::RenewSnapshot { .. }, Outcome::SnapshotRenewed { is_newest }) => {
+            (Job::RenewSnapshot { index }, Outcome::SnapshotRenewed { is_newest }) => {
                 if let Phase::Streaming { snapshot, .. } = &mut self.phase {
                     *snapshot = Snapshot::Published;
                 }
-                if !is_newest {
-                    return Finding::Older;
+                let was_superseded = self.superseded.is_some();
+                self.superseded = (!is_newest).then_some((index, now + RENEWAL_PAUSE));
+                if !is_newest && !was_superseded {
+                    return Finding::Superseded;
                 }
             }
             (Job::Begin { segment, .. }, Outcome::Appended { end, length }) => {
@@ -443,10 +423,10 @@ impl Replica {
     /// The last segment is in doubt (its last write may not have been answered, or may still be carried out by a
     /// stopped server process): it is written anew, from its beginning, as another file.
     fn on_listing(&mut self, listing: &Listing, shadow: &ShadowExtent) -> Finding {
-        let snapshot = match (listing.snapshots.iter().max(), listing.older_than) {
+        let snapshot = match (listing.snapshots.iter().max(), listing.is_older) {
             (None, _) => Snapshot::Missing,
-            (Some(&index), Some(than)) => Snapshot::Older { index, than, behind: (shadow.index, shadow.end) },
-            (Some(_), None) => Snapshot::Published,
+            (Some(&index), true) => Snapshot::Older { index, behind: (shadow.index, shadow.end) },
+            (Some(_), false) => Snapshot::Published,
         };
         let last = listing.segments.iter().map(|(name, _)| *name).max();
         let tail = match (last, listing.snapshots.iter().max()) {
@@ -486,6 +466,7 @@ impl Replica {
         if !self.last_segment.is_some_and(holds_as_much) && !self.acked.is_some_and(reaches) {
             self.acked = Some((tail.index, tail.end));
         }
+        self.superseded = self.superseded.filter(|_| listing.is_older);
         self.phase = Phase::Streaming { tail, snapshot };
         Finding::Nothing
     }

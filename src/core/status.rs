@@ -218,7 +218,7 @@ impl DatabaseStatus {
     /// The rules, the first that fits:
     ///
     /// 1. *failing* if the database is refused, a program writes into a file that was at its path before, or has mixed
-    ///    the two, or any replica is failing;
+    ///    the two, or any replica is failing, or would restore another generation;
     /// 2. *healthy* if the database is absent: there is nothing to send yet;
     /// 3. *lagging* if the agent is about to attach, or any replica is connecting or gets its snapshot, or has been behind for more than
     ///    [`LAG_TOLERANCE`];

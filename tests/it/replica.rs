@@ -52,7 +52,7 @@ const FIRST: SegmentStart = SegmentStart { index: INDEX, start: Offset::ZERO };
 /// A replica with a snapshot and a segment of so many bytes.
 fn listing(segment: SegmentStart, length: u64, last: LastSegment) -> Listing {
     let segments = vec![(segment, length)];
-    Listing { snapshots: vec![INDEX], segments, last: Some(last), older_than: None }
+    Listing { snapshots: vec![INDEX], segments, last: Some(last), is_older: false }
 }
 
 fn failure() -> Outcome {
@@ -92,7 +92,7 @@ fn streaming_with(end: u64, sync_interval: Duration, now: Instant) -> Replica {
     answer(|j| matches!(j, Job::SendSnapshot { index: INDEX }), Outcome::SnapshotSent(sent(INDEX)));
     let appended = Outcome::Appended { end: Offset::new(end), length: 50 };
     answer(|j| matches!(j, Job::Begin { replace: false, .. }), appended);
-    answer(|j| matches!(j, Job::PublishSnapshot { .. }), Outcome::SnapshotPublished { older_than: None });
+    answer(|j| matches!(j, Job::PublishSnapshot { .. }), Outcome::SnapshotPublished { is_older: false });
     assert_eq!(replica.next_job(&extent, now), None);
     assert!(replica.holds(extent.position()));
     replica
@@ -556,10 +556,10 @@ fn behind_4_gib_a_segment_is_never_cut() {
 #[test]
 fn a_snapshot_that_is_older_than_another_generation_gets_a_later_time() {
     let now = Instant::now();
-    for (is_newest, finding) in [(true, Finding::Nothing), (false, Finding::Older)] {
+    for (is_newest, finding) in [(true, Finding::Nothing), (false, Finding::Superseded)] {
         let mut replica = Replica::new(generation(), Duration::ZERO);
         replica.next_job(&shadow(1000), now);
-        let listing = Listing { older_than: Some(7), ..listing(FIRST, 50, SAME) };
+        let listing = Listing { is_older: true, ..listing(FIRST, 50, SAME) };
         replica.on_outcome(Outcome::Found(listing), &shadow(1000), now, 0.0);
         assert!(!replica.is_restorable(), "a restore takes the other one");
         // Until what it lacks is there, that one gives more.
@@ -567,9 +567,67 @@ fn a_snapshot_that_is_older_than_another_generation_gets_a_later_time() {
         let appended = Outcome::Appended { end: Offset::new(1000), length: 50 };
         replica.on_outcome(appended, &shadow(2000), now, 0.0);
         let job = replica.next_job(&shadow(2000), now);
-        assert_eq!(job, Some(Job::RenewSnapshot { index: INDEX, after: 7 }));
+        assert_eq!(job, Some(Job::RenewSnapshot { index: INDEX }));
         let renewed = Outcome::SnapshotRenewed { is_newest };
         assert_eq!(replica.on_outcome(renewed, &shadow(2000), now, 0.0), finding);
         assert!(matches!(replica.next_job(&shadow(2000), now), Some(Job::Extend { .. })), "it goes on");
     }
+}
+
+#[test]
+fn a_server_that_takes_no_times_is_asked_again_and_a_restore_takes_another_generation_meanwhile() {
+    let (now, whole) = (Instant::now(), shadow(1000));
+    let mut replica = Replica::new(generation(), Duration::ZERO);
+    let appended = |end| Outcome::Appended { end: Offset::new(end), length: 50 };
+    let renewed = |is_newest| Outcome::SnapshotRenewed { is_newest };
+    let renewal = Some(Job::RenewSnapshot { index: INDEX });
+    let look = Listing { is_older: true, ..listing(FIRST, 50, SAME) };
+    for outcome in [Outcome::Found(look), appended(1000)] {
+        replica.next_job(&whole, now);
+        replica.on_outcome(outcome, &whole, now, 0.0);
+    }
+    let mut at = now;
+    for finding in [Finding::Superseded, Finding::Nothing] {
+        assert_eq!(replica.next_job(&whole, at), renewal);
+        assert_eq!(replica.on_outcome(renewed(false), &whole, at, 0.0), finding, "it is said once");
+        assert!(replica.holds(whole.position()), "with the generation's name it can be restored");
+        assert_eq!(replica.next_job(&whole, at), None, "not at once");
+        let Activity::Superseded { retry_at } = replica.activity() else {
+            panic!("{:?}", replica.activity())
+        };
+        assert!(replica.next_timeout(&whole).is_some_and(|next| next <= retry_at));
+        at = retry_at;
+    }
+    assert_eq!(replica.next_job(&whole, at), renewal);
+    assert_eq!(replica.on_outcome(renewed(true), &whole, at, 0.0), Finding::Nothing);
+    assert_eq!(replica.activity(), Activity::Streaming);
+}
+
+#[test]
+fn a_snapshot_that_never_gets_its_name_is_sent_again_ever_less_often() {
+    let mut now = Instant::now();
+    let mut replica = Replica::new(generation(), Duration::ZERO);
+    let extent = shadow(1000);
+    let pauses: Vec<Duration> = (0..12)
+        .map(|_| {
+            let mut outcomes = [
+                Outcome::Found(Listing::default()),
+                Outcome::SnapshotSent(sent(INDEX)),
+                Outcome::Appended { end: Offset::new(1000), length: 50 },
+                failure_by(FailureCause::Other),
+            ]
+            .into_iter();
+            let mut jobs = Vec::new();
+            while let Some(job) = replica.next_job(&extent, now) {
+                jobs.push(job);
+                replica.on_outcome(outcomes.next().expect("the last one fails"), &extent, now, 0.0);
+            }
+            assert!(matches!(jobs.last(), Some(Job::PublishSnapshot { .. })), "{jobs:?}");
+            let Activity::Failing { retry_at } = replica.activity() else {
+                panic!("{:?}", replica.activity())
+            };
+            retry_at - std::mem::replace(&mut now, retry_at)
+        })
+        .collect();
+    assert!(pauses.is_sorted() && pauses[11] >= Duration::from_secs(10), "{pauses:?}");
 }

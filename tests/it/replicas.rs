@@ -3,14 +3,16 @@
 use crate::support::agent::Agent;
 use crate::support::compare::assert_same;
 use crate::support::scene::{
-    Scene, count, files, of_databases, on_server, on_server_with, state, wait_for_all, wait_until_restores,
+    Scene, count, files, is_all_acknowledged, of_databases, on_server, on_server_with, state, wait_for_all,
+    wait_until_restores,
 };
-use crate::support::sqlite::Writer;
+use crate::support::sqlite::{Shell, Writer};
 use crate::support::wait::wait_until;
+use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use wal_agent::core::restore::Check;
 use wal_agent::remote::dir::DirRemote;
 use wal_agent::restore::{RestoreOptions, restore};
@@ -208,4 +210,41 @@ fn a_server_that_became_read_only_is_named_and_gets_everything_later() {
 #[test]
 fn a_server_that_takes_no_more_bytes_is_named_and_gets_everything_later() {
     refuses_for_a_while("trap '' XFSZ; ulimit -f 100; exec {}", "failure");
+}
+
+#[test]
+fn a_server_that_was_ahead_and_takes_no_times_is_failing_as_long_as_a_restore_takes_another_generation() {
+    let (mut scene, writer, agent) = streaming(2);
+    let configuration = agent.configuration().to_owned();
+    drop(writer.finish());
+    agent.stop();
+    let a_year = Duration::from_secs(365 * 24 * 60 * 60);
+    for path in files(&scene.replica()) {
+        let file = fs::File::options().write(true).open(path).expect("the server's storage is here");
+        file.set_modified(SystemTime::now() + a_year).expect("it is ours");
+    }
+    fs::remove_dir_all(scene.folder.path().join(".app.db-agent")).expect("another generation begins");
+    scene.server.stop();
+    scene.server.start_again_with("{} -P setstat,fsetstat");
+    let mut application = Shell::open(&scene.database);
+    application.run("CREATE TABLE later (id INTEGER)");
+    let agent = Agent::start_again(&configuration);
+    let is_told = |status: &Value| {
+        let replica = &status["databases"][0]["replicas"][0];
+        state(status) == "failing"
+            && replica["failing"]["error"].as_str().is_some_and(|error| error.contains("dated"))
+    };
+    let replica = |status: &Value| status["databases"][0]["replicas"][0]["position"].clone();
+    let before = replica(&agent.wait_for_status("it is told", is_told));
+    application.run("INSERT INTO later VALUES (1)");
+    agent.wait_for_status("the WAL follows all the same", |status| {
+        is_told(status) && replica(status) != before
+    });
+    scene.server.stop();
+    scene.server.start_again(&["ed25519"]);
+    application.run("INSERT INTO later VALUES (2)");
+    agent.wait_for_status("the server takes times again", is_all_acknowledged);
+    scene.wait_until_restores(&agent);
+    assert_eq!(count(&agent.log(), "remove what is dated in the future"), 1);
+    assert!(agent.stop().success());
 }

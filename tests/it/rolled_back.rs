@@ -260,7 +260,7 @@ fn a_look_tells_when_another_generation_was_written_to_if_that_was_not_before() 
     insert(&connection, 100);
     let mut copying = Copying::of(folder.path());
     copying.copy(u64::MAX);
-    let older_than = |others: &[(&str, Objects)]| {
+    let is_older = |others: &[(&str, Objects)]| {
         let replica = scratch();
         put(replica.path(), &generation().to_string(), &[(SNAPSHOT, 100), (SEGMENT, 200)]);
         others.iter().for_each(|(name, objects)| put(replica.path(), name, objects));
@@ -271,22 +271,22 @@ fn a_look_tells_when_another_generation_was_written_to_if_that_was_not_before() 
         let mut order = order(Job::Look { written: None }, 1, &copying.shadow, folder.path());
         order.root = replica.path().to_str().unwrap().to_owned();
         match Carrier::default().carry(&mut DirRemote::new(), &order).unwrap() {
-            Outcome::Found(listing) => listing.older_than,
+            Outcome::Found(listing) => listing.is_older,
             outcome => panic!("{outcome:?}"),
         }
     };
     let newer: (&str, Objects) = (OTHER, &[(SNAPSHOT, 100), (SEGMENT, 300)]);
-    assert_eq!(older_than(&[newer]), Some(300));
-    assert_eq!(older_than(&[("00000000000000bb", &[(SNAPSHOT, 201)]), newer]), Some(300));
-    assert_eq!(older_than(&[(OTHER, &[(SNAPSHOT, 100), (SEGMENT, 200)])]), Some(200), "nothing tells");
-    assert_eq!(older_than(&[]), None);
-    assert_eq!(older_than(&[(OTHER, &[(SNAPSHOT, 100), (SEGMENT, 199)])]), None, "it was given up");
-    assert_eq!(older_than(&[(OTHER, &[(SEGMENT, 300)])]), None, "it cannot be restored");
+    assert!(is_older(&[newer]));
+    assert!(is_older(&[("00000000000000bb", &[(SNAPSHOT, 201)]), newer]));
+    assert!(is_older(&[(OTHER, &[(SNAPSHOT, 100), (SEGMENT, 200)])]), "nothing tells");
+    assert!(!is_older(&[]));
+    assert!(!is_older(&[(OTHER, &[(SNAPSHOT, 100), (SEGMENT, 199)])]), "it was given up");
+    assert!(!is_older(&[(OTHER, &[(SEGMENT, 300)])]), "it cannot be restored");
     let unpublished = format!("{SNAPSHOT}.0123456789abcdef.tmp");
-    assert_eq!(older_than(&[(OTHER, &[(&unpublished, 300)])]), None, "nor that");
-    assert_eq!(older_than(&[(OTHER, &[(SNAPSHOT, 100), ("wal/README", 300)])]), None, "that is no object");
-    assert_eq!(older_than(&[(EARLY, &[(SNAPSHOT, 300)])]), None, "it began before, and is not looked into");
-    assert_eq!(older_than(&[("lost+found", &[(SNAPSHOT, 300)])]), None, "that is no generation");
+    assert!(!is_older(&[(OTHER, &[(&unpublished, 300)])]), "nor that");
+    assert!(!is_older(&[(OTHER, &[(SNAPSHOT, 100), ("wal/README", 300)])]), "that is no object");
+    assert!(!is_older(&[(EARLY, &[(SNAPSHOT, 300)])]), "it began before, and is not looked into");
+    assert!(!is_older(&[("lost+found", &[(SNAPSHOT, 300)])]), "that is no generation");
 }
 
 #[test]
@@ -299,13 +299,13 @@ fn generations_that_may_not_be_listed_keep_nothing_from_being_replicated() {
     let snapshot = |generation: &str| format!("generations/{generation}/snapshots/00000000.snapshot.lz4");
     let objects = [generation().to_string().as_str(), OTHER].map(|name| (snapshot(name), Vec::new()));
     // All generations, the other one's snapshots, its segments.
-    for (denied, older_than) in [(2, None), (3, None), (4, Some(0))] {
+    for (denied, is_older) in [(2, false), (3, false), (4, true)] {
         let server = FaultyServer::holding(objects.clone().into());
         server.plan(denied, Fault::Refused(FailureKind::Denied));
         let order = order(Job::Look { written: None }, 1, &copying.shadow, folder.path());
         let outcome = Carrier::default().carry(&mut *server.connect(), &order).unwrap();
         assert!(
-            matches!(&outcome, Outcome::Found(listing) if listing.older_than == older_than),
+            matches!(&outcome, Outcome::Found(listing) if listing.is_older == is_older),
             "{denied}: {outcome:?}"
         );
         assert_eq!(server.injected().len(), 1, "{denied}: it was refused");

@@ -1,10 +1,32 @@
-//! Whether what a replica has goes on in the shadow.
+//! Whether what a replica has goes on in the shadow, and what is to be done if not.
 
 use super::super::job::LastSegment;
-use super::super::position::Offset;
+use super::super::position::{Offset, Position};
 use super::super::shadow::ShadowExtent;
-use super::Finding;
 use super::tail::Tail;
+
+/// What a turn of a replica calls for beside a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// Nothing.
+    Nothing,
+    /// The replica holds less than it had acknowledged; it is sent again from here.
+    Rewound {
+        /// What it had acknowledged.
+        from: Position,
+        /// What it holds for certain.
+        to: Position,
+    },
+    /// The replica's WAL does not continue in the shadow: a new generation must begin.
+    Diverged,
+    /// The replica holds more than the shadow: a new generation must begin, if the shadow is not only about to catch up.
+    /// Until then nothing is sent, for it would take the place of what was acknowledged.
+    Ahead,
+    /// As [`Activity::Superseded`], for the first time.
+    Superseded,
+    /// The shadow WAL is damaged: a new generation must begin.
+    ShadowDamaged,
+}
 
 /// Whether the WAL on a replica goes on in the shadow.
 pub(super) enum Judgement {

@@ -57,7 +57,6 @@ pub(super) enum Snapshot {
     /// Until everything before `behind` is there, a restore of the other one gives more.
     Older {
         index: Index,
-        than: i64,
         behind: (Index, Offset),
     },
 }
@@ -124,10 +123,10 @@ pub(super) fn next_streaming_job(
         let state = state.or_else(|| shadow.state_at(valid_from.0, valid_from.1));
         return Some(Job::PublishSnapshot { sent, valid_from, state });
     }
-    if let Snapshot::Older { index, than, behind } = snapshot
+    if let Snapshot::Older { index, behind } = snapshot
         && (tail.index, tail.end) >= behind
     {
-        return Some(Job::RenewSnapshot { index, after: than });
+        return Some(Job::RenewSnapshot { index });
     }
     // An index that a restart ended before its first commit leaves no segment.
     let to = shadow.end_of(tail.index)?;
