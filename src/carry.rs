@@ -298,8 +298,7 @@ fn publish_snapshot(
     let others = newest_of_others(remote, order, false)?;
     let mut is_older = others.is_some();
     for _ in 0..MOST_TICKS {
-        let snapshots = order.path(&names::snapshots_folder(order.generation));
-        if !is_older || newest(remote, &snapshots)? > others {
+        if !is_older || modified(remote, &temporary)? > others {
             is_older = false;
             break;
         }
@@ -320,8 +319,9 @@ fn renew_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Resul
     let others = newest_of_others(remote, order, false)?;
     let Some(after) = others.filter(|others| Some(*others) >= ours) else { return Ok(true) };
     let object = Object::Snapshot { generation: order.generation, index };
-    remote.set_modified(&order.path(&object.path()), after.saturating_add(1))?;
-    Ok(newest(remote, &order.path(&names::snapshots_folder(order.generation)))? > Some(after))
+    let path = order.path(&object.path());
+    remote.set_modified(&path, after.saturating_add(1))?;
+    Ok(modified(remote, &path)? > Some(after))
 }
 
 /// When anything of the other generations that a restore could take was last written, by the server's clock. With
@@ -358,7 +358,9 @@ fn listed(remote: &mut dyn Remote, folder: &str) -> Result<Vec<Entry>, RemoteErr
     Ok(entries)
 }
 
-/// When anything in a folder was last written, by the server's clock.
-fn newest(remote: &mut dyn Remote, folder: &str) -> Result<Option<i64>, RemoteError> {
-    Ok(remote.list(folder)?.iter().filter_map(|entry| entry.modified).max())
+/// When a file was last written, by the server's clock. What else is in its folder may be left over from a time when that
+/// was ahead.
+fn modified(remote: &mut dyn Remote, path: &str) -> Result<Option<i64>, RemoteError> {
+    let (folder, name) = path.rsplit_once('/').unwrap_or((".", path));
+    Ok(remote.list(folder)?.into_iter().find(|entry| entry.name == name).and_then(|entry| entry.modified))
 }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 use wal_agent::carry::Carrier;
-use wal_agent::core::position::Offset;
+use wal_agent::core::names::Object;
+use wal_agent::core::position::{Generation, Index, Offset};
 use wal_agent::core::replica::{Failure, FailureCause, Finding, Job, Outcome, Replica};
 use wal_agent::core::wal::WalHeader;
 use wal_agent::disk::{OsDisk, WalMap};
@@ -309,5 +310,37 @@ fn generations_that_may_not_be_listed_keep_nothing_from_being_replicated() {
             "{denied}: {outcome:?}"
         );
         assert_eq!(server.injected().len(), 1, "{denied}: it was refused");
+    }
+}
+
+#[test]
+fn a_snapshot_is_not_taken_for_the_newest_because_of_what_was_left_beside_it_while_the_clock_was_ahead() {
+    let folder = scratch();
+    let connection = new_application(folder.path());
+    insert(&connection, 100);
+    let mut copying = Copying::of(folder.path());
+    copying.copy(u64::MAX);
+    let other = Object::Snapshot { generation: Generation::from_random(0xaa), index: Index::ZERO };
+    let ours = Object::Snapshot { generation: generation(), index: Index::ZERO };
+    let server = FaultyServer::holding(Default::default());
+    server.set_clock(10_000);
+    let mut remote = server.connect();
+    for path in [other.path(), ours.temporary_path(1)] {
+        remote.create(&path).unwrap();
+        remote.write_at(&path, 0, b"snapshot").unwrap();
+    }
+    server.set_clock(-10_000);
+    let mut carry = |job| {
+        let order = order(job, 2, &copying.shadow, folder.path());
+        Carrier::default().carry(&mut *remote, &order).unwrap()
+    };
+    let Outcome::SnapshotSent(sent) = carry(Job::SendSnapshot { index: Index::ZERO }) else {
+        panic!("not sent")
+    };
+    let publish = Job::PublishSnapshot { sent, valid_from: (Index::ZERO, Offset::ZERO), state: None };
+    assert_eq!(carry(publish), Outcome::SnapshotPublished { is_older: true });
+    let renewal = Job::RenewSnapshot { index: Index::ZERO };
+    for _ in 0..2 {
+        assert_eq!(carry(renewal.clone()), Outcome::SnapshotRenewed { is_newest: true });
     }
 }
