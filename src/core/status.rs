@@ -145,7 +145,7 @@ pub struct PastError {
 /// How often continuity was lost and a new generation begun.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Breaks {
-    /// Since the agent started, the first generation included.
+    /// Since the agent started. The first generation of a database is none, though its reason is the last one.
     pub count: u64,
     /// Why, the last time.
     pub last_reason: Option<String>,
