@@ -18,6 +18,7 @@ use crate::remote::{Entry, FailureKind, Remote, RemoteError, join, objects_of};
 use crate::shadow::ShadowReadError;
 use crossbeam_channel::{Receiver, bounded};
 use segments::Content;
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -295,7 +296,7 @@ fn publish_snapshot(
     let temporary = order.path(&object.temporary_path(sent.attempt));
     let trailer = Trailer::Snapshot(SnapshotTrailer { valid_from, state, ..sent.trailer }).encode();
     remote.write_at(&temporary, sent.length, &trailer)?;
-    let others = newest_of_others(remote, order, false)?;
+    let others = newest_of_others(remote, order, usize::MAX)?;
     let mut is_older = others.is_some();
     for _ in 0..MOST_TICKS {
         if !is_older || modified(remote, &temporary)? > others {
@@ -316,7 +317,7 @@ fn publish_snapshot(
 /// restore takes it. `false` if the server does not let us.
 fn renew_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result<bool, CarryError> {
     let ours = objects_of(order.generation, &order.root, |folder| remote.list(folder))?.newest();
-    let others = newest_of_others(remote, order, false)?;
+    let others = newest_of_others(remote, order, usize::MAX)?;
     let Some(after) = others.filter(|others| Some(*others) >= ours) else { return Ok(true) };
     let object = Object::Snapshot { generation: order.generation, index };
     let path = order.path(&object.path());
@@ -324,21 +325,28 @@ fn renew_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Resul
     Ok(modified(remote, &path)? > Some(after))
 }
 
-/// When anything of the other generations that a restore could take was last written, by the server's clock. With
-/// `only_later`, of those that did not begin before the present one: a generation's folder is written to when it begins,
-/// and there may be many.
+/// When anything of the other generations that a restore could take was last written, by the server's clock. Of those
+/// that began before the present one, the last `earlier` are looked into, since there may be many: a generation's folder is
+/// written to when it begins.
 fn newest_of_others(
     remote: &mut dyn Remote,
     order: &Order,
-    only_later: bool,
+    earlier: usize,
 ) -> Result<Option<i64>, RemoteError> {
     let ours = order.generation.to_string();
-    let folders = listed(remote, &order.path(names::GENERATIONS))?;
+    let mut folders = listed(remote, &order.path(names::GENERATIONS))?;
+    folders.sort_by_key(|folder| Reverse(folder.modified));
     let began = folders.iter().find(|folder| folder.name == ours).and_then(|folder| folder.modified);
-    let is_early = |folder: &Entry| only_later && folder.modified.is_some() && folder.modified < began;
+    let is_early = |folder: &Entry| folder.modified.is_some() && folder.modified < began;
+    folders.retain(|folder| folder.is_folder && folder.name != ours);
+    let mut earlier = earlier;
+    folders.retain(|folder| {
+        let is_looked_into = !is_early(folder) || earlier > 0;
+        earlier -= usize::from(is_early(folder) && is_looked_into);
+        is_looked_into
+    });
     let mut times = None;
-    for folder in folders.iter().filter(|folder| folder.is_folder && folder.name != ours && !is_early(folder))
-    {
+    for folder in folders {
         let Ok(other) = folder.name.parse() else { continue };
         let objects = objects_of(other, &order.root, |folder| listed(remote, folder))?;
         if !objects.snapshots().is_empty() {

@@ -13,6 +13,10 @@ use crate::shadow::{ShadowReadError, ShadowReader};
 use std::cmp::Ordering;
 use std::io;
 
+/// How many of the generations before the present one a run looks into once: the server's clock may have been ahead while
+/// they were written to.
+const MOST_EARLIER: usize = 4;
+
 /// What is there of the generation. Objects that were never finished are removed: nobody will finish them. One that
 /// was set aside, and whose successor has not come, gets its name back: it holds what was acknowledged.
 pub(super) fn look(
@@ -56,7 +60,8 @@ pub(super) fn look(
         remote.close(&path);
     }
     // A machine that was set back to an image of itself does not know of generations that it has begun since.
-    listing.is_older = newest_of_others(remote, order, true)?.is_some_and(|others| Some(others) >= newest);
+    let earlier = if written.is_none() { MOST_EARLIER } else { 0 };
+    listing.is_older = newest_of_others(remote, order, earlier)?.is_some_and(|others| Some(others) >= newest);
     Ok(listing)
 }
 

@@ -10,6 +10,8 @@ const FIRST_PAUSE: Duration = Duration::from_micros(100);
 const LONGEST_PAUSE: Duration = Duration::from_micros(500);
 /// Writers that checkpoint pause for two fsyncs, and we copy nothing before an fsync of our own has ended.
 const LONGEST_CHECKPOINT: Duration = Duration::from_millis(50);
+/// It takes at most so many times as long as its writers went on before it; who pauses for longer rests.
+const LONGEST_CHECKPOINT_IN_STREAKS: u32 = 4;
 /// Writers that have not paused for so long are looked at by the clock only: to begin and to end that is work, too.
 const TIRELESS: Duration = Duration::from_millis(100);
 
@@ -18,8 +20,17 @@ const TIRELESS: Duration = Duration::from_millis(100);
 pub struct Pace {
     pause: Duration,
     until: Option<Instant>,
-    /// When the pause was the longest the last time, and the first time since they last paused for long.
-    endless: Option<(Instant, Instant)>,
+    /// When they began to go on without a pause.
+    streak: Option<Instant>,
+    endless: Option<Endless>,
+}
+
+/// Writers that have not paused for long, but for a checkpoint of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Endless {
+    since: Instant,
+    /// If nothing more is heard of them.
+    until: Instant,
 }
 
 impl Pace {
@@ -27,23 +38,24 @@ impl Pace {
     /// was copied, more was committed.
     pub fn on_news(&mut self, is_overtaken: bool, now: Instant) {
         // Looked at by the clock, they are not seen sooner, and may be checkpointing after each commit.
-        let (soon, first) = if self.is_endless(now) {
-            (LONGEST_PAUSE + AT_ONCE, LONGEST_PAUSE)
-        } else {
-            (AT_ONCE, FIRST_PAUSE)
-        };
+        let soon = if self.is_endless(now) { LONGEST_PAUSE + AT_ONCE } else { AT_ONCE };
         let is_busy = is_overtaken || self.until.is_some_and(|until| now < until + soon);
-        self.pause = if is_busy { (self.pause * 2).clamp(first, LONGEST_PAUSE) } else { Duration::ZERO };
+        self.pause =
+            if is_busy { (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) } else { Duration::ZERO };
+        self.streak = is_busy.then(|| self.streak.unwrap_or(now));
         self.until = Some(now + self.pause);
-        if self.pause == LONGEST_PAUSE {
-            let since = self.endless.filter(|_| self.is_endless(now)).map_or(now, |(_, since)| since);
-            self.endless = Some((now, since));
+        if let Some(streak) = self.streak.filter(|_| self.pause == LONGEST_PAUSE) {
+            let checkpoint = now.duration_since(streak) * LONGEST_CHECKPOINT_IN_STREAKS;
+            let until = now + checkpoint.clamp(LONGEST_PAUSE + AT_ONCE, LONGEST_CHECKPOINT);
+            let new = Endless { since: now, until };
+            let before = self.endless.filter(|_| self.is_endless(now)).unwrap_or(new);
+            self.endless = Some(Endless { since: before.since, until: until.max(before.until) });
         }
     }
 
     /// Whether writers have not paused for long, but for a checkpoint of their own.
     pub fn is_endless(&self, now: Instant) -> bool {
-        self.endless.is_some_and(|(at, _)| now < at + LONGEST_CHECKPOINT)
+        self.endless.is_some_and(|endless| now < endless.until)
     }
 
     /// Whether they have done so for long. Then each event that the kernel makes costs them more than all our looks.
@@ -53,8 +65,8 @@ impl Pace {
 
     /// Until when they are tireless, if they pause from now on.
     pub fn tireless_until(&self, now: Instant) -> Option<Instant> {
-        let (at, _) = self.endless.filter(|(_, since)| self.is_endless(now) && now >= *since + TIRELESS)?;
-        Some(at + LONGEST_CHECKPOINT)
+        let is_tireless = |endless: &Endless| now < endless.until && now >= endless.since + TIRELESS;
+        self.endless.filter(is_tireless).map(|endless| endless.until)
     }
 
     /// When to look though no event says so, as long as they are endless.
@@ -141,6 +153,26 @@ mod tests {
         let paused = now + LONGEST_PAUSE * 4;
         pace.on_news(false, paused);
         assert_eq!(pace.next_timeout(paused), None, "they are heard at once again");
+    }
+
+    #[test]
+    fn bursts_with_rests_between_them_do_not_keep_writers_tireless() {
+        for (commits, gap, period) in [(3, 450, 40), (10, 300, 40), (5, 600, 45)] {
+            let (mut pace, mut now) = (Pace::default(), Instant::now());
+            while !pace.is_tireless(now) {
+                pace.on_news(true, now);
+                now += LONGEST_PAUSE;
+            }
+            for burst in 0..4 {
+                let begin = now + burst * Duration::from_millis(period);
+                for commit in 0..commits {
+                    // It is looked at by the clock at the latest.
+                    pace.on_news(false, begin + commit * Duration::from_micros(gap).max(LONGEST_PAUSE));
+                }
+            }
+            let end = now + 4 * Duration::from_millis(period);
+            assert!(!pace.is_endless(end), "{commits} commits, each {gap} us, each {period} ms");
+        }
     }
 
     #[test]

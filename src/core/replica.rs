@@ -28,7 +28,7 @@ const MOST_LOOKS_AGAIN: u32 = 3;
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The pause before a server that did not let us change a time is asked again.
-const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
+const RENEWAL_PAUSE: Duration = Duration::from_secs(300);
 /// The longest pause of whoever tried, and could not reach the server: such a try costs little, and it is for the
 /// server's return that everybody waits. The others hear of it by [`Replica::on_server_answers`].
 const LONGEST_PAUSE_UNREACHED: Duration = Duration::from_secs(5);
@@ -214,7 +214,7 @@ impl Replica {
         if self.finish_at.is_some_and(|end| self.is_finished(end)) {
             return None; // what is committed after the end is for the next run
         }
-        let renewal_at = self.superseded.map(|(_, at)| at);
+        let renewal_at = self.superseded.map(|(_, at)| at).filter(|_| self.may_renew());
         if self.acked() != Some(shadow.position()) {
             return self.last_push.map(|at| at + self.interval(shadow)).into_iter().chain(renewal_at).min();
         }
@@ -229,6 +229,11 @@ impl Replica {
         self.acked().zip(self.finish_at).is_some_and(|(acked, at)| acked >= at)
     }
 
+    /// Whether a time that the server refused may be asked for again: nothing waits for it but the truth.
+    fn may_renew(&self) -> bool {
+        self.is_restorable() && self.finish_at.is_none()
+    }
+
     /// Whether the next job reads the database file.
     pub fn wants_database(&self) -> bool {
         matches!(self.phase, Phase::Empty | Phase::Streaming { snapshot: Snapshot::Missing, .. })
@@ -241,15 +246,13 @@ impl Replica {
             return None;
         }
         let (is_finishing, interval) = (self.is_finishing(), self.interval(shadow));
-        let renewal = self.superseded.filter(|(_, at)| now >= *at);
-        let renewal = renewal.map(|(index, _)| Job::RenewSnapshot { index });
+        let renewal = self.superseded.filter(|(_, at)| now >= *at && self.may_renew());
         let job = match &mut self.phase {
             Phase::Unknown => Some(Job::Look { written: self.last_segment }),
             Phase::Empty => Some(Job::SendSnapshot { index: shadow.index }),
             Phase::Streaming { tail, snapshot } => {
                 let job = match (is_finishing, *snapshot) {
                     (true, Snapshot::Published) => tail.open.map(|open| tail.seal(open, false, shadow)),
-                    (false, Snapshot::Published) if renewal.is_some() => renewal,
                     (_, snapshot) => next_streaming_job(tail, snapshot, shadow, now),
                 };
                 let is_push =
@@ -269,6 +272,8 @@ impl Replica {
         if job.is_none() && is_caught_up && !matches!(self.phase, Phase::Unknown) {
             self.works_again();
         }
+        let renewal = renewal.map(|(index, _)| Job::RenewSnapshot { index });
+        let job = job.or(renewal);
         self.in_flight.clone_from(&job);
         job
     }
@@ -466,7 +471,6 @@ impl Replica {
         if !self.last_segment.is_some_and(holds_as_much) && !self.acked.is_some_and(reaches) {
             self.acked = Some((tail.index, tail.end));
         }
-        self.superseded = self.superseded.filter(|_| listing.is_older);
         self.phase = Phase::Streaming { tail, snapshot };
         Finding::Nothing
     }

@@ -20,6 +20,8 @@ pub(super) const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 const FEW_FRAMES: u32 = 200;
 /// How long a round without the lock waits for a moment in which nothing is left.
 const WATCH: Duration = Duration::from_millis(10);
+/// Writers that have committed nothing for so long, while nobody checkpoints, pause.
+const REST: Duration = Duration::from_millis(1);
 /// The pause between two looks at a checkpoint of many frames, whose first fsync takes longer.
 const CHECKPOINT_PAUSE: Duration = Duration::from_micros(50);
 /// How long is waited for a commit at the most, to see on which processor the writer does not run.
@@ -47,7 +49,7 @@ pub struct RoundReport {
     pub held: Option<Duration>,
     /// Whether the next writer will restart the WAL.
     pub finished: bool,
-    /// Whether writers have committed meanwhile.
+    /// Whether writers went on committing meanwhile, and never paused but for a checkpoint.
     pub went_on: bool,
     /// What a look on the way found.
     pub broken: Option<Break>,
@@ -98,16 +100,18 @@ pub enum RoundPlan {
 
 /// Carries out a round. Invariant: the WAL is held throughout, and the write lock is free when this returns.
 pub fn round(attached: &mut Attached, database: &Path, plan: RoundPlan) -> RoundReport {
-    let mut held = None;
+    let (mut held, mut has_paused) = (None, false);
     let before = attached.capture.shadow.extent().position();
     let (round, result) = match plan {
         RoundPlan::Following { most_frames } => {
-            let has_come = follow(attached, database, most_frames);
+            let followed = follow(attached, database, most_frames);
+            has_paused = matches!(followed, Ok(Followed::Rest));
+            let has_come = followed.map(|followed| followed == Followed::Moment);
             (Round::Following, has_come.and_then(|has_come| has_come.then_some(()).ok_or(Stop::Later)))
         }
         RoundPlan::Urgent { budget } => (Round::Urgent, urgent(attached, database, budget, &mut held)),
     };
-    let went_on = attached.capture.shadow.extent().position() != before;
+    let went_on = attached.capture.shadow.extent().position() != before && !has_paused;
     let report = RoundReport { round, held, finished: result.is_ok(), went_on, broken: None, error: None };
     match result {
         Ok(()) | Err(Stop::Later) => report,
@@ -134,9 +138,20 @@ fn urgent(
     sync_shadow(attached)
 }
 
+/// How following writers ended.
+#[derive(PartialEq, Eq)]
+enum Followed {
+    /// The next of them restarts the WAL.
+    Moment,
+    /// It did not come in time.
+    Missed,
+    /// They pause, so that there is none to wait for.
+    Rest,
+}
+
 /// Waits for the moment between two commits in which the application has checkpointed everything: then it restarts the
-/// WAL with the next one. Where the application leaves much, we checkpoint. Whether it came.
-fn follow(attached: &mut Attached, database: &Path, most_frames: u32) -> Result<bool, Stop> {
+/// WAL with the next one. Where the application leaves much, we checkpoint.
+fn follow(attached: &mut Attached, database: &Path, most_frames: u32) -> Result<Followed, Stop> {
     let _stay = stay_apart(attached);
     let until = Instant::now() + WATCH;
     // On read lock 0 alone, we would keep the application from its checkpoint all the while.
@@ -146,6 +161,7 @@ fn follow(attached: &mut Attached, database: &Path, most_frames: u32) -> Result<
         sync_shadow(attached)?;
         checkpoint(attached, database, None, Duration::ZERO)?;
     }
+    let mut news = Instant::now();
     while Instant::now() < until {
         let copied = copy_all(attached, None)?;
         while let Ok(extent) = attached.query.wal_extent() {
@@ -154,18 +170,29 @@ fn follow(attached: &mut Attached, database: &Path, most_frames: u32) -> Result<
                 && extent.is_backfilled()
                 && attached.guard.let_restart(&attached.query, extent, |_| true)?
             {
-                return Ok(true);
+                return Ok(Followed::Moment);
             }
             if extent.left() > FEW_FRAMES && !is_about_to_end(attached, extent) {
                 // The moment is not near, and a processor that we do not use is the writers'.
                 std::thread::sleep(CHECKPOINT_PAUSE);
             }
-            if extent.frames != copied.frames || Instant::now() >= until {
+            let now = Instant::now();
+            if extent.frames != copied.frames {
+                news = now;
+                break;
+            }
+            if now.duration_since(news) > REST {
+                if !attached.guard.index().is_checkpointed().unwrap_or(true) {
+                    return Ok(Followed::Rest);
+                }
+                news = now;
+            }
+            if now >= until {
                 break;
             }
         }
     }
-    Ok(false)
+    Ok(Followed::Missed)
 }
 
 /// Keeps this thread off the writer's processor, if it can be told: a writer is woken from its fsync where it slept, takes

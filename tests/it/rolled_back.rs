@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use wal_agent::carry::Carrier;
 use wal_agent::core::names::Object;
 use wal_agent::core::position::{Generation, Index, Offset};
-use wal_agent::core::replica::{Failure, FailureCause, Finding, Job, Outcome, Replica};
+use wal_agent::core::replica::{Failure, FailureCause, Finding, Job, Outcome, Replica, SegmentStart};
 use wal_agent::core::wal::WalHeader;
 use wal_agent::disk::{OsDisk, WalMap};
 use wal_agent::remote::FailureKind;
@@ -261,7 +261,7 @@ fn a_look_tells_when_another_generation_was_written_to_if_that_was_not_before() 
     insert(&connection, 100);
     let mut copying = Copying::of(folder.path());
     copying.copy(u64::MAX);
-    let is_older = |others: &[(&str, Objects)]| {
+    let look = |written, others: &[(&str, Objects)]| {
         let replica = scratch();
         put(replica.path(), &generation().to_string(), &[(SNAPSHOT, 100), (SEGMENT, 200)]);
         others.iter().for_each(|(name, objects)| put(replica.path(), name, objects));
@@ -269,13 +269,14 @@ fn a_look_tells_when_another_generation_was_written_to_if_that_was_not_before() 
             folder.set_modified(SystemTime::UNIX_EPOCH).unwrap();
         }
         fs::write(replica.path().join("generations/00000000000000cc"), "no folder").unwrap();
-        let mut order = order(Job::Look { written: None }, 1, &copying.shadow, folder.path());
+        let mut order = order(Job::Look { written }, 1, &copying.shadow, folder.path());
         order.root = replica.path().to_str().unwrap().to_owned();
         match Carrier::default().carry(&mut DirRemote::new(), &order).unwrap() {
             Outcome::Found(listing) => listing.is_older,
             outcome => panic!("{outcome:?}"),
         }
     };
+    let is_older = |others: &[(&str, Objects)]| look(None, others);
     let newer: (&str, Objects) = (OTHER, &[(SNAPSHOT, 100), (SEGMENT, 300)]);
     assert!(is_older(&[newer]));
     assert!(is_older(&[("00000000000000bb", &[(SNAPSHOT, 201)]), newer]));
@@ -286,7 +287,10 @@ fn a_look_tells_when_another_generation_was_written_to_if_that_was_not_before() 
     let unpublished = format!("{SNAPSHOT}.0123456789abcdef.tmp");
     assert!(!is_older(&[(OTHER, &[(&unpublished, 300)])]), "nor that");
     assert!(!is_older(&[(OTHER, &[(SNAPSHOT, 100), ("wal/README", 300)])]), "that is no object");
-    assert!(!is_older(&[(EARLY, &[(SNAPSHOT, 300)])]), "it began before, and is not looked into");
+    assert!(is_older(&[(EARLY, &[(SNAPSHOT, 300)])]), "the clock was ahead while it was written");
+    let ours = Some((SegmentStart { index: Index::ZERO, start: Offset::ZERO }, 0));
+    assert!(!look(ours, &[(EARLY, &[(SNAPSHOT, 300)])]), "the first look of this run has looked into it");
+    assert!(look(ours, &[newer]), "it began since");
     assert!(!is_older(&[("lost+found", &[(SNAPSHOT, 300)])]), "that is no generation");
 }
 
