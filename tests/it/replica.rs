@@ -604,6 +604,41 @@ fn a_server_that_takes_no_times_is_asked_again_and_a_restore_takes_another_gener
 }
 
 #[test]
+fn a_replica_that_a_restore_passes_over_is_failing_whatever_a_look_says_and_waits_for_what_is_next() {
+    let interval = Duration::from_secs(10);
+    let mut now = Instant::now();
+    let mut replica = streaming_with(1000, interval, now);
+    // A push is cut off, a look is answered, and the segment is written anew, up to `end`.
+    let again = |replica: &mut Replica, is_older, end, whole, now: &mut Instant| {
+        assert!(matches!(replica.next_job(&shadow(end), *now), Some(Job::Extend { .. } | Job::Begin { .. })));
+        replica.on_outcome(failure_by(FailureCause::Disconnected), &shadow(end), *now, 0.0);
+        *now += Duration::from_secs(1);
+        let found = Outcome::Found(Listing { is_older, ..listing(FIRST, 50, SAME) });
+        for outcome in [found, Outcome::Appended { end: Offset::new(end), length: 60 }] {
+            assert!(matches!(
+                replica.next_job(&shadow(whole), *now),
+                Some(Job::Look { .. } | Job::Begin { .. })
+            ));
+            replica.on_outcome(outcome, &shadow(whole), *now, 0.0);
+        }
+    };
+    now += interval * 2;
+    again(&mut replica, true, 2000, 2000, &mut now);
+    assert_eq!(replica.next_job(&shadow(2000), now), Some(Job::RenewSnapshot { index: INDEX }));
+    replica.on_outcome(Outcome::SnapshotRenewed { is_newest: false }, &shadow(2000), now, 0.0);
+    let Activity::Superseded { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
+    now += interval * 2;
+    again(&mut replica, false, 3000, 3000, &mut now);
+    assert_eq!(replica.activity(), Activity::Superseded { retry_at }, "it does not look into all of them");
+    now = retry_at;
+    assert!(matches!(replica.next_job(&shadow(4000), now), Some(Job::Seal { .. })));
+    replica.on_outcome(Outcome::Sealed, &shadow(4000), now, 0.0);
+    again(&mut replica, true, 4000, 5000, &mut now);
+    assert_eq!(replica.next_job(&shadow(5000), now), None, "the next push is not due");
+    assert!(replica.next_timeout(&shadow(5000)).is_some_and(|at| at > now), "it does not spin until then");
+}
+
+#[test]
 fn a_snapshot_that_never_gets_its_name_is_sent_again_ever_less_often() {
     let mut now = Instant::now();
     let mut replica = Replica::new(generation(), Duration::ZERO);
