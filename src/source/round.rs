@@ -21,7 +21,7 @@ const FEW_FRAMES: u32 = 200;
 /// How long a round without the lock waits for a moment in which nothing is left.
 const WATCH: Duration = Duration::from_millis(10);
 /// Writers that have committed nothing for so long, while nobody checkpoints, pause.
-const REST: Duration = Duration::from_millis(1);
+const REST: Duration = Duration::from_millis(2);
 /// The pause between two looks at a checkpoint of many frames, whose first fsync takes longer.
 const CHECKPOINT_PAUSE: Duration = Duration::from_micros(50);
 /// How long is waited for a commit at the most, to see on which processor the writer does not run.
@@ -104,9 +104,7 @@ pub fn round(attached: &mut Attached, database: &Path, plan: RoundPlan) -> Round
     let before = attached.capture.shadow.extent().position();
     let (round, result) = match plan {
         RoundPlan::Following { most_frames } => {
-            let followed = follow(attached, database, most_frames);
-            has_paused = matches!(followed, Ok(Followed::Rest));
-            let has_come = followed.map(|followed| followed == Followed::Moment);
+            let has_come = follow(attached, database, most_frames, &mut has_paused);
             (Round::Following, has_come.and_then(|has_come| has_come.then_some(()).ok_or(Stop::Later)))
         }
         RoundPlan::Urgent { budget } => (Round::Urgent, urgent(attached, database, budget, &mut held)),
@@ -138,20 +136,14 @@ fn urgent(
     sync_shadow(attached)
 }
 
-/// How following writers ended.
-#[derive(PartialEq, Eq)]
-enum Followed {
-    /// The next of them restarts the WAL.
-    Moment,
-    /// It did not come in time.
-    Missed,
-    /// They pause, so that there is none to wait for.
-    Rest,
-}
-
 /// Waits for the moment between two commits in which the application has checkpointed everything: then it restarts the
-/// WAL with the next one. Where the application leaves much, we checkpoint.
-fn follow(attached: &mut Attached, database: &Path, most_frames: u32) -> Result<Followed, Stop> {
+/// WAL with the next one. Where the application leaves much, we checkpoint. Whether it came; and whether writers paused.
+fn follow(
+    attached: &mut Attached,
+    database: &Path,
+    most_frames: u32,
+    has_paused: &mut bool,
+) -> Result<bool, Stop> {
     let _stay = stay_apart(attached);
     let until = Instant::now() + WATCH;
     // On read lock 0 alone, we would keep the application from its checkpoint all the while.
@@ -170,7 +162,7 @@ fn follow(attached: &mut Attached, database: &Path, most_frames: u32) -> Result<
                 && extent.is_backfilled()
                 && attached.guard.let_restart(&attached.query, extent, |_| true)?
             {
-                return Ok(Followed::Moment);
+                return Ok(true);
             }
             if extent.left() > FEW_FRAMES && !is_about_to_end(attached, extent) {
                 // The moment is not near, and a processor that we do not use is the writers'.
@@ -182,9 +174,7 @@ fn follow(attached: &mut Attached, database: &Path, most_frames: u32) -> Result<
                 break;
             }
             if now.duration_since(news) > REST {
-                if !attached.guard.index().is_checkpointed().unwrap_or(true) {
-                    return Ok(Followed::Rest);
-                }
+                *has_paused |= !attached.guard.index().is_checkpointed().unwrap_or(true);
                 news = now;
             }
             if now >= until {
@@ -192,7 +182,7 @@ fn follow(attached: &mut Attached, database: &Path, most_frames: u32) -> Result<
             }
         }
     }
-    Ok(Followed::Missed)
+    Ok(false)
 }
 
 /// Keeps this thread off the writer's processor, if it can be told: a writer is woken from its fsync where it slept, takes
