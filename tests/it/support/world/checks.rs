@@ -213,8 +213,9 @@ impl World {
         let (mut from, mut restored) = (0, 0);
         let mut generation = None;
         for commit in chosen.into_iter().map(|number| &commits[number]) {
-            // A machine that was set back may have gone on in an earlier generation.
-            if generation.replace(commit.generation) != Some(commit.generation) && !self.images.is_empty() {
+            // A machine that was set back, or lost its power, may have gone on in an earlier generation.
+            let may_go_back = !self.images.is_empty() || !self.lost.is_empty();
+            if generation.replace(commit.generation) != Some(commit.generation) && may_go_back {
                 from = 0;
             }
             let view = FaultyServer::holding(earlier.as_of(commit));
