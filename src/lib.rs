@@ -119,7 +119,7 @@
 //! - A restore takes the generation that was written to last, by the server's clock: names are random. So the present one's
 //!   snapshot gets a later time than anything of the others has, where the clock did not give it one: it may have been ahead
 //!   once, or the machine was set back to before another generation began (found by the simulation). Where the server does
-//!   not let us, that is said, the replica is failing, and it is tried again every few minutes.
+//!   not let us, that is said, the replica is failing, and it is tried again each minute.
 //! - An index that is over before anything of it was sent is one sealed segment, written at once: after an outage there are
 //!   many, and each would cost twice the round trips.
 //! - A writer that never pauses is looked at every half a millisecond, not at each event ([`core::pace`]), because it pays

@@ -28,7 +28,7 @@ const MOST_LOOKS_AGAIN: u32 = 3;
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The pause before a server that did not let us change a time is asked again.
-const RENEWAL_PAUSE: Duration = Duration::from_secs(300);
+const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 /// The longest pause of whoever tried, and could not reach the server: such a try costs little, and it is for the
 /// server's return that everybody waits. The others hear of it by [`Replica::on_server_answers`].
 const LONGEST_PAUSE_UNREACHED: Duration = Duration::from_secs(5);
@@ -350,7 +350,11 @@ impl Replica {
 
     fn on_success(&mut self, job: Job, outcome: Outcome, shadow: &ShadowExtent, now: Instant) -> Finding {
         match (job, outcome) {
-            (Job::Look { .. }, Outcome::Found(listing)) => return self.on_listing(&listing, shadow),
+            (Job::Look { .. }, Outcome::Found(listing)) => {
+                // It may be another server by now, which takes times.
+                self.superseded = self.superseded.map(|(index, _)| (index, now));
+                return self.on_listing(&listing, shadow);
+            }
             (Job::SendSnapshot { index }, Outcome::SnapshotSent(sent)) => {
                 // The reading is over, so nothing in it is newer than what the shadow holds now.
                 let state = shadow.state_at(shadow.index, shadow.end);
