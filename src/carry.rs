@@ -339,14 +339,9 @@ fn newest_of_others(
     let began = folders.iter().find(|folder| folder.name == ours).and_then(|folder| folder.modified);
     let is_early = |folder: &Entry| folder.modified.is_some() && folder.modified < began;
     folders.retain(|folder| folder.is_folder && folder.name != ours);
-    let mut earlier = earlier;
-    folders.retain(|folder| {
-        let is_looked_into = !is_early(folder) || earlier > 0;
-        earlier -= usize::from(is_early(folder) && is_looked_into);
-        is_looked_into
-    });
+    let (early, later): (Vec<_>, Vec<_>) = folders.into_iter().partition(is_early);
     let mut times = None;
-    for folder in folders {
+    for folder in later.into_iter().chain(early.into_iter().take(earlier)) {
         let Ok(other) = folder.name.parse() else { continue };
         let objects = objects_of(other, &order.root, |folder| listed(remote, folder))?;
         if !objects.snapshots().is_empty() {

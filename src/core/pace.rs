@@ -38,7 +38,8 @@ impl Pace {
     /// was copied, more was committed.
     pub fn on_news(&mut self, is_overtaken: bool, now: Instant) {
         // Looked at by the clock, they are not seen sooner, and may be checkpointing after each commit.
-        let soon = if self.is_endless(now) { LONGEST_PAUSE + AT_ONCE } else { AT_ONCE };
+        let before = self.endless.filter(|_| self.is_endless(now));
+        let soon = if before.is_some() { LONGEST_PAUSE + AT_ONCE } else { AT_ONCE };
         let is_busy = is_overtaken || self.until.is_some_and(|until| now < until + soon);
         self.pause =
             if is_busy { (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) } else { Duration::ZERO };
@@ -47,8 +48,7 @@ impl Pace {
         if let Some(streak) = self.streak.filter(|_| self.pause == LONGEST_PAUSE) {
             let checkpoint = now.duration_since(streak) * LONGEST_CHECKPOINT_IN_STREAKS;
             let until = now + checkpoint.clamp(LONGEST_PAUSE + AT_ONCE, LONGEST_CHECKPOINT);
-            let new = Endless { since: now, until };
-            let before = self.endless.filter(|_| self.is_endless(now)).unwrap_or(new);
+            let before = before.unwrap_or(Endless { since: now, until });
             self.endless = Some(Endless { since: before.since, until: until.max(before.until) });
         }
     }

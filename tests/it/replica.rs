@@ -611,7 +611,7 @@ fn a_replica_that_a_restore_passes_over_is_failing_whatever_a_look_says_and_wait
     // A push is cut off, a look is answered, and the segment is written anew, up to `end`.
     let again = |replica: &mut Replica, is_older, end, whole, now: &mut Instant| {
         assert!(matches!(replica.next_job(&shadow(end), *now), Some(Job::Extend { .. } | Job::Begin { .. })));
-        replica.on_outcome(failure_by(FailureCause::Disconnected), &shadow(end), *now, 0.0);
+        replica.on_outcome(failure(), &shadow(end), *now, 0.0);
         *now += Duration::from_secs(1);
         let found = Outcome::Found(Listing { is_older, ..listing(FIRST, 50, SAME) });
         for outcome in [found, Outcome::Appended { end: Offset::new(end), length: 60 }] {

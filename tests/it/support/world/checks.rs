@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use wal_agent::config::Durability;
 use wal_agent::core::checksum::Crc64;
 use wal_agent::core::names;
+use wal_agent::core::page::PageSize;
 use wal_agent::core::position::{Generation, Index, Offset, Position};
 use wal_agent::core::restore::{Check, RestoreGap};
 use wal_agent::core::status::{ReplicaState, ReplicaStatus, SourceState};
@@ -308,14 +309,11 @@ impl World {
 fn database_in(file: &[u8]) -> &[u8] {
     let number =
         |at: usize| file.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
-    let page_size = file.get(16..18).map(|bytes| match u16::from_be_bytes([bytes[0], bytes[1]]) {
-        1 => 65536,
-        size => usize::from(size),
-    });
+    let page_size = file.get(16..18).and_then(|field| PageSize::from_database_header([field[0], field[1]]));
     match (page_size, number(28)) {
         // The count was written with the last change of the header.
         (Some(page_size), Some(pages)) if number(24) == number(92) => {
-            file.get(..page_size * pages as usize).unwrap_or(file)
+            file.get(..page_size.get() as usize * pages as usize).unwrap_or(file)
         }
         _ => file,
     }
