@@ -393,6 +393,11 @@ impl Application {
     }
 
     fn go_on(&mut self, connection: usize, word: &str) {
+        // Another one may have committed, and stand still since: what this one does hides that.
+        self.remember();
+        if !self.is_certain && !self.states.is_empty() {
+            self.look_on();
+        }
         if self.tell(connection, word) == Answer::Waiting {
             return;
         }
