@@ -1,8 +1,9 @@
 //! What an application on the same machine feels: writers alone, beside the agent, and beside Litestream, in turns.
 //!
-//! `cargo bench --bench writer -- [--rounds N] [--seconds S] [--only WORKLOAD] [--synchronous full]`. Everything
-//! replicates to a real sshd on loopback. One line for each run; compare lines of one round, never figures of two
-//! machines.
+//! `cargo bench --bench writer -- [--rounds N] [--seconds S] [--only WORKLOAD] [--synchronous full] [--to folder]`.
+//! Everything replicates to a real sshd on loopback, which shares the writers' cores as no user's server does, or to a
+//! folder in memory, which costs next to nothing. One line for each run; compare lines of one round, never figures of
+//! two machines.
 
 #[allow(dead_code)] // tests need more of the outside world
 #[path = "../it/support/mod.rs"]
@@ -40,6 +41,9 @@ struct Arguments {
     /// How the writers sync: NORMAL, or FULL as SQLite does by default.
     #[arg(long, default_value = "normal")]
     synchronous: String,
+    /// Where everything is replicated to.
+    #[arg(long, value_enum, default_value_t = Destination::Sshd)]
+    to: Destination,
     /// Plays a writer on this database; for the benchmark itself.
     #[arg(long, hide = true)]
     play: Option<PathBuf>,
@@ -69,6 +73,14 @@ impl Workload {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Debug, ValueEnum)]
+enum Destination {
+    /// A real sshd on the same cores.
+    Sshd,
+    /// A folder in memory.
+    Folder,
+}
+
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Companion {
     Nobody,
@@ -91,7 +103,7 @@ fn main() -> anyhow::Result<()> {
     for &workload in workloads {
         for _ in 0..arguments.rounds {
             for companion in [Companion::Nobody, Companion::Agent, Companion::Litestream] {
-                measure(workload, companion, &arguments.synchronous, length)?;
+                measure(workload, companion, &arguments, length)?;
             }
         }
     }
@@ -102,7 +114,7 @@ fn main() -> anyhow::Result<()> {
 fn measure(
     workload: Workload,
     companion: Companion,
-    synchronous: &str,
+    arguments: &Arguments,
     length: Duration,
 ) -> anyhow::Result<()> {
     let (folder, server) = (temporary_folder(), Sshd::start());
@@ -116,13 +128,21 @@ fn measure(
     match companion {
         Companion::Nobody => {}
         Companion::Agent => {
-            let text = of_database(&database, &[&on_server(&location, "replica")]);
+            let replica = match arguments.to {
+                Destination::Sshd => on_server(&location, "replica"),
+                Destination::Folder => format!("{{type: file, path: '{}'}}", far.path().display()),
+            };
+            let text = of_database(&database, &[&replica]);
             let started = Agent::start(folder.path(), &text);
             started.wait_for_status("the snapshot is there", |status| status["health"] == "healthy");
             agent = Some(started);
         }
         Companion::Litestream => {
-            let path = litestream::configuration(folder.path(), &database, &litestream::on_server(&location));
+            let replica = match arguments.to {
+                Destination::Sshd => litestream::on_server(&location),
+                Destination::Folder => litestream::in_folder(far.path()),
+            };
+            let path = litestream::configuration(folder.path(), &database, &replica);
             litestream = Some(litestream::replicate(&path));
             thread::sleep(Duration::from_secs(2)); // it says nowhere that it is ready
         }
@@ -130,7 +150,7 @@ fn measure(
     let reader = (workload == Workload::LongReader).then(|| begin_to_read(&database)).transpose()?;
     let cpu_before = agent.as_ref().map(|agent| cpu_time(agent.pid())).transpose()?;
     let writers: Vec<Child> = (0..workload.writers())
-        .map(|_| start(&database, workload, synchronous, length))
+        .map(|_| start(&database, workload, &arguments.synchronous, length))
         .collect::<Result<_, _>>()?;
     let largest = largest_wal(&database.with_extension("db-wal"), length);
     let mut answers = Answers::default();
