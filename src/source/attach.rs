@@ -4,6 +4,7 @@ use super::capture::Capture;
 use super::checkpointer::Checkpointer;
 use super::guard::Guard;
 use super::held::{Belonging, Held};
+use super::inspect::Suspicion;
 use super::left_behind::{self, Fate, LeftBehind, Paths};
 use super::let_go::Resting;
 use super::proof::{self, WalAtPath};
@@ -163,6 +164,8 @@ pub enum AttachOutcome {
         reason: Option<Break>,
         /// What only comparing its pages can tell, before anything is copied.
         to_compare: Option<Break>,
+        /// What its pages are to tell.
+        to_inspect: Option<Suspicion>,
         /// It was not in WAL mode, and is now.
         was_switched: bool,
     },
@@ -235,12 +238,14 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let seen = attached.sight();
     // What the evidence held for.
     let seen = if is_proven { seen.map(|seen| Sighting { stamp, ..seen }) } else { seen };
-    let (reason, to_compare) = match beginning {
-        Beginning::Proven | Beginning::ToBeSeen => (None, None),
-        Beginning::New(reason) => (Some(reason), None),
-        Beginning::Doubtful(reason) => (None, Some(reason)),
+    let (reason, to_compare, to_inspect) = match beginning {
+        Beginning::Proven | Beginning::ToBeSeen => (None, None, None),
+        Beginning::ToBeInspected => (None, None, Some(Suspicion::Unseen)),
+        Beginning::New(reason) => (Some(reason), None, None),
+        Beginning::Doubtful(reason) => (None, Some(reason), None),
     };
-    Ok(AttachOutcome::Attached { attached: Box::new(attached), seen, reason, to_compare, was_switched })
+    let attached = Box::new(attached);
+    Ok(AttachOutcome::Attached { attached, seen, reason, to_compare, to_inspect, was_switched })
 }
 
 /// Keeps which WAL is this database's now.
@@ -312,6 +317,8 @@ enum Beginning {
     Proven,
     /// The first look compares the WAL with its copy.
     ToBeSeen,
+    /// The same, and the file is compared with both.
+    ToBeInspected,
     /// Only comparing its pages can tell.
     Doubtful(Break),
     /// It does not; a new generation has begun.
@@ -371,7 +378,9 @@ impl Past {
         } else if copied.is_none() && !rested_here {
             // Nothing was copied, so that no look could tell.
             Beginning::Doubtful(Break::ShadowMissing)
-        } else if wal == WalAtPath::Copied || !rested_here {
+        } else if wal == WalAtPath::Copied {
+            Beginning::ToBeInspected
+        } else if !rested_here {
             Beginning::ToBeSeen
         } else {
             Beginning::Doubtful(Break::DatabaseChanged)

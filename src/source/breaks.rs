@@ -144,7 +144,7 @@ impl Source {
         self.take_back_table();
         let reason = self.leaving.take()?;
         // What is still to be inspected was seen after it was written.
-        let seen = self.sighting.filter(|_| !self.to_inspect);
+        let seen = self.sighting.filter(|_| self.to_inspect.is_none());
         let attached = self.lend()?;
         self.state = State::Detached;
         self.hold_nothing();

@@ -24,6 +24,15 @@ use std::time::Duration;
 const TRIES: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(2);
 
+/// Why the pages of a file are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Suspicion {
+    /// It was written while we held it, and nobody else had it open.
+    Written,
+    /// It has the WAL that was copied, but nobody of us saw what was done to it since: `cp` over a database leaves its WAL.
+    Unseen,
+}
+
 /// What the pages of a file say.
 #[derive(Debug)]
 pub enum Inspection {

@@ -32,7 +32,7 @@ pub use attach::{AttachOutcome, AttachRequest, Attached, attach};
 pub use capture::{Look, LookError};
 pub use checkpointer::Checkpointer;
 pub use compare::{Compared, Doubt, compare};
-pub use inspect::{Inspection, InspectionError, inspect};
+pub use inspect::{Inspection, InspectionError, Suspicion, inspect};
 pub use job::{CheckpointFailure, LocalJob, LocalOutcome};
 pub use leave::{LeaveOutcome, LeaveRequest, leave};
 pub use let_go::{LetGoOutcome, LetGoRequest, Resting, Stay, let_go};
@@ -155,8 +155,8 @@ pub struct Source {
     forced_break: Option<Break>,
     /// Begins a new generation at the next turn, or at `break_at`.
     requested_break: Option<Break>,
-    /// The file was written, and its pages are to tell by whom.
-    to_inspect: bool,
+    /// The pages of the file are to tell who has written it.
+    to_inspect: Option<Suspicion>,
     /// What the page table is to settle at the next turn.
     to_compare: Option<Break>,
     /// A generation has begun, and until a look succeeds in it the next one must not begin earlier.
@@ -222,7 +222,7 @@ impl Source {
             needs_sync: false,
             forced_break: None,
             requested_break: None,
-            to_inspect: false,
+            to_inspect: None,
             to_compare: None,
             break_at: None,
             leaving: None,
@@ -304,7 +304,7 @@ impl Source {
     }
     /// Whether its pages are being compared with the page table, or will be.
     pub fn is_comparing(&self) -> bool {
-        self.to_compare.is_some() || self.to_inspect
+        self.to_compare.is_some() || self.to_inspect.is_some()
     }
     /// How many looks have found everything committed in the shadow. What was in the file before the last one is in it.
     pub fn looks(&self) -> u32 {

@@ -102,7 +102,7 @@ impl Source {
                 self.hold_nothing();
                 self.dirty = Dirty::ALL;
             }
-            AttachOutcome::Attached { attached, seen, reason, to_compare, was_switched } => {
+            AttachOutcome::Attached { attached, seen, reason, to_compare, to_inspect, was_switched } => {
                 if was_switched {
                     info!("{name}: was not in WAL mode; it is now, and stays so");
                 }
@@ -115,6 +115,7 @@ impl Source {
                 // The generation that was begun in the last try: no look has succeeded in it, and nothing was sent.
                 self.to_compare =
                     to_compare.filter(|doubt| *doubt != Break::ShadowMissing || self.break_at.is_none());
+                self.to_inspect = to_inspect;
                 (self.sighting, self.look_around_at) = (seen, Some(Recheck::now(now)));
                 // Nothing that was read of the file before is of one time with what is read now.
                 self.gaps = self.gaps.wrapping_add(1);

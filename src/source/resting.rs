@@ -1,6 +1,6 @@
 //! Whether anybody else has the database open: letting go of it when nobody has, and coming back when somebody does.
 
-use super::inspect::Inspection;
+use super::inspect::{Inspection, Suspicion};
 use super::job::LocalJob;
 use super::let_go::{LetGoOutcome, LetGoRequest, Stay};
 use super::proof;
@@ -12,7 +12,7 @@ use crate::core::pace::Pace;
 use crate::core::position::Index;
 use crate::core::sync::{Break, Dirty};
 use crate::sqlite::WalExtent;
-use log::{info, warn};
+use log::{debug, error, info, warn};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -74,7 +74,7 @@ impl Source {
             Writer::Sqlite => {}
             Writer::Unknown => {
                 // Whatever is written from now on is asked about again.
-                (self.to_inspect, self.sighting) = (true, Some(sighting));
+                (self.to_inspect, self.sighting) = (Some(Suspicion::Written), Some(sighting));
                 return;
             }
             Writer::Another => {
@@ -116,16 +116,33 @@ impl Source {
 
     pub(super) fn on_inspected(&mut self, inspection: Inspection, now: Instant) {
         let name = self.settings.database.display();
-        self.to_inspect = matches!(inspection, Inspection::Unsettled);
+        let Some(suspicion) = self.to_inspect.take() else { return };
         self.look_around_at = Some(Recheck::now(now));
-        match inspection {
-            Inspection::Whole => {
+        match (inspection, suspicion) {
+            (Inspection::Whole, Suspicion::Written) => {
                 info!("{name}: was written by a checkpoint that was not seen to begin; its WAL goes on")
             }
-            Inspection::Unsettled => {}
-            Inspection::Broken(reason) => self.on_break(reason),
-            Inspection::Overwritten => self.leaving = Some(Break::DatabaseOverwritten),
-            Inspection::Unknown(error) => {
+            (Inspection::Whole, Suspicion::Unseen) => {
+                debug!("{name}: is what its page table and its WAL say")
+            }
+            (Inspection::Unsettled, _) => self.to_inspect = Some(suspicion),
+            (Inspection::Broken(reason), _) => self.on_break(reason),
+            (Inspection::Overwritten, Suspicion::Written) => {
+                self.leaving = Some(Break::DatabaseOverwritten);
+            }
+            (Inspection::Overwritten, Suspicion::Unseen) => {
+                // Perhaps an application has it open by now: what SQLite makes of both is what is copied.
+                error!(
+                    "{name}: something other than SQLite has written over it while the agent was not there, and SQLite \
+                     reads it with the -wal of what was there before: check it with PRAGMA integrity_check"
+                );
+                self.request_generation(Break::DatabaseOverwritten);
+            }
+            // That it was written by others is nothing but possible.
+            (Inspection::Unknown(error), Suspicion::Unseen) => {
+                debug!("{name}: its pages cannot tell whether others have written it: {error}");
+            }
+            (Inspection::Unknown(error), Suspicion::Written) => {
                 info!(
                     "{name}: was written while nobody had it open, its pages cannot tell by whom ({error})"
                 );
@@ -253,7 +270,7 @@ impl Source {
         (self.urgent_next, self.needs_sync) = (false, false);
         (self.sighting, self.let_go_at, self.settle_at) = (None, None, None);
         self.is_told_to_let_go = false;
-        (self.to_inspect, self.look_around_at) = (false, None);
+        (self.to_inspect, self.look_around_at) = (None, None);
         self.checkpoint = CheckpointState::new();
         (self.extent, self.uncopied) = (WalExtent { frames: 0, backfilled: 0 }, None);
         self.problems.remove(&Task::Look);

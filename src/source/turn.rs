@@ -43,7 +43,7 @@ impl Source {
         if self.leaving.is_some() || self.dirty.folder {
             return Some(now);
         }
-        if !self.to_inspect && self.requested_break.is_some() {
+        if self.to_inspect.is_none() && self.requested_break.is_some() {
             return Some(self.break_at.map_or(now, |r| r.at));
         }
         if self.is_comparing() {
@@ -146,7 +146,7 @@ impl Source {
         if self.leaving.is_some() {
             return self.detach(now);
         }
-        if self.to_inspect {
+        if self.to_inspect.is_some() {
             // Inspecting copies, too.
             return if self.has_no_room(now) { None } else { self.inspect_job() };
         }

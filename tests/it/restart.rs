@@ -246,6 +246,42 @@ fn a_page_that_was_changed_without_sqlite_while_nobody_was_there_is_found_and_co
 }
 
 #[test]
+fn a_backup_that_is_copied_over_the_database_beside_its_wal_is_noticed() {
+    for is_killed in [false, true] {
+        let place = Place::new();
+        let (mut application, agent) = with_page_table(&place);
+        let (generation_before, configuration) = (agent.generation(), agent.configuration().to_owned());
+        application.run("PRAGMA wal_checkpoint(TRUNCATE)");
+        // The same layout, so that SQLite finds nothing wrong with the WAL of the other one.
+        let backup = place.database().with_file_name("backup.db");
+        std::fs::copy(place.database(), &backup).expect("the folder is ours");
+        let mut other = Shell::open(&backup);
+        other.run("UPDATE t SET data = zeroblob(3000) WHERE id <= 50; PRAGMA wal_checkpoint(TRUNCATE)");
+        other.close();
+        application.run("UPDATE t SET data = randomblob(3000) WHERE id = 99; PRAGMA wal_checkpoint");
+        application.run("UPDATE t SET data = randomblob(3000) WHERE id = 100");
+        place.wait_until_replicated(&agent);
+        if is_killed {
+            agent.kill();
+            application.kill();
+        } else {
+            place.stop(agent);
+            application.kill();
+        }
+        std::fs::copy(&backup, place.database()).expect("the folder is ours");
+        let agent = Agent::start_again(&configuration);
+        agent.wait_for_log("something other than SQLite has written over it while the agent was not there");
+        let mut application = Shell::open(&place.database());
+        assert_eq!(application.value("SELECT count(*) FROM t WHERE data = zeroblob(3000)"), "50");
+        application.run("INSERT INTO t (data) VALUES (randomblob(2500))");
+        place.wait_until_replicated(&agent);
+        assert_ne!(agent.generation(), generation_before);
+        place.stop(agent);
+        place.assert_restores();
+    }
+}
+
+#[test]
 fn an_agent_killed_while_the_database_goes_on_without_it_begins_no_generation() {
     let place = Place::new();
     let mut application = Shell::open(&place.database());
