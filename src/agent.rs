@@ -374,6 +374,7 @@ impl Database {
             // What it lacks may still be in the WAL.
             Finding::Ahead if !self.source.is_certain() => {}
             Finding::Ahead | Finding::Diverged => self.source.request_generation(Break::ReplicaDiverged),
+            Finding::Incomplete => self.source.request_generation(Break::ReplicaIncomplete),
             Finding::Superseded => warn!("{name}: replica {}: {SUPERSEDED}", room.config.name),
             Finding::Rewound { from, to } => warn!(
                 "{name}: replica {} holds less than it had acknowledged ({from}); it is sent again from {to}",

@@ -7,7 +7,7 @@ use crate::core::frame::FrameDecoder;
 use crate::core::names;
 use crate::core::position::Offset;
 use crate::core::replica::{LastSegment, Listing, SegmentStart};
-use crate::core::segment::{self, SegmentTrailer, TRAILER_LENGTH, Trailer};
+use crate::core::segment::{self, EMPTY_LENGTH, SegmentTrailer, TRAILER_LENGTH, Trailer};
 use crate::remote::{Entry, Remote, join};
 use crate::shadow::{ShadowReadError, ShadowReader};
 use std::cmp::Ordering;
@@ -31,14 +31,14 @@ pub(super) fn look(
         entries.truncate(MOST_OBJECTS);
         put_back(remote, &folder, &mut entries)?;
         for entry in entries {
-            if let Some(index) = names::parse_snapshot(&entry.name) {
+            if is_remnant(&entry) {
+                remote.remove(&join(&folder, &entry.name))?;
+            } else if let Some(index) = names::parse_snapshot(&entry.name) {
                 newest = newest.max(entry.modified);
                 listing.snapshots.push(index);
             } else if let Some((index, start)) = names::parse_segment(&entry.name) {
                 newest = newest.max(entry.modified);
                 listing.segments.push((SegmentStart { index, start }, entry.size));
-            } else if names::is_temporary(&entry.name) {
-                remote.remove(&join(&folder, &entry.name))?;
             }
         }
     }
@@ -63,6 +63,13 @@ pub(super) fn look(
     let earlier = if written.is_none() { MOST_EARLIER } else { 0 };
     listing.is_older = newest_of_others(remote, order, earlier)?.is_some_and(|others| Some(others) >= newest);
     Ok(listing)
+}
+
+/// Whether it is an object that nobody finished; or a snapshot of which a server that lost power kept the name alone, and
+/// which no other one can replace.
+fn is_remnant(entry: &Entry) -> bool {
+    let is_empty = names::parse_snapshot(&entry.name).is_some() && entry.size <= EMPTY_LENGTH;
+    is_empty || names::is_temporary(&entry.name)
 }
 
 /// Compares the last segment on the replica with the shadow of its index. After a rollback of this machine, or a power cut

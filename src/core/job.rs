@@ -2,7 +2,8 @@
 
 use super::page_table::DatabaseState;
 use super::position::{Index, Offset};
-use super::segment::SnapshotTrailer;
+use super::restore::first_hole;
+use super::segment::{EMPTY_LENGTH, SnapshotTrailer};
 
 /// A segment by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,6 +126,19 @@ pub struct Listing {
     pub last: Option<LastSegment>,
     /// Whether another generation was written to that is not older by the server's clock, so that a restore may take it.
     pub is_older: bool,
+}
+
+impl Listing {
+    /// Whether everything from WAL `first` on is there, as far as names and lengths tell. A server that lost power may have
+    /// kept a name, and nothing of what was written under it. The last segment is compared with the shadow.
+    pub fn is_whole_from(&self, first: Index) -> bool {
+        let mut segments: Vec<_> = self.segments.iter().filter(|(name, _)| name.index >= first).collect();
+        segments.sort();
+        let is_empty = |(_, length): &&(SegmentStart, u64)| *length <= EMPTY_LENGTH;
+        let before_last = segments.split_last().map_or(&[][..], |(_, before)| before);
+        let starts = segments.iter().map(|(name, _)| (name.index, name.start));
+        !before_last.iter().any(is_empty) && first_hole(first, starts).is_none()
+    }
 }
 
 /// The last segment on a replica beside the shadow of its index.

@@ -463,6 +463,9 @@ impl Replica {
             Judgement::Stops(finding) => return finding,
         }
         self.looks_again = 0;
+        if !listing.is_whole_from(listing.snapshots.iter().max().map_or(shadow.index, |index| *index)) {
+            return Finding::Incomplete;
+        }
         // What the doubtful segment holds was acknowledged; it stays in place until its successor is whole.
         let holds_as_much = |(name, length): (SegmentStart, u64)| {
             last == Some(name) && listing.segments.iter().any(|&(n, listed)| n == name && listed >= length)

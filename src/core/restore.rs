@@ -174,22 +174,39 @@ fn newest_first(inventory: &Inventory) -> Vec<&GenerationObjects> {
 
 /// The WALs from `first` on, each beginning at offset 0, none missing in between.
 fn chain(objects: &GenerationObjects, first: Index) -> Result<Vec<PlannedIndex>, RestoreGap> {
-    let mut indexes: Vec<PlannedIndex> = Vec::new();
-    for segment in objects.segments().iter().filter(|segment| segment.index >= first) {
-        if let Some(current) = indexes.last_mut().filter(|current| current.index == segment.index) {
-            current.segments.push(*segment);
+    let segments: Vec<Segment> =
+        objects.segments().iter().filter(|segment| segment.index >= first).copied().collect();
+    if let Some(hole) = first_hole(first, segments.iter().map(|s| (s.index, s.start))) {
+        let generation = objects.generation();
+        let (index, start) = hole.found;
+        let missing = Object::Segment { generation, index: hole.expected, start: Offset::ZERO };
+        return Err(RestoreGap::Hole { missing, found: Object::Segment { generation, index, start } });
+    }
+    let of_index =
+        |segments: &[Segment]| PlannedIndex { index: segments[0].index, segments: segments.to_vec() };
+    Ok(segments.chunk_by(|a, b| a.index == b.index).map(of_index).collect())
+}
+
+/// What a listing shows to be missing.
+pub(super) struct Hole {
+    /// The WAL whose beginning is missing.
+    expected: Index,
+    /// The segment behind it that is there.
+    found: (Index, Offset),
+}
+
+/// The first hole in segments that are to begin with WAL `first`; they are in order.
+pub(super) fn first_hole(first: Index, segments: impl Iterator<Item = (Index, Offset)>) -> Option<Hole> {
+    let mut last: Option<Index> = None;
+    for found in segments {
+        if last == Some(found.0) {
             continue;
         }
-        let expected = match indexes.last() {
-            Some(previous) => previous.index.next().unwrap_or(segment.index),
-            None => first,
-        };
-        if (segment.index, segment.start) != (expected, Offset::ZERO) {
-            let generation = objects.generation();
-            let missing = Object::Segment { generation, index: expected, start: Offset::ZERO };
-            return Err(RestoreGap::Hole { missing, found: segment.object(generation) });
+        let expected = last.map_or(first, |last| last.next().unwrap_or(found.0));
+        if found != (expected, Offset::ZERO) {
+            return Some(Hole { expected, found });
         }
-        indexes.push(PlannedIndex { index: segment.index, segments: vec![*segment] });
+        last = Some(found.0);
     }
-    Ok(indexes)
+    None
 }

@@ -51,7 +51,7 @@ pub enum Break {
     IndexExhausted,
     /// Another file is at the database's path.
     DatabaseReplaced,
-    /// The database file was written by something other than SQLite while we held it, and nobody else.
+    /// The database file was written by something other than SQLite, while nobody but us held it or while we did not.
     DatabaseOverwritten,
     /// The database file was written while nobody else had it open, and nothing can tell by whom.
     DatabaseDoubtful,
@@ -65,6 +65,8 @@ pub enum Break {
     WalContinued,
     /// A replica holds more than the shadow WAL, or does not continue in it.
     ReplicaDiverged,
+    /// A part of what a replica had is not there any more.
+    ReplicaIncomplete,
     /// The shadow WAL could not be made durable; what is in it is in doubt.
     ShadowSyncFailed,
     /// The machine ended while the shadow WAL was not durable, beside writers that never paused.
@@ -97,6 +99,7 @@ impl fmt::Display for Break {
                 "another reader kept the WAL from being restarted after the database was compared"
             }
             Break::ReplicaDiverged => "a replica does not continue in the shadow WAL",
+            Break::ReplicaIncomplete => "a replica has lost a part of what it held",
             Break::ShadowSyncFailed => "the shadow WAL could not be written durably",
             Break::ShadowLost => {
                 "the machine ended while the shadow WAL was not durable, beside writers that never paused"

@@ -469,6 +469,32 @@ fn a_replica_whose_last_segment_is_of_another_history_calls_for_a_new_generation
 }
 
 #[test]
+fn a_listing_with_a_hole_calls_for_a_new_generation() {
+    let index = |number| Index::new(number).expect("it is small");
+    let found = |segments: &[(u32, u64, u64)]| {
+        let named = segments.iter().map(|&(number, start, length)| {
+            (SegmentStart { index: index(number), start: Offset::new(start) }, length)
+        });
+        let listing =
+            Listing { snapshots: vec![index(1)], segments: named.collect(), ..listing(FIRST, 50, SAME) };
+        let (now, shadow) = (Instant::now(), ShadowExtent { index: index(3), ..shadow(5000) });
+        let mut replica = Replica::new(generation(), Duration::ZERO);
+        replica.next_job(&shadow, now);
+        replica.on_outcome(Outcome::Found(listing), &shadow, now, 0.0)
+    };
+    // What is before the snapshot is not needed, and the last segment is told by its content.
+    let whole = [(0, 40, 0), (1, 0, 50), (1, 900, 50), (2, 0, 50), (3, 0, 0)];
+    assert_eq!(found(&whole), Finding::Nothing);
+    for at in [1, 3] {
+        let mut segments = whole.to_vec();
+        segments[at].2 = 11;
+        assert_eq!(found(&segments), Finding::Incomplete, "{segments:?}");
+        segments.remove(at);
+        assert_eq!(found(&segments), Finding::Incomplete, "{segments:?}");
+    }
+}
+
+#[test]
 fn a_replica_that_holds_more_than_the_shadow_is_left_alone_until_the_shadow_has_caught_up() {
     let now = Instant::now();
     let mut replica = Replica::new(generation(), Duration::ZERO);

@@ -152,6 +152,44 @@ fn a_replica_that_lost_its_last_segment_is_filled_again_loudly() {
     scene.wait_until_restores(&agent);
 }
 
+/// What a server that loses power may keep of a file, or nothing of it.
+const LOSSES: [fn(&Path) -> std::io::Result<()>; 2] =
+    [|path| fs::write(path, []), |path| fs::remove_file(path)];
+
+#[test]
+fn a_replica_that_lost_a_part_of_what_it_held_gets_a_new_generation_with_a_reason() {
+    for lose in LOSSES {
+        let (scene, mut writer, agent) = streaming(5);
+        let configuration = agent.configuration().to_owned();
+        for _ in 0..3 {
+            Shell::open(&scene.database).run("PRAGMA wal_checkpoint(TRUNCATE)");
+            writer.step();
+            scene.wait_until_restores(&agent);
+        }
+        agent.kill();
+        let segments = segments(&scene);
+        assert!(segments.len() > 3, "{segments:?}");
+        lose(&segments[segments.len() / 2]).expect("the folder is ours");
+        let agent = Agent::start_again(&configuration);
+        agent.wait_for_log("a replica has lost a part of what it held");
+        writer.step();
+        scene.wait_until_restores(&agent);
+    }
+}
+
+#[test]
+fn a_replica_whose_snapshot_is_empty_gets_another_one() {
+    let (scene, mut writer, agent) = streaming(5);
+    let configuration = agent.configuration().to_owned();
+    agent.kill();
+    let snapshot =
+        files(&scene.replica()).into_iter().find(|path| path.to_string_lossy().contains(".snapshot"));
+    fs::write(snapshot.expect("there is one"), []).expect("the folder is ours");
+    let agent = Agent::start_again(&configuration);
+    writer.step();
+    scene.wait_until_restores(&agent);
+}
+
 #[test]
 fn a_replica_that_was_removed_as_a_whole_gets_a_new_snapshot_loudly() {
     let (mut scene, mut writer, agent) = streaming(5);

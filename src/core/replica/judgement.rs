@@ -19,6 +19,8 @@ pub enum Finding {
     },
     /// The replica's WAL does not continue in the shadow: a new generation must begin.
     Diverged,
+    /// The replica has lost a part of what it had, which the shadow does not have any more: a new generation must begin.
+    Incomplete,
     /// The replica holds more than the shadow: a new generation must begin, if the shadow is not only about to catch up.
     /// Until then nothing is sent, for it would take the place of what was acknowledged.
     Ahead,
