@@ -4,6 +4,7 @@ use crate::agent::{self, Agent, Now};
 use crate::config::Config;
 use crate::control::{self, Request, Server};
 use crate::disk::OsDisk;
+use crate::links::Links;
 use crate::service::{self, Service};
 use crate::watch::Watch;
 use crate::worker::Threads;
@@ -65,7 +66,7 @@ pub fn run(config: &Config, check: Option<CheckConfig<'_>>) -> anyhow::Result<En
     let mut signals = Signals::new(signals).context("cannot catch signals")?;
     service::take_signals();
     let mut config = config.clone();
-    config.databases.iter_mut().for_each(|database| follow_link(&mut database.path));
+    let links = Links::follow(config.databases.iter_mut().map(|database| &mut database.path), Instant::now());
     config.notices.iter().for_each(|notice| info!("{notice}"));
     let poll = Poll::new().context("cannot wait for events")?;
     let waker = Arc::new(Waker::new(poll.registry(), WAKER).context("cannot make a waker")?);
@@ -104,21 +105,12 @@ pub fn run(config: &Config, check: Option<CheckConfig<'_>>) -> anyhow::Result<En
         agent,
         control,
         service,
+        links,
         databases: paths.len(),
         reload,
         _mounts,
     };
     event_loop.run()
-}
-
-/// SQLite keeps the WAL beside the file that a symbolic link leads to.
-fn follow_link(path: &mut PathBuf) {
-    if path.is_symlink()
-        && let Ok(target) = path.canonicalize()
-    {
-        info!("{}: is a link to {}", path.display(), target.display());
-        *path = target;
-    }
 }
 
 fn wake(waker: &Arc<Waker>) -> impl Fn() + Send + Sync + use<> {
@@ -141,6 +133,7 @@ struct EventLoop<'a> {
     agent: ManuallyDrop<Agent>,
     control: Option<Server>,
     service: Service,
+    links: Links,
     databases: usize,
     /// Only polled; open as long as the loop runs.
     _mounts: Option<File>,
@@ -170,10 +163,12 @@ impl EventLoop<'_> {
                 let is_reload = self.reload.is_begun;
                 return Ok(if is_reload { Ended::Reload } else { Ended::Stopped { all_acknowledged } });
             }
+            self.look_at_links();
             self.doze();
             let Self { agent, service, .. } = self;
             service.turn(Instant::now(), &|| agent.status(now()).summary());
-            let next = [next, self.service.next_timeout()].into_iter().flatten().min();
+            let links = self.links.next_timeout().filter(|_| !self.agent.is_stopping());
+            let next = [next, self.service.next_timeout(), links].into_iter().flatten().min();
             self.timer.set(next)?;
             self.wait(&mut events)?;
             for event in &events {
@@ -254,6 +249,22 @@ impl EventLoop<'_> {
         info!("the configuration is read anew");
         self.reload.is_begun = true;
         self.let_go();
+    }
+
+    /// A database that is another file now is taken on as a changed configuration is.
+    fn look_at_links(&mut self) {
+        if self.agent.is_stopping() {
+            return;
+        }
+        let Some((path, target)) = self.links.changed(Instant::now()) else { return };
+        info!("{}: is a link to {} now", path.display(), target.display());
+        match self.reload.check {
+            Some(check) => self.begin_reload(check),
+            None => {
+                self.reload.is_begun = true;
+                self.let_go();
+            }
+        }
     }
 
     fn let_go(&mut self) {

@@ -196,6 +196,7 @@ pub mod core;
 pub mod database_file;
 pub mod disk;
 pub mod event_loop;
+pub mod links;
 pub mod locks;
 pub mod memory;
 pub mod page_table;

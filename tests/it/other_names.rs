@@ -5,7 +5,7 @@ use crate::moved_away::{
 };
 use crate::moved_back::{Restart, assert_is_kept, go_on, hold, restart, work_on};
 use crate::support::agent::Agent;
-use crate::support::place::{Place, is_streaming};
+use crate::support::place::{Place, first, is_streaming};
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
 use std::fs;
@@ -39,6 +39,29 @@ fn a_link_in_the_databases_place_is_another_file_and_the_old_one_is_whole() {
     application.close();
     let mut real = Shell::open(&place.path("real.db"));
     assert_eq!((real.value(COUNT), real.value(SOUND)), ("12".to_owned(), "ok".to_owned()));
+}
+
+#[test]
+fn a_link_that_leads_to_another_file_later_is_followed() {
+    let place = Place::new();
+    let (releases, next) = (["v1.db", "v2.db", "v3.db"].map(|name| place.path(name)), place.path("next"));
+    symlink(&releases[0], place.database()).expect("the folder is ours");
+    let agent = place.agent(&[]);
+    for release in &releases {
+        symlink(release, &next).expect("the folder is ours");
+        rename(&next, &place.database());
+        let mut application = Shell::open(&place.database());
+        application.run("PRAGMA journal_mode=wal; CREATE TABLE t (x)");
+        application.run(&format!("INSERT INTO t VALUES ('{}')", release.display()));
+        let name = release.display().to_string();
+        wait_until("the agent has followed the link", DEADLINE, || {
+            agent.status().is_some_and(|status| first(&status)["path"] == name && is_streaming(&status))
+        });
+        application.run("INSERT INTO t VALUES ('another row')");
+        place.wait_until_replicated(&agent);
+        application.close();
+        place.assert_restores();
+    }
 }
 
 #[test]
