@@ -29,6 +29,9 @@ const MOST_LOOKS_AGAIN: u32 = 3;
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The pause before a server that did not let us change a time is asked again.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
+/// The longest pause between two looks at what is there, shortened by up to a half at random: somebody may have removed
+/// a part of it, as a job does that cleans up by age.
+const LOOK_PAUSE: Duration = Duration::from_secs(3600);
 /// The longest pause of whoever tried, and could not reach the server: such a try costs little, and it is for the
 /// server's return that everybody waits. The others hear of it by [`Replica::on_server_answers`].
 const LONGEST_PAUSE_UNREACHED: Duration = Duration::from_secs(5);
@@ -67,6 +70,8 @@ pub struct Replica {
     push_until: Option<(Index, Offset)>,
     /// The segment that was written last, and its length when that was acknowledged.
     last_segment: Option<(SegmentStart, u64)>,
+    /// When it is looked at again though there is no doubt.
+    look_at: Option<Instant>,
     /// The snapshot that a restore does not take, and when its time is to be changed again.
     superseded: Option<(Index, Instant)>,
     sync_interval: Duration,
@@ -94,6 +99,7 @@ impl Replica {
             looks_again: 0,
             push_until: None,
             last_segment: None,
+            look_at: None,
             superseded: None,
             sync_interval,
             is_beside_tireless: false,
@@ -215,11 +221,14 @@ impl Replica {
             return None; // what is committed after the end is for the next run
         }
         let renewal_at = self.superseded.map(|(_, at)| at).filter(|_| self.may_renew());
+        let look_at = self.look_at.filter(|_| self.may_renew());
         if self.acked() != Some(shadow.position()) {
             return self.last_push.map(|at| at + self.interval(shadow)).into_iter().chain(renewal_at).min();
         }
         match &self.phase {
-            Phase::Streaming { tail, .. } => tail.seals_at(shadow).into_iter().chain(renewal_at).min(),
+            Phase::Streaming { tail, .. } => {
+                [tail.seals_at(shadow), renewal_at, look_at].into_iter().flatten().min()
+            }
             Phase::Unknown | Phase::Empty => None,
         }
     }
@@ -229,7 +238,7 @@ impl Replica {
         self.acked().zip(self.finish_at).is_some_and(|(acked, at)| acked >= at)
     }
 
-    /// Whether a time that the server refused may be asked for again: nothing waits for it but the truth.
+    /// Whether the server may be asked what nothing waits for but the truth: whether it takes times by now, and what is there.
     fn may_renew(&self) -> bool {
         self.is_restorable() && self.finish_at.is_none()
     }
@@ -273,7 +282,9 @@ impl Replica {
             self.works_again();
         }
         let renewal = renewal.map(|(index, _)| Job::RenewSnapshot { index });
-        let job = job.or(renewal);
+        let is_time_to_look = is_caught_up && self.may_renew() && self.look_at.is_some_and(|at| now >= at);
+        let look = is_time_to_look.then_some(Job::Look { written: self.last_segment });
+        let job = job.or(renewal).or(look);
         self.in_flight.clone_from(&job);
         job
     }
@@ -302,6 +313,9 @@ impl Replica {
             // That the server answers does not mean that it takes anything.
             Job::Look { .. } => self.retry_at = None,
             _ => self.works_again(),
+        }
+        if matches!(job, Job::Look { .. }) {
+            self.look_at = Some(now + LOOK_PAUSE.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0));
         }
         let was_acked = self.acked;
         let finding = self.on_success(job, outcome, shadow, now);
@@ -353,6 +367,9 @@ impl Replica {
             (Job::Look { .. }, Outcome::Found(listing)) => {
                 // It may be another server by now, which takes times.
                 self.superseded = self.superseded.map(|(index, _)| (index, now));
+                if self.is_confirmed_by(&listing, shadow) {
+                    return Finding::Nothing;
+                }
                 return self.on_listing(&listing, shadow);
             }
             (Job::SendSnapshot { index }, Outcome::SnapshotSent(sent)) => {
@@ -425,6 +442,23 @@ impl Replica {
             (job, outcome) => unreachable!("BUG: {outcome:?} does not answer {job:?}"),
         }
         Finding::Nothing
+    }
+
+    /// Whether there was no doubt, and everything is there as it was left.
+    fn is_confirmed_by(&self, listing: &Listing, shadow: &ShadowExtent) -> bool {
+        let newest = listing.snapshots.iter().max();
+        let is_whole = newest.is_some_and(|&first| listing.is_whole_from(first));
+        let last = match (listing.segments.iter().max(), self.last_segment, listing.last) {
+            (None, None, None) => true,
+            // A trailer makes it longer.
+            (Some(&(there, listed)), Some((name, length)), Some(LastSegment::Same { end, .. })) => {
+                let held = self.acked.filter(|(index, _)| *index == name.index).map(|(_, offset)| offset);
+                let wanted = held.or(shadow.end_of(name.index));
+                there == name && listed >= length && end.is_none_or(|end| Some(end) >= wanted)
+            }
+            _ => false,
+        };
+        self.is_restorable() && is_whole && last && !listing.is_older
     }
 
     /// Finds the replica's place in the shadow from a listing.

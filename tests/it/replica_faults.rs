@@ -21,6 +21,8 @@ use wal_agent::disk::{OsDisk, WalMap};
 use wal_agent::remote::{FailureKind, Remote};
 use wal_agent::shadow::ShadowWal;
 
+/// In the end only what is there is looked at again, so much later.
+const LOOKS_AGAIN: Duration = Duration::from_secs(1800);
 /// One turn of the agent after each commit is all; this is how many jobs and failures it may take.
 const MOST_JOBS: usize = 100;
 /// In the length of an LZ4 block: it is not compressed.
@@ -112,8 +114,8 @@ impl Driver {
             let extent = self.shadow.extent().clone();
             let Some(job) = self.replica.next_job(&extent, self.now) else {
                 match self.replica.next_timeout(&extent) {
-                    Some(at) => self.now = at,
-                    None => return,
+                    Some(at) if at < self.now + LOOKS_AGAIN => self.now = at,
+                    _ => return,
                 }
                 continue;
             };

@@ -302,7 +302,7 @@ fn generations_that_may_not_be_listed_keep_nothing_from_being_replicated() {
     insert(&connection, 100);
     let copying = Copying::of(folder.path());
     let snapshot = |generation: &str| format!("generations/{generation}/snapshots/00000000.snapshot.lz4");
-    let objects = [generation().to_string().as_str(), OTHER].map(|name| (snapshot(name), Vec::new()));
+    let objects = [generation().to_string().as_str(), OTHER].map(|name| (snapshot(name), vec![1; 100]));
     // All generations, the other one's snapshots, its segments.
     for (denied, is_older) in [(2, false), (3, false), (4, true)] {
         let server = FaultyServer::holding(objects.clone().into());
