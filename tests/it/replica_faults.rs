@@ -92,6 +92,8 @@ impl Driver {
                     self.pump();
                 }
                 match commit {
+                    QUIET => self.now += LOOKS_AGAIN + LOOKS_AGAIN / 2 - Duration::from_secs(10),
+                    YOUNG => self.now += Duration::from_secs(20),
                     AGED => self.now += Duration::from_secs(61),
                     RESTARTED => self.restart(),
                     _ => {}
@@ -300,6 +302,10 @@ fn life() -> Arc<History> {
 const MANY: usize = 40;
 /// Of this WAL nothing is sent before it is over.
 const UNSENT: usize = 2;
+/// After this commit nothing happens until the replica is about to be looked at again,
+const QUIET: usize = 0;
+/// and after this one it is, while the open segment is young and goes on.
+const YOUNG: usize = 1;
 /// After this commit the open segment grows old.
 const AGED: usize = 3;
 /// After this one the agent restarts, so that the open segment is replaced.
@@ -346,7 +352,9 @@ fn a_course_without_faults_holds_everything_after_each_commit() {
     assert_eq!(driver.rewound, 0);
     let objects = driver.server.objects();
     let count = |k: usize| segments(&objects, index(k)).len();
-    assert_eq!((count(0), count(1), count(2)), (2, 1, 1), "{}", driver.server.log());
+    assert_eq!((count(0), count(1), count(2)), (3, 1, 1), "{}", driver.server.log());
+    let looks = driver.server.log().matches("list generations/feedbeef00000001/wal").count();
+    assert_eq!(looks, 3, "two at a start, and one between: {}", driver.server.log());
 }
 
 #[test]
