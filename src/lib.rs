@@ -121,6 +121,9 @@
 //!   snapshot gets a later time than anything of the others has, where the clock did not give it one: it may have been ahead
 //!   once, or the machine was set back to before another generation began (found by the simulation). Where the server does
 //!   not let us, that is said, the replica is failing, and it is tried again each minute.
+//! - What is on a replica is looked at again each hour, without anything in doubt: jobs that clean up by age remove the
+//!   snapshot, and what a server acknowledged without a sync may be names without content after its power cut. A hole in the
+//!   listing is a new generation, since the shadow of what is missing is gone by then.
 //! - An index that is over before anything of it was sent is one sealed segment, written at once: after an outage there are
 //!   many, and each would cost twice the round trips.
 //! - A writer that never pauses is looked at every half a millisecond, not at each event ([`core::pace`]), because it pays
@@ -173,12 +176,17 @@
 //!   are kept. A copy that took the place of its original looks like any other file.
 //! - A database file that this process has open already, for another database or a snapshot, is not opened once more: see 7
 //!   and [`database_file`]. A symbolic link at the database's path is no file: SQLite keeps the WAL beside what it leads to.
+//!   One that is there at the start is followed, and once it leads elsewhere the agent begins anew ([`links`]).
 //! - Which WAL lies beside which file is kept in the meta folder (`held`), by inode and time of birth, because inodes are
 //!   given again: a second name alone would not tell after a restart whether the database is the old file, and there is none
 //!   if the agent was not there. If the old file came back, its size and times must be what they were; its pages cannot
 //!   tell, since what differs may all be in the WAL. A file that was opened with the WAL of another one is marked there,
 //!   too, until another file is in place. Left over: who works on a file and moves it back while no agent runs,
 //!   and leaves the WAL there, has what SQLite makes of the two.
+//! - `cp` over a database keeps its inode and its WAL. So where the agent comes to a file with the WAL that it has copied,
+//!   and did not see what was done meanwhile, the file is compared with its page table: each page is the one in the table, or
+//!   is in the WAL. It costs one reading of the file at a start beside a WAL. If it is another file, SQLite has mixed both by
+//!   then, and that is what is copied, as a new generation.
 //! - Who holds a lock on a database keeps another one's last close from its checkpoint, under whatever name. While the agent
 //!   has not seen a rename, what others do stays in a WAL of the other name; then nothing is brought into the file.
 //! - The page table is read with `pread`, eight bytes at a time, and never mapped: a disk that fails is an error then, and
