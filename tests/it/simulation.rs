@@ -40,7 +40,7 @@ use wal_agent::source::LocalJob;
 /// So many histories without `SEEDS`.
 const HISTORIES: u64 = 2000;
 /// Histories at a time; each waits for its processes most of the time, and for seconds where a file is renamed in use.
-const THREADS: usize = 8;
+const THREADS: usize = 4;
 /// Of each replica's commits, so many are restored at the end of a history, beside the last one.
 const EARLIER_COMMITS: usize = 3;
 
