@@ -247,6 +247,10 @@ impl EventLoop<'_> {
             return;
         }
         info!("the configuration is read anew");
+        self.begin_anew();
+    }
+
+    fn begin_anew(&mut self) {
         self.reload.is_begun = true;
         self.let_go();
     }
@@ -260,10 +264,7 @@ impl EventLoop<'_> {
         info!("{}: is a link to {} now", path.display(), target.display());
         match self.reload.check {
             Some(check) => self.begin_reload(check),
-            None => {
-                self.reload.is_begun = true;
-                self.let_go();
-            }
+            None => self.begin_anew(),
         }
     }
 

@@ -129,6 +129,11 @@ pub struct Listing {
 }
 
 impl Listing {
+    /// Whether the last segment is `name`, of at least this length.
+    pub fn ends_with(&self, (name, length): (SegmentStart, u64)) -> bool {
+        self.segments.iter().max().is_some_and(|&(last, listed)| last == name && listed >= length)
+    }
+
     /// Whether everything from WAL `first` on is there, as far as names and lengths tell. A server that lost power may have
     /// kept a name, and nothing of what was written under it. The last segment is compared with the shadow.
     pub fn is_whole_from(&self, first: Index) -> bool {

@@ -10,7 +10,7 @@ mod tail;
 use super::page_table::DatabaseState;
 use super::position::{Generation, Index, Offset, Position};
 use super::shadow::ShadowExtent;
-use judgement::{Judgement, judge_last};
+use judgement::{Judgement, is_as_left, judge_last};
 use std::time::{Duration, Instant};
 use tail::{OpenSegment, Snapshot, Tail, next_streaming_job};
 
@@ -31,7 +31,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 /// The longest pause between two looks at what is there, shortened by up to a half at random: somebody may have removed
 /// a part of it, as a job does that cleans up by age.
-const LOOK_PAUSE: Duration = Duration::from_secs(3600);
+pub const LOOK_PAUSE: Duration = Duration::from_secs(3600);
 /// The longest pause of whoever tried, and could not reach the server: such a try costs little, and it is for the
 /// server's return that everybody waits. The others hear of it by [`Replica::on_server_answers`].
 const LONGEST_PAUSE_UNREACHED: Duration = Duration::from_secs(5);
@@ -311,11 +311,11 @@ impl Replica {
         }
         match job {
             // That the server answers does not mean that it takes anything.
-            Job::Look { .. } => self.retry_at = None,
+            Job::Look { .. } => {
+                let pause = LOOK_PAUSE.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0);
+                (self.retry_at, self.look_at) = (None, Some(now + pause));
+            }
             _ => self.works_again(),
-        }
-        if matches!(job, Job::Look { .. }) {
-            self.look_at = Some(now + LOOK_PAUSE.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0));
         }
         let was_acked = self.acked;
         let finding = self.on_success(job, outcome, shadow, now);
@@ -446,19 +446,13 @@ impl Replica {
 
     /// Whether there was no doubt, and everything is there as it was left.
     fn is_confirmed_by(&self, listing: &Listing, shadow: &ShadowExtent) -> bool {
-        let newest = listing.snapshots.iter().max();
-        let is_whole = newest.is_some_and(|&first| listing.is_whole_from(first));
-        let last = match (listing.segments.iter().max(), self.last_segment, listing.last) {
-            (None, None, None) => true,
-            // A trailer makes it longer.
-            (Some(&(there, listed)), Some((name, length)), Some(LastSegment::Same { end, .. })) => {
-                let held = self.acked.filter(|(index, _)| *index == name.index).map(|(_, offset)| offset);
-                let wanted = held.or(shadow.end_of(name.index));
-                there == name && listed >= length && end.is_none_or(|end| Some(end) >= wanted)
-            }
-            _ => false,
+        let is_whole = listing.snapshots.iter().max().is_some_and(|&first| listing.is_whole_from(first));
+        let wanted = |index| {
+            let held = self.acked.filter(|acked| acked.0 == index).map(|(_, offset)| offset);
+            held.or(shadow.end_of(index))
         };
-        self.is_restorable() && is_whole && last && !listing.is_older
+        let is_as_left = is_as_left(listing, self.last_segment, wanted);
+        self.is_restorable() && is_whole && is_as_left && !listing.is_older
     }
 
     /// Finds the replica's place in the shadow from a listing.
@@ -497,19 +491,17 @@ impl Replica {
             Judgement::Stops(finding) => return finding,
         }
         self.looks_again = 0;
-        if !listing.is_whole_from(listing.snapshots.iter().max().map_or(shadow.index, |index| *index)) {
+        if !listing.is_whole_from(*listing.snapshots.iter().max().unwrap_or(&shadow.index)) {
             return Finding::Incomplete;
         }
         // What the doubtful segment holds was acknowledged; it stays in place until its successor is whole.
-        let holds_as_much = |(name, length): (SegmentStart, u64)| {
-            last == Some(name) && listing.segments.iter().any(|&(n, listed)| n == name && listed >= length)
-        };
         // One that was written anew in larger blocks may be shorter, and hold more.
         let reaches = |acked| match listing.last {
             Some(LastSegment::Same { end: Some(end), .. }) => (tail.index, end) >= acked,
             _ => false,
         };
-        if !self.last_segment.is_some_and(holds_as_much) && !self.acked.is_some_and(reaches) {
+        if !self.last_segment.is_some_and(|last| listing.ends_with(last)) && !self.acked.is_some_and(reaches)
+        {
             self.acked = Some((tail.index, tail.end));
         }
         self.phase = Phase::Streaming { tail, snapshot };

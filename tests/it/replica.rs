@@ -6,8 +6,8 @@ use wal_agent::core::page::{PageCount, PageSize};
 use wal_agent::core::page_table::{DatabaseChecksum, DatabaseState};
 use wal_agent::core::position::{Generation, Index, Offset, Position};
 use wal_agent::core::replica::{
-    Activity, Failure, FailureCause, Finding, Job, LastSegment, Listing, Outcome, Replica, SEGMENT_AGE,
-    SEGMENT_LENGTH, SegmentStart, SentSnapshot,
+    Activity, Failure, FailureCause, Finding, Job, LOOK_PAUSE, LastSegment, Listing, Outcome, Replica,
+    SEGMENT_AGE, SEGMENT_LENGTH, SegmentStart, SentSnapshot,
 };
 use wal_agent::core::segment::SnapshotTrailer;
 use wal_agent::core::shadow::ShadowExtent;
@@ -56,7 +56,7 @@ fn listing(segment: SegmentStart, length: u64, last: LastSegment) -> Listing {
 }
 
 /// Only what is there is looked at again so much later.
-const LONG: Duration = Duration::from_secs(1799);
+const LONG: Duration = LOOK_PAUSE.checked_sub(SEGMENT_AGE).expect("it is longer");
 
 fn is_quiet(replica: &Replica, shadow: &ShadowExtent, now: Instant) -> bool {
     replica.next_timeout(shadow).is_none_or(|at| at > now + LONG)
@@ -477,7 +477,7 @@ fn a_replica_whose_last_segment_is_of_another_history_calls_for_a_new_generation
 
 #[test]
 fn what_is_there_is_looked_at_again_after_an_hour_and_stays_as_it_is() {
-    let (begun, hour) = (Instant::now(), Duration::from_secs(3600));
+    let (begun, hour) = (Instant::now(), LOOK_PAUSE);
     let mut replica = streaming(1000, begun);
     let look = Some(Job::Look { written: Some((FIRST, 50)) });
     for hours in 1..3 {

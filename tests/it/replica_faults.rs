@@ -14,7 +14,7 @@ use wal_agent::carry::Carrier;
 use wal_agent::core::checksum::Crc64;
 use wal_agent::core::names::{parse_segment, parse_snapshot};
 use wal_agent::core::position::{Index, Offset};
-use wal_agent::core::replica::{Finding, Outcome, Replica};
+use wal_agent::core::replica::{Finding, LOOK_PAUSE, Outcome, Replica};
 use wal_agent::core::segment::{FRAME_HEADER, SegmentTrailer, TRAILER_LENGTH, Trailer};
 use wal_agent::core::wal::WalHeader;
 use wal_agent::disk::{OsDisk, WalMap};
@@ -22,7 +22,7 @@ use wal_agent::remote::{FailureKind, Remote};
 use wal_agent::shadow::ShadowWal;
 
 /// In the end only what is there is looked at again, so much later.
-const LOOKS_AGAIN: Duration = Duration::from_secs(1800);
+const LOOKS_AGAIN: Duration = LOOK_PAUSE.checked_div(2).expect("two is not zero");
 /// One turn of the agent after each commit is all; this is how many jobs and failures it may take.
 const MOST_JOBS: usize = 100;
 /// In the length of an LZ4 block: it is not compressed.

@@ -33,6 +33,11 @@ fn with_page_table(place: &Place) -> (Shell, Agent) {
     (application, agent)
 }
 
+/// Kills the agent, or stops it.
+fn end(place: &Place, agent: Agent, is_killed: bool) {
+    if is_killed { agent.kill() } else { place.stop(agent) }
+}
+
 const MANY: &str = "INSERT INTO t (data) SELECT randomblob(3000) FROM generate_series(1, 100)";
 const INSERT: &str = "INSERT INTO t (data) SELECT randomblob(3000) FROM generate_series(1, 10)";
 
@@ -44,11 +49,7 @@ fn a_restart_while_nothing_is_written_goes_on_without_a_snapshot() {
         let (generation_before, configuration) = (agent.generation(), agent.configuration().to_owned());
         let snapshots = place.objects("snapshots");
         assert_eq!(snapshots, ["00000000.snapshot.lz4"]);
-        if is_killed {
-            agent.kill();
-        } else {
-            place.stop(agent);
-        }
+        end(&place, agent, is_killed);
         let agent = Agent::start_again(&configuration);
         place.wait_until_replicated(&agent);
         assert_eq!(agent.generation(), generation_before);
@@ -64,11 +65,7 @@ fn a_restart_after_writes_into_the_same_wal_goes_on() {
         let place = Place::new();
         let (mut application, agent) = replicated(&place);
         let (generation_before, configuration) = (agent.generation(), agent.configuration().to_owned());
-        if is_killed {
-            agent.kill();
-        } else {
-            place.stop(agent);
-        }
+        end(&place, agent, is_killed);
         application.run(INSERT);
         let agent = Agent::start_again(&configuration);
         place.wait_until_replicated(&agent);
@@ -108,11 +105,7 @@ fn what_was_changed_while_the_agent_was_down_is_all_that_is_sent() {
             let place = Place::new();
             let (mut application, agent) = with_page_table(&place);
             let (generation_before, configuration) = (agent.generation(), agent.configuration().to_owned());
-            if is_killed {
-                agent.kill();
-            } else {
-                place.stop(agent);
-            }
+            end(&place, agent, is_killed);
             application.run(sql);
             if closes {
                 application.close();
@@ -261,13 +254,8 @@ fn a_backup_that_is_copied_over_the_database_beside_its_wal_is_noticed() {
         application.run("UPDATE t SET data = randomblob(3000) WHERE id = 99; PRAGMA wal_checkpoint");
         application.run("UPDATE t SET data = randomblob(3000) WHERE id = 100");
         place.wait_until_replicated(&agent);
-        if is_killed {
-            agent.kill();
-            application.kill();
-        } else {
-            place.stop(agent);
-            application.kill();
-        }
+        end(&place, agent, is_killed);
+        application.kill();
         std::fs::copy(&backup, place.database()).expect("the folder is ours");
         let agent = Agent::start_again(&configuration);
         agent.wait_for_log("something other than SQLite has written over it while the agent was not there");

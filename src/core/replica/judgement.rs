@@ -1,7 +1,7 @@
 //! Whether what a replica has goes on in the shadow, and what is to be done if not.
 
-use super::super::job::LastSegment;
-use super::super::position::{Offset, Position};
+use super::super::job::{LastSegment, Listing, SegmentStart};
+use super::super::position::{Index, Offset, Position};
 use super::super::shadow::ShadowExtent;
 use super::tail::Tail;
 
@@ -35,6 +35,22 @@ pub(super) enum Judgement {
     Continues,
     LookAgain,
     Stops(Finding),
+}
+
+/// Whether the last segment is the one that was `written` last, and holds its WAL up to what is `wanted` of that index.
+pub(super) fn is_as_left(
+    listing: &Listing,
+    written: Option<(SegmentStart, u64)>,
+    wanted: impl FnOnce(Index) -> Option<Offset>,
+) -> bool {
+    match (written, listing.last) {
+        (None, None) => true,
+        // A trailer makes it longer.
+        (Some(last), Some(LastSegment::Same { end, .. })) => {
+            listing.ends_with(last) && end.is_none_or(|end| Some(end) >= wanted(last.0.index))
+        }
+        _ => false,
+    }
 }
 
 /// Judges where the replica's WAL is to go on: at `tail`, where its `last` segment is written anew, if there is one.

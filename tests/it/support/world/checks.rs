@@ -242,13 +242,13 @@ impl World {
             let is_missed = !is_known && application.has_missed();
             drop(application);
             assert!(is_right, "{commit:?} of replica {replica} gives another state{}", self.story());
-            let Some(found) = found else {
-                if is_missed {
-                    continue;
+            from = match found {
+                Some(found) => found,
+                None if is_missed => continue,
+                None => {
+                    panic!("{commit:?} of replica {replica} gives no state from {from} on{}", self.story())
                 }
-                panic!("{commit:?} of replica {replica} gives no state from {from} on{}", self.story())
             };
-            from = found;
         }
         restored
     }
