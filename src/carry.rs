@@ -2,6 +2,7 @@
 //! wrong is handed back.
 
 mod look;
+mod owner;
 mod segments;
 
 use crate::core::checksum::Crc64;
@@ -143,6 +144,9 @@ impl Carrier {
     /// Where it stopped. Anything of it may have been done.
     pub fn carry(&mut self, remote: &mut dyn Remote, order: &Order) -> Result<Outcome, CarryError> {
         match order.job {
+            Job::Own { ref me, had, claim, .. } => {
+                owner::own(remote, order, me, had, claim).map(|standing| Outcome::Owner(Ok(standing)))
+            }
             Job::Look { written } => look::look(remote, order, written).map(Outcome::Found),
             Job::SendSnapshot { index } => send_snapshot(remote, order, index).map(Outcome::SnapshotSent),
             Job::RenewSnapshot { index } => {

@@ -124,6 +124,13 @@
 //! - What is on a replica is looked at again each hour, without anything in doubt: jobs that clean up by age remove the
 //!   snapshot, and what a server acknowledged without a sync may be names without content after its power cut. A hole in the
 //!   listing is a new generation, since the shadow of what is missing is gone by then.
+//! - SFTP has no lock that ends with its holder, and no two clocks need agree. So whose a place is stands in an object that
+//!   one agent makes with a name that nobody had ([`core::owner`]); whoever finds another one's asks there, and the owner,
+//!   which reads it each 40 s, takes the question away. One that does not for two minutes is replaced, and one that could not
+//!   read for two minutes sends nothing: so no two send at a time, if their clocks run alike. It is at home on a machine
+//!   ([`machine`]), in a folder and at a place, and so goes on at once after a restart. Left over: what a stopped server
+//!   process carries out late may make two owners, until the next check of one; a clone that the firmware does not tell from
+//!   its origin takes the place over at once, and the origin says so.
 //! - An index that is over before anything of it was sent is one sealed segment, written at once: after an outage there are
 //!   many, and each would cost twice the round trips.
 //! - A writer that never pauses is looked at every half a millisecond, not at each event ([`core::pace`]), because it pays
@@ -206,6 +213,7 @@ pub mod disk;
 pub mod event_loop;
 pub mod links;
 pub mod locks;
+pub mod machine;
 pub mod memory;
 pub mod page_table;
 pub mod precedence;

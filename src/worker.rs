@@ -100,8 +100,8 @@ struct Lines {
     snapshots: Sender<RemoteOrder>,
 }
 
-/// All threads. The channels hold at most one order for each database and replica, since each has at most one job
-/// in flight.
+/// All threads. The channels hold at most two orders for each database and replica, since each has at most one job
+/// in flight, and one question whose the place is.
 pub struct Threads {
     local: Sender<LocalOrder>,
     /// For work that reads a whole database: one at a time, so that it keeps nothing else waiting.
@@ -222,14 +222,14 @@ impl Login {
                 FailureCause::Disconnected => FailureCause::NotTried,
                 cause => cause,
             };
-            return Outcome::Failed(Failure { cause, ..failure });
+            return Outcome::failed(&order.job, Failure { cause, ..failure });
         }
         let result = self.try_carry(order);
         result.unwrap_or_else(|error| {
             if error.is_disconnected() && matches!(self.state, LoginState::Up(_)) {
                 self.state = LoginState::None;
             }
-            Outcome::Failed(error.into_failure())
+            Outcome::failed(&order.job, error.into_failure())
         })
     }
 

@@ -9,6 +9,8 @@ pub mod inventory;
 pub mod job;
 pub mod lag;
 pub mod names;
+pub mod owner;
+pub mod ownership;
 pub mod pace;
 pub mod page;
 pub mod page_table;

@@ -108,6 +108,31 @@ impl Replica {
         }
     }
 
+    /// Another one may have written there: nobody knows what the replica holds.
+    pub fn doubt(&mut self) {
+        self.phase = Phase::Unknown;
+    }
+
+    /// It was found out whose the place is: the server answers.
+    pub fn on_owner(&mut self) {
+        self.retry_at = None;
+    }
+
+    /// It could not be found out, and nothing is in flight: as if nobody could look what is there.
+    pub fn on_owner_unknown(&mut self, failure: Failure, now: Instant, chance: f64) {
+        self.on_failure(&Job::Look { written: self.last_segment }, failure, now, chance);
+    }
+
+    /// When it tries again after a failure.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// The job in flight.
+    pub fn in_flight(&self) -> Option<&Job> {
+        self.in_flight.as_ref()
+    }
+
     /// Turns to a new generation; what the old one still lacked is not sent any more.
     pub fn begin_generation(&mut self, generation: Generation) {
         *self = Replica {
@@ -250,8 +275,10 @@ impl Replica {
 
     /// The next job, which the caller must carry out and answer with [`Replica::on_outcome`].
     pub fn next_job(&mut self, shadow: &ShadowExtent, now: Instant) -> Option<Job> {
-        let waits = self.retry_at.is_some_and(|at| now < at);
-        if self.in_flight.is_some() || waits || shadow.generation != self.generation {
+        if self.in_flight.is_some()
+            || self.retry_at.is_some_and(|at| now < at)
+            || shadow.generation != self.generation
+        {
             return None;
         }
         let (is_finishing, interval) = (self.is_finishing(), self.interval(shadow));
@@ -378,7 +405,9 @@ impl Replica {
                 let snapshot = Snapshot::Sent { sent, valid_from: (shadow.index, shadow.end), state };
                 match &mut self.phase {
                     Phase::Streaming { snapshot: present, .. } => *present = snapshot,
-                    Phase::Unknown | Phase::Empty => {
+                    // Another one may have written there meanwhile.
+                    Phase::Unknown => {}
+                    Phase::Empty => {
                         let tail = Tail::at(index, Offset::ZERO);
                         self.phase = Phase::Streaming { tail, snapshot };
                         self.acked = Some((index, Offset::ZERO));

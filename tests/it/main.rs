@@ -23,6 +23,7 @@ mod other_names;
 mod outside_world;
 mod outsider;
 mod overwritten;
+mod owner;
 mod package;
 mod page_table;
 mod page_table_crash;

@@ -17,6 +17,7 @@ use wal_agent::carry::Order;
 use wal_agent::config::{Config, DatabaseConfig, Durability, ReplicaConfig};
 use wal_agent::core::sync::Dirty;
 use wal_agent::disk::OsDisk;
+use wal_agent::machine::Machine;
 use wal_agent::remote::Location;
 use wal_agent::source::LocalJob;
 use wal_agent::worker::{Completed, Workers, do_local};
@@ -204,8 +205,8 @@ fn a_checkpoint_that_is_killed_while_a_long_wal_is_being_copied_is_not_taken_for
         notices: Vec::new(),
     };
     let now = || Now { mono: Instant::now(), wall: SystemTime::now() };
-    let mut agent =
-        wal_agent::agent::Agent::new(&config, Box::new(AtOnce::default()), Arc::new(OsDisk), 7, now());
+    let (machine, workers) = (Machine::this(), Box::new(AtOnce::default()));
+    let mut agent = wal_agent::agent::Agent::new(&config, &machine, workers, Arc::new(OsDisk), 7, now());
     let copied = |agent: &wal_agent::agent::Agent| {
         agent.status(now()).databases[0].position.map(|position| position.offset.get())
     };

@@ -45,7 +45,8 @@ const THREADS: usize = 4;
 const EARLIER_COMMITS: usize = 3;
 
 /// What the application meets in so many histories: a shim that SQLite does not call any more would be silent.
-const CERTAIN: [&str; 11] = [
+const CERTAIN: [&str; 12] = [
+    "another machine",
     "set back to an image",
     "dozed beside a writer",
     "power lost with a volatile shadow",
@@ -258,8 +259,14 @@ fn event(world: &mut World, random: &mut StdRng, settings: Settings, is_faulty: 
             };
             world.disk.plan(random.random_range(0..30), fault);
         }
-        95 if is_faulty && world.has_agent() => world.kill_agent(),
-        96 if world.has_agent() => world.stop_agent(),
+        95 if is_faulty && world.has_agent() => {
+            world.kill_agent();
+            world.may_become_another_machine();
+        }
+        96 if world.has_agent() => {
+            world.stop_agent();
+            world.may_become_another_machine();
+        }
         97 if is_faulty => {
             // A server is out of order for a while.
             let replica = random.random_range(0..settings.replicas);

@@ -27,6 +27,7 @@ use wal_agent::core::position::{Generation, Index};
 use wal_agent::core::replica::Outcome;
 use wal_agent::core::status::{DatabaseStatus, ReplicaStatus, SourceState};
 use wal_agent::database_file::FileIdentity;
+use wal_agent::machine::Machine;
 use wal_agent::remote::{Location, Remote};
 use wal_agent::source::LocalJob;
 use wal_agent::worker::{Completed, Workers, do_local};
@@ -109,6 +110,7 @@ pub struct World {
     name: u64,
     folder: TempDir,
     config: Config,
+    machine: Machine,
     pub disk: SimDisk,
     pub servers: Vec<FaultyServer>,
     pub application: Arc<Mutex<Application>>,
@@ -173,6 +175,7 @@ impl World {
         World {
             name: seed,
             config,
+            machine: Machine { name: "machine".to_owned(), id: seed.to_string() },
             disk,
             servers: (0..settings.replicas).map(|_| FaultyServer::reliable()).collect(),
             application: Arc::new(Mutex::new(application(&database))),
@@ -257,7 +260,7 @@ impl World {
             .collect();
         let disk = Arc::new(self.disk.clone());
         let (workers, seed) = (Box::new(self.jobs.clone()), self.random.random());
-        self.agent = Some(Agent::new(&self.config, workers, disk, seed, self.now()));
+        self.agent = Some(Agent::new(&self.config, &self.machine, workers, disk, seed, self.now()));
     }
 
     /// The agent ends without warning.
@@ -278,6 +281,14 @@ impl World {
         // A process that another history starts just now holds a copy of each of our descriptors for a moment.
         if let Ok(lock) = std::fs::File::open(self.meta().join("lock")) {
             wait_until("the lock is free", Duration::from_secs(60), || lock.try_lock().is_ok());
+        }
+    }
+
+    /// Everything goes on in another machine, which its servers do not know.
+    pub fn may_become_another_machine(&mut self) {
+        if self.random.random_bool(0.3) {
+            self.machine.id.push('+');
+            self.application().count("another machine");
         }
     }
 
@@ -465,7 +476,7 @@ impl World {
                     if error.is_disconnected() {
                         self.connections.remove(&line);
                     }
-                    Outcome::Failed(error.into_failure())
+                    Outcome::failed(&order.job, error.into_failure())
                 });
                 self.note(&format!("replica {replica}: {outcome:?}"));
                 Completed::Remote { database, replica, generation, outcome }
