@@ -67,7 +67,7 @@ pub fn run(config: &Config, check: Option<CheckConfig<'_>>) -> anyhow::Result<En
     let mut signals = Signals::new(signals).context("cannot catch signals")?;
     service::take_signals();
     let mut config = config.clone();
-    let links = Links::follow(config.databases.iter_mut().map(|database| &mut database.path), Instant::now());
+    let links = Links::follow(config.databases.iter_mut(), Instant::now());
     config.notices.iter().for_each(|notice| info!("{notice}"));
     let poll = Poll::new().context("cannot wait for events")?;
     let waker = Arc::new(Waker::new(poll.registry(), WAKER).context("cannot make a waker")?);
@@ -154,6 +154,8 @@ impl EventLoop<'_> {
         let mut events = Events::with_capacity(EVENTS);
         let mut clients = Vec::new();
         loop {
+            // Before the step: what follows from it is due at once.
+            self.look_at_links();
             let mut next = self.step();
             if !clients.is_empty() {
                 // What was committed before a question counts in its answer; and an answer may change what is due.
@@ -164,7 +166,6 @@ impl EventLoop<'_> {
                 let is_reload = self.reload.is_begun;
                 return Ok(if is_reload { Ended::Reload } else { Ended::Stopped { all_acknowledged } });
             }
-            self.look_at_links();
             self.doze();
             let Self { agent, service, .. } = self;
             service.turn(Instant::now(), &|| agent.status(now()).summary());

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// A folder that is not there, or cannot be watched, is tried again after this.
 const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
 /// Watched folders are compared with those at their paths so often.
-const CHECK_PAUSE: Duration = Duration::from_secs(60);
+const CHECK_PAUSE: Duration = Duration::from_secs(5);
 
 /// What is asked of the keeper.
 pub(super) enum Wish {

@@ -6,8 +6,9 @@ use crate::moved_away::{
 use crate::moved_back::{Restart, assert_is_kept, go_on, hold, restart, work_on};
 use crate::support::agent::Agent;
 use crate::support::place::{Place, first, is_streaming};
+use crate::support::scene::of_database;
 use crate::support::sqlite::Shell;
-use crate::support::wait::wait_until;
+use crate::support::wait::{BEFORE_THE_SLOW_LOOK, wait_until};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -62,6 +63,60 @@ fn a_link_that_leads_to_another_file_later_is_followed() {
         application.close();
         place.assert_restores();
     }
+}
+
+/// Makes a database in a folder that replaces the one at a path while the agent holds the database there; it is followed.
+fn a_folder_that_becomes_another_one_is_followed(place_folder: fn(&Path, &Path)) {
+    let place = Place::new();
+    let (folder, database) = (place.path("current"), place.path("current/app.db"));
+    let (old, new) = (place.path("old"), place.path("new"));
+    let application = |folder: &Path, row: &str| {
+        let mut application = Shell::open(&folder.join("app.db"));
+        application
+            .run(&format!("PRAGMA journal_mode=wal; CREATE TABLE t (data); INSERT INTO t VALUES ('{row}')"));
+        application
+    };
+    fs::create_dir(&old).expect("the folder is ours");
+    fs::create_dir(&new).expect("the folder is ours");
+    place_folder(&old, &folder);
+    let before = application(&folder, "old");
+    let replica = format!("{{path: {}}}", place.replica().display());
+    let agent = Agent::start(&place.path(""), &of_database(&database, &[&replica]));
+    agent.wait_for_status("streams", is_streaming);
+    let mut after = application(&new, "new");
+    place_folder(&new, &folder);
+    let output = place.path("output.db");
+    let has = |rows: &str| {
+        let paths = [output.to_str(), database.to_str()].map(|path| path.expect("a plain name"));
+        let _ = fs::remove_file(&output);
+        let is_restored = agent.run("restore", &["-o", paths[0], paths[1]]).status.success();
+        let mut restored = Shell::open(&output);
+        let is_there = is_restored && restored.value("SELECT group_concat(data) FROM t") == rows;
+        // What it keeps beside the file goes with it.
+        restored.close();
+        is_there
+    };
+    wait_until("the new folder's database is replicated", BEFORE_THE_SLOW_LOOK, || has("new"));
+    after.run("INSERT INTO t VALUES ('later')");
+    wait_until("it is followed", BEFORE_THE_SLOW_LOOK, || has("new,later"));
+    drop(before);
+}
+
+#[test]
+fn a_folder_that_is_renamed_for_another_one_is_followed() {
+    a_folder_that_becomes_another_one_is_followed(|from, to| {
+        let _ = fs::rename(to, to.with_extension("away"));
+        rename(from, to);
+    });
+}
+
+#[test]
+fn a_folder_that_is_a_link_to_another_one_later_is_followed() {
+    a_folder_that_becomes_another_one_is_followed(|from, to| {
+        let next = to.with_extension("next");
+        symlink(from, &next).expect("the folder is ours");
+        rename(&next, to);
+    });
 }
 
 #[test]
