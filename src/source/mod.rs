@@ -78,6 +78,8 @@ const IN_FLIGHT_PATIENCE: Duration = Duration::from_secs(30);
 /// After something failed: the first pause, doubled each time up to the longest.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(10);
+/// As long as the pause is no longer than this, another process may be about to let go of its lock.
+const BRIEF: Duration = Duration::from_millis(400);
 /// A break that comes back in a generation before anything was copied in it: the first pause before the next one.
 const BREAK_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_BREAK_PAUSE: Duration = Duration::from_secs(300);

@@ -6,7 +6,7 @@ use super::job::{CheckpointFailure, LocalOutcome};
 use super::recheck::Recheck;
 use super::refusal::Refusal;
 use super::round::RoundReport;
-use super::{LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
+use super::{BRIEF, LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::checkpoint::Round;
 use crate::core::sync::{Break, Dirty};
 use crate::shadow::ShadowSync;
@@ -126,7 +126,13 @@ impl Source {
     }
 
     pub(super) fn refuse(&mut self, refusal: Refusal, now: Instant) {
-        self.retry = Some(Recheck::after(self.retry, RETRY_PAUSE, LONGEST_RETRY_PAUSE, now));
+        let retry = Recheck::after(self.retry, RETRY_PAUSE, LONGEST_RETRY_PAUSE, now);
+        self.retry = Some(retry);
+        // Whoever closes a database last, or makes one, has it for a moment.
+        if refusal == Refusal::Locked && retry.pause <= BRIEF && !matches!(self.state, State::Refused(_)) {
+            self.state = State::Detached;
+            return;
+        }
         if !matches!(&self.state, State::Refused(present) if *present == refusal) {
             let name = self.settings.database.display();
             warn!("{name}: not replicated: {refusal}; it is tried again by itself");

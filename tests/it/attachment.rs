@@ -1,12 +1,17 @@
 //! Which databases the agent attaches to, which it waits for, and which it refuses.
 
 use crate::support::agent::Agent;
+use crate::support::at_once::agent_of;
 use crate::support::compare::assert_same;
 use crate::support::place::{Place, first, restore};
 use crate::support::sqlite::Shell;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+use wal_agent::agent::Now;
+use wal_agent::core::status::SourceState;
+use wal_agent::core::sync::Dirty;
 
 const TABLE: &str = "CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)";
 const INSERT: &str = "INSERT INTO t (data) SELECT randomblob(3000) FROM generate_series(1, 10)";
@@ -132,6 +137,29 @@ fn a_database_held_exclusively_is_refused_until_it_is_released() {
     assert_eq!(agent.run("status", &[]).status.code(), Some(0));
     place.stop(agent);
     place.assert_restores();
+}
+
+#[test]
+fn a_database_that_is_locked_for_a_moment_is_not_refused() {
+    let place = Place::new();
+    let mut exclusive = Shell::open(&place.database());
+    exclusive.run("PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=wal");
+    exclusive.run(TABLE);
+    let began = Instant::now();
+    let now = |millis| Now { mono: began + Duration::from_millis(millis), wall: SystemTime::now() };
+    let mut agent = agent_of(&place, now(0));
+    let mut state_after = |millis| {
+        for _ in 0..5 {
+            agent.step(now(millis), &mut |_| Dirty::ALL);
+        }
+        agent.status(now(millis)).databases[0].state.clone()
+    };
+    let states = [0, 250, 500].map(&mut state_after);
+    assert!(states.iter().all(|state| *state == SourceState::Attaching), "{states:?}");
+    let state = state_after(3000);
+    assert!(matches!(&state, SourceState::Refused(reason) if reason.contains("locked")), "{state:?}");
+    exclusive.close();
+    assert_eq!(state_after(6000), SourceState::Attached);
 }
 
 #[test]

@@ -2,25 +2,17 @@
 //! not SQLite. In the first case its WAL holds commits that are nowhere else.
 
 use crate::support::agent::Agent;
+use crate::support::at_once::agent_of;
 use crate::support::place::{Place, is_streaming, wait_for_page_table};
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
-use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use wal_agent::agent::Now;
-use wal_agent::carry::Order;
-use wal_agent::config::{Config, DatabaseConfig, Durability, ReplicaConfig};
 use wal_agent::core::sync::Dirty;
-use wal_agent::disk::OsDisk;
-use wal_agent::machine::Machine;
-use wal_agent::remote::Location;
-use wal_agent::source::LocalJob;
-use wal_agent::worker::{Completed, Workers, do_local};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const PAGE: usize = 4096;
@@ -162,20 +154,6 @@ fn a_file_of_which_nothing_can_tell_keeps_its_wal_and_is_copied_anew() {
     place.assert_restores();
 }
 
-/// Does local jobs at once, and nothing else.
-#[derive(Default)]
-struct AtOnce(VecDeque<Completed>);
-
-impl Workers for AtOnce {
-    fn send_local(&mut self, database: usize, job: LocalJob) {
-        self.0.push_back(Completed::Local { database, outcome: do_local(job) });
-    }
-    fn send_remote(&mut self, _: usize, _: usize, _: &Location, _: Order) {}
-    fn completed(&mut self) -> Option<Completed> {
-        self.0.pop_front()
-    }
-}
-
 #[test]
 fn a_checkpoint_that_is_killed_while_a_long_wal_is_being_copied_is_not_taken_for_another_file() {
     let place = Place::new();
@@ -191,22 +169,8 @@ fn a_checkpoint_that_is_killed_while_a_long_wal_is_being_copied_is_not_taken_for
     let last_page_1 =
         frames(&place.wal()).into_iter().rfind(|(number, _)| *number == 1).expect("the schema").1;
     fs::write(place.path("page"), last_page_1).expect("the folder is ours");
-    let replica = ReplicaConfig {
-        name: "unused".to_owned(),
-        location: Location::Folder(place.replica()),
-        sync_interval: None,
-        durability: Durability::Fsync,
-    };
-    let config = Config {
-        socket: place.path("socket"),
-        log_level: None,
-        include: None,
-        databases: vec![DatabaseConfig::new(place.database(), vec![replica])],
-        notices: Vec::new(),
-    };
     let now = || Now { mono: Instant::now(), wall: SystemTime::now() };
-    let (machine, workers) = (Machine::this(), Box::new(AtOnce::default()));
-    let mut agent = wal_agent::agent::Agent::new(&config, &machine, workers, Arc::new(OsDisk), 7, now());
+    let mut agent = agent_of(&place, now());
     let copied = |agent: &wal_agent::agent::Agent| {
         agent.status(now()).databases[0].position.map(|position| position.offset.get())
     };

@@ -1,6 +1,7 @@
 //! The outside world, for tests: servers, databases, programs.
 
 pub mod agent;
+pub mod at_once;
 pub mod compare;
 pub mod earlier;
 pub mod faulty;
