@@ -42,7 +42,11 @@ impl ShadowReader {
             Chain::new(header)
         } else {
             let mut last = [0; 24];
-            file.read_at(&mut last, from.get() - header.page_size().frame_length())?;
+            let frame = header.page_size().frame_length();
+            let before = from.get().checked_sub(frame).ok_or_else(|| {
+                ShadowReadError::Damaged(format!("no frame of {frame} bytes ends at {from}"))
+            })?;
+            file.read_at(&mut last, before)?;
             Chain::resume(header, from, &last)
         };
         Ok(ShadowReader { file, chain, at: from, finished: false })
