@@ -3,17 +3,15 @@
 
 mod replica_room;
 
-use crate::config::{Config, DatabaseConfig, ReplicaConfig};
+use crate::config::{Config, DatabaseConfig};
 use crate::control::Reply;
 use crate::core::checkpoint::CheckpointPolicy;
-use crate::core::owner::{Home, Party, Standing};
 use crate::core::position::{Generation, Position};
 use crate::core::replica::{Failure, FailureCause, Finding, Outcome, Replica, SUPERSEDED};
 use crate::core::shadow::ShadowExtent;
 use crate::core::status::{AgentStatus, Breaks, DatabaseStatus, Health, Moment, SourceState};
 use crate::core::sync::{Break, Dirty};
 use crate::disk::Disk;
-use crate::machine::Machine;
 use crate::source::{Source, SourceSettings, State};
 use crate::sqlite;
 use crate::worker::{Completed, Destination, Workers};
@@ -90,20 +88,11 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent of a machine that has not looked yet. `seed` is that of generations, of pauses, and of its name among all
-    /// runs.
-    pub fn new(
-        config: &Config,
-        machine: &Machine,
-        workers: Box<dyn Workers>,
-        disk: Arc<dyn Disk>,
-        seed: u64,
-        now: Now,
-    ) -> Self {
+    /// An agent that has not looked yet. `seed` is that of generations and of pauses.
+    pub fn new(config: &Config, workers: Box<dyn Workers>, disk: Arc<dyn Disk>, seed: u64, now: Now) -> Self {
+        let databases = config.databases.iter().map(|d| Database::new(d, &disk)).collect();
         let next_safety_look = now.mono + SAFETY_LOOK;
-        let mut random = rand::rngs::StdRng::seed_from_u64(seed);
-        let mut new = |config| Database::new(config, &disk, machine, &mut || random.random());
-        let databases = config.databases.iter().map(&mut new).collect();
+        let random = rand::rngs::StdRng::seed_from_u64(seed);
         Agent { databases, workers, disk, random, started: now, next_safety_look, stopping: None }
     }
 
@@ -182,7 +171,7 @@ impl Agent {
                 {
                     self.workers.send_remote(at, number, &room.config.location, order);
                 }
-                let due = room.next_timeout(extent, database.source.descriptor().is_some(), now.mono);
+                let due = room.next_timeout(extent, database.source.descriptor().is_some());
                 next = [next, due].into_iter().flatten().min();
             }
         }
@@ -197,7 +186,7 @@ impl Agent {
                 database.remember_shadow();
             }
             Completed::Remote { database, replica, generation, outcome } => {
-                if matches!(outcome, Outcome::Found(_) | Outcome::Owner(Ok(_))) {
+                if matches!(outcome, Outcome::Found(_)) {
                     self.on_server_answers(database, replica);
                 }
                 let chance = self.random.random();
@@ -288,19 +277,7 @@ fn moment(at: Now, now: Now) -> Moment {
 }
 
 impl Database {
-    fn new(
-        config: &DatabaseConfig,
-        disk: &Arc<dyn Disk>,
-        machine: &Machine,
-        random: &mut dyn FnMut() -> u64,
-    ) -> Self {
-        let room = |replica: &ReplicaConfig| {
-            let place = replica.location.to_string();
-            let home = Home::new(&machine.id, &config.meta_path.to_string_lossy(), &place);
-            let who = format!("{} ({})", machine.name, config.path.display());
-            ReplicaRoom::new(replica, Party { home, run: random(), who })
-        };
-        let replicas = config.replicas.iter().map(room).collect();
+    fn new(config: &DatabaseConfig, disk: &Arc<dyn Disk>) -> Self {
         let settings = SourceSettings {
             database: config.path.clone(),
             meta: config.meta_path.clone(),
@@ -315,7 +292,7 @@ impl Database {
         };
         Database {
             source: Source::new(settings, Arc::clone(disk)),
-            replicas,
+            replicas: config.replicas.iter().map(ReplicaRoom::new).collect(),
             shadow: None,
             held_back: Vec::new(),
             stop: None,
@@ -355,25 +332,18 @@ impl Database {
     ) {
         match outcome {
             Outcome::SnapshotSent(_) => {}
-            Outcome::Owner(found) => return self.on_owner(replica, found, now, chance),
+            Outcome::Surveyed(found) => {
+                if let Some(room) = self.replicas.get_mut(replica) {
+                    room.on_survey(generation, found.as_ref().ok(), now, chance);
+                }
+                return;
+            }
             outcome => return self.on_replica(replica, generation, outcome, now, chance),
         }
         // Whoever looks next copies all that a checkpoint may have written into the file while it was read.
         self.source.mark(Dirty { wal: true, ..Dirty::default() });
         let looks = self.source.looks();
         self.on_snapshot_sent(HeldBack { replica, generation, outcome, looks }, now, chance);
-    }
-
-    /// Takes in whose a replica's place is, whatever generation it was asked for.
-    fn on_owner(&mut self, replica: usize, found: Result<Standing, Failure>, now: Now, chance: f64) {
-        let name = self.source.database().display().to_string();
-        if let Some(room) = self.replicas.get_mut(replica) {
-            let has_failed = found.is_err();
-            room.on_owner(&name, found, now, chance);
-            if let Some((extent, _)) = self.shadow.as_ref().filter(|_| has_failed) {
-                room.after_outcome(&name, extent, now);
-            }
-        }
     }
 
     /// Whether a snapshot that was sent is what it should be, only the source can say, and perhaps only in a moment.
@@ -407,6 +377,7 @@ impl Database {
             return;
         };
         let finding = course.on_outcome(outcome, extent, now.mono, chance);
+        room.survey.plan(now.mono, chance);
         room.after_outcome(&name, extent, now);
         match finding {
             Finding::Nothing => {}

@@ -2,7 +2,6 @@
 //! wrong is handed back.
 
 mod look;
-mod owner;
 mod segments;
 
 use crate::core::checksum::Crc64;
@@ -144,9 +143,7 @@ impl Carrier {
     /// Where it stopped. Anything of it may have been done.
     pub fn carry(&mut self, remote: &mut dyn Remote, order: &Order) -> Result<Outcome, CarryError> {
         match order.job {
-            Job::Own { ref me, had, claim, .. } => {
-                owner::own(remote, order, me, had, claim).map(|standing| Outcome::Owner(Ok(standing)))
-            }
+            Job::Survey => look::survey(remote, order).map(|listing| Outcome::Surveyed(Ok(listing))),
             Job::Look { written } => look::look(remote, order, written).map(Outcome::Found),
             Job::SendSnapshot { index } => send_snapshot(remote, order, index).map(Outcome::SnapshotSent),
             Job::RenewSnapshot { index } => {

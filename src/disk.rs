@@ -4,6 +4,7 @@
 //! [`WalMap`] never gives out a reference to mapped bytes: they are handed to the kernel as the source of a `pwrite`,
 //! which answers with a short count, or EFAULT, where the file has shrunk.
 
+use crate::core::machine::Machine;
 use crate::core::space::DiskSpace;
 use memmap2::{MmapOptions, MmapRaw};
 use std::fs::{self, File, OpenOptions};
@@ -17,6 +18,10 @@ use std::sync::Arc;
 const FILE_MODE: u32 = 0o600;
 const FOLDER_MODE: u32 = 0o700;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// See machine-id(5).
+const MACHINE_ID: &str = "/etc/machine-id";
+/// Of the firmware, or of whoever runs the virtual machine; for root only.
+const PRODUCT_ID: &str = "/sys/class/dmi/id/product_uuid";
 
 /// Files below the meta folder. Paths are whole paths.
 pub trait Disk: Send + Sync {
@@ -39,6 +44,8 @@ pub trait Disk: Send + Sync {
     /// Which boot this is: what was not synced is certain to be there only until the next one. `None` where the kernel
     /// does not tell.
     fn boot(&self) -> Option<String>;
+    /// Which machine this is.
+    fn machine(&self) -> Machine;
 }
 
 /// An open file. Shared by threads: the owner appends, others read what is before the end.
@@ -133,6 +140,11 @@ impl Disk for OsDisk {
     fn boot(&self) -> Option<String> {
         let text = fs::read_to_string(BOOT_ID).ok()?;
         Some(text.trim().to_owned()).filter(|id| !id.is_empty())
+    }
+
+    fn machine(&self) -> Machine {
+        let read = |path| fs::read_to_string(path).ok();
+        Machine::new(read(MACHINE_ID).as_deref(), read(PRODUCT_ID).as_deref())
     }
 }
 

@@ -5,7 +5,6 @@ use crate::config::Config;
 use crate::control::{self, Request, Server};
 use crate::disk::OsDisk;
 use crate::links::Links;
-use crate::machine::Machine;
 use crate::service::{self, Service};
 use crate::watch::Watch;
 use crate::worker::Threads;
@@ -85,7 +84,7 @@ pub fn run(config: &Config, check: Option<CheckConfig<'_>>) -> anyhow::Result<En
     let paths: Vec<PathBuf> = config.databases.iter().map(|database| database.path.clone()).collect();
     let watch = Watch::new(&paths, Box::new(wake(&waker))).map_err(anyhow::Error::msg)?;
     let workers = Box::new(Threads::start(Arc::new(wake(&waker)), std::env::home_dir()));
-    let agent = Agent::new(&config, &Machine::this(), workers, Arc::new(OsDisk), agent::random_seed(), now());
+    let agent = Agent::new(&config, workers, Arc::new(OsDisk), agent::random_seed(), now());
     let control = match Server::bind(&config.socket, poll.registry(), CONTROL) {
         Ok(control) => Some(control),
         Err(error) => {

@@ -121,16 +121,16 @@
 //!   snapshot gets a later time than anything of the others has, where the clock did not give it one: it may have been ahead
 //!   once, or the machine was set back to before another generation began (found by the simulation). Where the server does
 //!   not let us, that is said, the replica is failing, and it is tried again each minute.
-//! - What is on a replica is looked at again each hour, without anything in doubt: jobs that clean up by age remove the
-//!   snapshot, and what a server acknowledged without a sync may be names without content after its power cut. A hole in the
-//!   listing is a new generation, since the shadow of what is missing is gone by then.
-//! - SFTP has no lock that ends with its holder, and no two clocks need agree. So whose a place is stands in an object that
-//!   one agent makes with a name that nobody had ([`core::owner`]); whoever finds another one's asks there, and the owner,
-//!   which reads it each 40 s, takes the question away. One that does not for two minutes is replaced, and one that could not
-//!   read for two minutes sends nothing: so no two send at a time, if their clocks run alike. It is at home on a machine
-//!   ([`machine`]), in a folder and at a place, and so goes on at once after a restart. Left over: what a stopped server
-//!   process carries out late may make two owners, until the next check of one; a clone that the firmware does not tell from
-//!   its origin takes the place over at once, and the origin says so.
+//! - What is on a replica is surveyed each hour, without anything in doubt ([`core::survey`]): jobs that clean up by age
+//!   remove the snapshot, and what a server acknowledged without a sync may be names without content after its power cut. A
+//!   long listing keeps no commit waiting; only if something is missing, it is looked at before anything else is sent. A hole
+//!   in the listing is a new generation, since the shadow of what is missing is gone by then.
+//! - A generation belongs to the machine that began it ([`core::machine`]): a clone that went on in it would write the last
+//!   segment anew, and its origin append to a file without a name, and acknowledge that. Where neither the installation nor
+//!   the hardware tells them apart, that can happen, until the next survey.
+//! - An object on the replica that says whose the place is, whose owner answers whoever asks, was built and taken back: its
+//!   checks wait where jobs of other databases go first, so that a single agent stopped sending, and of several who asked for
+//!   the place of a dead one, each kept the others from it.
 //! - An index that is over before anything of it was sent is one sealed segment, written at once: after an outage there are
 //!   many, and each would cost twice the round trips.
 //! - A writer that never pauses is looked at every half a millisecond, not at each event ([`core::pace`]), because it pays
@@ -213,7 +213,6 @@ pub mod disk;
 pub mod event_loop;
 pub mod links;
 pub mod locks;
-pub mod machine;
 pub mod memory;
 pub mod page_table;
 pub mod precedence;

@@ -10,6 +10,7 @@ pub use reader::{ShadowReadError, ShadowReader};
 pub use volatile::{Durability, DurabilityChange};
 
 use crate::core::evidence::DatabaseHeader;
+use crate::core::machine::Machine;
 use crate::core::names;
 use crate::core::page::PageNumber;
 use crate::core::page_table::DatabaseState;
@@ -30,7 +31,7 @@ const WINDOW: u64 = 1 << 20;
 /// The most scratch space, in bytes, that a database keeps while only small commits come.
 const LASTING_SCRATCH: u64 = 64 << 10;
 const FRAME_HEADER_LENGTH: usize = 24;
-/// Holds the present generation and the inode of its database.
+/// Holds the present generation, the inode of its database, and the machine.
 const GENERATION_FILE: &str = "generation";
 
 /// Why a range was not copied.
@@ -91,7 +92,8 @@ impl ShadowWal {
         let folder = meta.join(names::wal_folder(generation));
         let stale = other_generations(&*disk, meta, generation)?;
         disk.create_folder(&folder)?;
-        disk.replace(&meta.join(GENERATION_FILE), format!("{generation} {inode}\n").as_bytes())?;
+        let begun = format!("{generation} {inode} {}\n", disk.machine());
+        disk.replace(&meta.join(GENERATION_FILE), begun.as_bytes())?;
         let extent = ShadowExtent::beginning(generation);
         Ok(ShadowWal {
             disk,
@@ -110,7 +112,17 @@ impl ShadowWal {
     /// # Errors
     /// The disk's; `None` if there is none, or it cannot be told.
     pub fn last_begun(disk: &dyn Disk, meta: &Path) -> io::Result<Option<(Generation, u64)>> {
-        Ok(begun(disk, meta)?.and_then(|(generation, inode)| generation.zip(inode)))
+        Ok(begun(disk, meta)?.and_then(|begun| begun.generation.zip(begun.inode)))
+    }
+
+    /// Whether the last generation was begun on another machine, which may go on in it: on a replica, one would take the
+    /// place of what the other one has acknowledged.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn is_of_another_machine(disk: &dyn Disk, meta: &Path) -> io::Result<bool> {
+        let machine = begun(disk, meta)?.and_then(|begun| begun.machine);
+        Ok(machine.is_some_and(|machine| machine.is_not(disk.machine())))
     }
 
     /// Opens what an earlier run left of the database file `inode`. The file of the last index is verified, frame by
@@ -119,12 +131,9 @@ impl ShadowWal {
     /// # Errors
     /// The disk's; `Ok(Err)` says why there is nothing to go on from.
     pub fn recover(disk: Arc<dyn Disk>, meta: &Path, inode: u64) -> io::Result<Result<Self, Break>> {
-        let (generation, its_inode) = match begun(&*disk, meta)? {
-            None => return Ok(Err(Break::FirstRun)),
-            Some((None, _)) => return Ok(Err(Break::ShadowDamaged)),
-            Some((Some(generation), its_inode)) => (generation, its_inode),
-        };
-        if its_inode != Some(inode) {
+        let Some(begun) = begun(&*disk, meta)? else { return Ok(Err(Break::FirstRun)) };
+        let Some(generation) = begun.generation else { return Ok(Err(Break::ShadowDamaged)) };
+        if begun.inode != Some(inode) {
             return Ok(Err(Break::DatabaseReplaced));
         }
         let is_marked = Mark::of(&*disk, meta, generation)? != Mark::None;
@@ -414,14 +423,23 @@ impl ShadowWal {
     }
 }
 
-/// What the file says that holds the present generation and the inode of its database, as far as it can be read; `None`
-/// if there is no such file.
-fn begun(disk: &dyn Disk, meta: &Path) -> io::Result<Option<(Option<Generation>, Option<u64>)>> {
+/// What the file says that holds the present generation, as far as it can be read.
+struct Begun {
+    generation: Option<Generation>,
+    inode: Option<u64>,
+    machine: Option<Machine>,
+}
+
+/// `None` if there is no such file.
+fn begun(disk: &dyn Disk, meta: &Path) -> io::Result<Option<Begun>> {
     let Some(text) = disk.read(&meta.join(GENERATION_FILE))? else { return Ok(None) };
     let text = String::from_utf8_lossy(&text);
     let mut words = text.split_whitespace();
-    let generation = words.next().and_then(|word| word.parse().ok());
-    Ok(Some((generation, words.next().and_then(|word| word.parse().ok()))))
+    Ok(Some(Begun {
+        generation: words.next().and_then(|word| word.parse().ok()),
+        inode: words.next().and_then(|word| word.parse().ok()),
+        machine: words.next().and_then(|word| word.parse().ok()),
+    }))
 }
 
 /// The first of the indexes that lead to `last` without a gap.

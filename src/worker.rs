@@ -101,7 +101,7 @@ struct Lines {
 }
 
 /// All threads. The channels hold at most two orders for each database and replica, since each has at most one job
-/// in flight, and one question whose the place is.
+/// in flight, and one survey.
 pub struct Threads {
     local: Sender<LocalOrder>,
     /// For work that reads a whole database: one at a time, so that it keeps nothing else waiting.

@@ -25,20 +25,15 @@ pub(super) fn look(
     written: Option<(SegmentStart, u64)>,
 ) -> Result<Listing, CarryError> {
     let (mut listing, mut newest) = (Listing::default(), None);
-    for folder in [names::snapshots_folder(order.generation), names::wal_folder(order.generation)] {
-        let folder = order.path(&folder);
+    for folder in folders(order) {
         let mut entries = remote.list(&folder)?;
         entries.truncate(MOST_OBJECTS);
         put_back(remote, &folder, &mut entries)?;
         for entry in entries {
             if is_remnant(&entry) {
                 remote.remove(&join(&folder, &entry.name))?;
-            } else if let Some(index) = names::parse_snapshot(&entry.name) {
+            } else if add(&mut listing, &entry) {
                 newest = newest.max(entry.modified);
-                listing.snapshots.push(index);
-            } else if let Some((index, start)) = names::parse_segment(&entry.name) {
-                newest = newest.max(entry.modified);
-                listing.segments.push((SegmentStart { index, start }, entry.size));
             }
         }
     }
@@ -63,6 +58,37 @@ pub(super) fn look(
     let earlier = if written.is_none() { MOST_EARLIER } else { 0 };
     listing.is_older = newest_of_others(remote, order, earlier)?.is_some_and(|others| Some(others) >= newest);
     Ok(listing)
+}
+
+/// What is there of the generation, by names and lengths. Touches nothing: others may be about to write.
+pub(super) fn survey(remote: &mut dyn Remote, order: &Order) -> Result<Listing, CarryError> {
+    let mut listing = Listing::default();
+    for folder in folders(order) {
+        let mut entries = remote.list(&folder)?;
+        entries.truncate(MOST_OBJECTS);
+        entries.iter().filter(|entry| !is_remnant(entry)).for_each(|entry| {
+            add(&mut listing, entry);
+        });
+    }
+    Ok(listing)
+}
+
+/// Those of the generation.
+fn folders(order: &Order) -> [String; 2] {
+    [names::snapshots_folder(order.generation), names::wal_folder(order.generation)]
+        .map(|folder| order.path(&folder))
+}
+
+/// Whether it is an object of a generation, which is in the listing then.
+fn add(listing: &mut Listing, entry: &Entry) -> bool {
+    if let Some(index) = names::parse_snapshot(&entry.name) {
+        listing.snapshots.push(index);
+    } else if let Some((index, start)) = names::parse_segment(&entry.name) {
+        listing.segments.push((SegmentStart { index, start }, entry.size));
+    } else {
+        return false;
+    }
+    true
 }
 
 /// Whether it is an object that nobody finished; or a snapshot of which a server that lost power kept the name alone, and

@@ -1,6 +1,5 @@
 //! What a worker is asked to do on a replica, and what it answers.
 
-use super::owner::{Claim, Party, Standing};
 use super::page_table::DatabaseState;
 use super::position::{Index, Offset};
 use super::restore::first_hole;
@@ -19,17 +18,8 @@ pub struct SegmentStart {
 /// read again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Job {
-    /// Find out whose the place is, and see to it that it becomes or stays ours.
-    Own {
-        /// This run, for this replica.
-        me: Party,
-        /// Whether the place was ours in this run.
-        had: bool,
-        /// What is wanted.
-        claim: Claim,
-        /// Whether the thread for the WAL is busy with this replica: then that for snapshots does it.
-        is_beside_wal: bool,
-    },
+    /// List what the replica holds of the generation, and touch nothing.
+    Survey,
     /// List what the replica holds of the generation, and remove its unfinished objects.
     Look {
         /// The segment that this run has written last, with its length on the replica then. If the last one there is just
@@ -105,8 +95,7 @@ impl Job {
     /// Whether it belongs to the thread for snapshots of its destination, and not to the one for the WAL.
     pub fn is_of_snapshots(&self) -> bool {
         match self {
-            Job::SendSnapshot { .. } | Job::PublishSnapshot { .. } => true,
-            Job::Own { is_beside_wal, .. } => *is_beside_wal,
+            Job::SendSnapshot { .. } | Job::PublishSnapshot { .. } | Job::Survey => true,
             Job::Look { .. }
             | Job::RenewSnapshot { .. }
             | Job::Begin { .. }
@@ -200,8 +189,8 @@ pub enum FailureCause {
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Whose the place is, or why nobody knows.
-    Owner(Result<Standing, Failure>),
+    /// What `Survey` found, without the last segment's content.
+    Surveyed(Result<Listing, Failure>),
     /// What `Look` found.
     Found(Listing),
     /// `SendSnapshot` has read and sent everything.
@@ -233,7 +222,7 @@ impl Outcome {
     /// That of a job that was not done.
     pub fn failed(job: &Job, failure: Failure) -> Outcome {
         match job {
-            Job::Own { .. } => Outcome::Owner(Err(failure)),
+            Job::Survey => Outcome::Surveyed(Err(failure)),
             _ => Outcome::Failed(failure),
         }
     }

@@ -8,9 +8,6 @@ use std::path::{Path, PathBuf};
 /// The folder of all generations, below a replica's path and below the meta folder.
 pub const GENERATIONS: &str = "generations";
 
-/// The object that says whose a replica's place is, below the replica's path; not a part of Litestream's layout.
-pub const OWNER: &str = "wal-agent.owner";
-
 /// What the `-wal` of a database is called that another was put in the place of.
 const REPLACED_WAL: &str = "replaced-wal-";
 
@@ -70,11 +67,6 @@ impl Object {
     pub fn set_aside_path(self, attempt: u64) -> String {
         format!("{}.{attempt:016x}{SET_ASIDE}", self.path())
     }
-}
-
-/// What the object is called until it is whole, that says whose a place is.
-pub fn temporary_owner(run: u64) -> String {
-    format!("{OWNER}.{run:016x}{TEMPORARY}")
 }
 
 /// The folder of a generation's snapshots.

@@ -29,9 +29,6 @@ const MOST_LOOKS_AGAIN: u32 = 3;
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The pause before a server that did not let us change a time is asked again.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
-/// The longest pause between two looks at what is there, shortened by up to a half at random: somebody may have removed
-/// a part of it, as a job does that cleans up by age.
-pub const LOOK_PAUSE: Duration = Duration::from_secs(3600);
 /// The longest pause of whoever tried, and could not reach the server: such a try costs little, and it is for the
 /// server's return that everybody waits. The others hear of it by [`Replica::on_server_answers`].
 const LONGEST_PAUSE_UNREACHED: Duration = Duration::from_secs(5);
@@ -70,8 +67,8 @@ pub struct Replica {
     push_until: Option<(Index, Offset)>,
     /// The segment that was written last, and its length when that was acknowledged.
     last_segment: Option<(SegmentStart, u64)>,
-    /// When it is looked at again though there is no doubt.
-    look_at: Option<Instant>,
+    /// A part of what was there seems to be missing, and nothing else is in doubt.
+    is_to_be_looked_at: bool,
     /// The snapshot that a restore does not take, and when its time is to be changed again.
     superseded: Option<(Index, Instant)>,
     sync_interval: Duration,
@@ -99,7 +96,7 @@ impl Replica {
             looks_again: 0,
             push_until: None,
             last_segment: None,
-            look_at: None,
+            is_to_be_looked_at: false,
             superseded: None,
             sync_interval,
             is_beside_tireless: false,
@@ -108,29 +105,14 @@ impl Replica {
         }
     }
 
-    /// Another one may have written there: nobody knows what the replica holds.
-    pub fn doubt(&mut self) {
-        self.phase = Phase::Unknown;
+    /// A part of what was there seems to be missing: it is looked at before anything else is sent.
+    pub fn look_again(&mut self) {
+        self.is_to_be_looked_at = true;
     }
 
-    /// It was found out whose the place is: the server answers.
-    pub fn on_owner(&mut self) {
-        self.retry_at = None;
-    }
-
-    /// It could not be found out, and nothing is in flight: as if nobody could look what is there.
-    pub fn on_owner_unknown(&mut self, failure: Failure, now: Instant, chance: f64) {
-        self.on_failure(&Job::Look { written: self.last_segment }, failure, now, chance);
-    }
-
-    /// When it tries again after a failure.
-    pub fn retry_at(&self) -> Option<Instant> {
-        self.retry_at
-    }
-
-    /// The job in flight.
-    pub fn in_flight(&self) -> Option<&Job> {
-        self.in_flight.as_ref()
+    /// The segment that this run has written last, and its length when that was acknowledged.
+    pub fn last_segment(&self) -> Option<(SegmentStart, u64)> {
+        self.last_segment
     }
 
     /// Turns to a new generation; what the old one still lacked is not sent any more.
@@ -246,14 +228,11 @@ impl Replica {
             return None; // what is committed after the end is for the next run
         }
         let renewal_at = self.superseded.map(|(_, at)| at).filter(|_| self.may_renew());
-        let look_at = self.look_at.filter(|_| self.may_renew());
         if self.acked() != Some(shadow.position()) {
             return self.last_push.map(|at| at + self.interval(shadow)).into_iter().chain(renewal_at).min();
         }
         match &self.phase {
-            Phase::Streaming { tail, .. } => {
-                [tail.seals_at(shadow), renewal_at, look_at].into_iter().flatten().min()
-            }
+            Phase::Streaming { tail, .. } => [tail.seals_at(shadow), renewal_at].into_iter().flatten().min(),
             Phase::Unknown | Phase::Empty => None,
         }
     }
@@ -264,7 +243,7 @@ impl Replica {
     }
 
     /// Whether the server may be asked what nothing waits for but the truth: whether it takes times by now, and what is there.
-    fn may_renew(&self) -> bool {
+    pub fn may_renew(&self) -> bool {
         self.is_restorable() && self.finish_at.is_none()
     }
 
@@ -280,6 +259,10 @@ impl Replica {
             || shadow.generation != self.generation
         {
             return None;
+        }
+        if self.may_renew() && std::mem::take(&mut self.is_to_be_looked_at) {
+            self.in_flight = Some(Job::Look { written: self.last_segment });
+            return self.in_flight.clone();
         }
         let (is_finishing, interval) = (self.is_finishing(), self.interval(shadow));
         let renewal = self.superseded.filter(|(_, at)| now >= *at && self.may_renew());
@@ -309,9 +292,7 @@ impl Replica {
             self.works_again();
         }
         let renewal = renewal.map(|(index, _)| Job::RenewSnapshot { index });
-        let is_time_to_look = is_caught_up && self.may_renew() && self.look_at.is_some_and(|at| now >= at);
-        let look = is_time_to_look.then_some(Job::Look { written: self.last_segment });
-        let job = job.or(renewal).or(look);
+        let job = job.or(renewal);
         self.in_flight.clone_from(&job);
         job
     }
@@ -338,10 +319,7 @@ impl Replica {
         }
         match job {
             // That the server answers does not mean that it takes anything.
-            Job::Look { .. } => {
-                let pause = LOOK_PAUSE.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0);
-                (self.retry_at, self.look_at) = (None, Some(now + pause));
-            }
+            Job::Look { .. } => self.retry_at = None,
             _ => self.works_again(),
         }
         let was_acked = self.acked;
@@ -405,9 +383,7 @@ impl Replica {
                 let snapshot = Snapshot::Sent { sent, valid_from: (shadow.index, shadow.end), state };
                 match &mut self.phase {
                     Phase::Streaming { snapshot: present, .. } => *present = snapshot,
-                    // Another one may have written there meanwhile.
-                    Phase::Unknown => {}
-                    Phase::Empty => {
+                    Phase::Unknown | Phase::Empty => {
                         let tail = Tail::at(index, Offset::ZERO);
                         self.phase = Phase::Streaming { tail, snapshot };
                         self.acked = Some((index, Offset::ZERO));

@@ -51,6 +51,8 @@ pub enum Break {
     IndexExhausted,
     /// Another file is at the database's path.
     DatabaseReplaced,
+    /// The generation was begun on another machine, which may go on in it.
+    AnotherMachine,
     /// The database file was written by something other than SQLite, while nobody but us held it or while we did not.
     DatabaseOverwritten,
     /// The database file was written while nobody else had it open, and nothing can tell by whom.
@@ -88,6 +90,9 @@ impl fmt::Display for Break {
             Break::HeaderInvalid => "the WAL has no valid header",
             Break::IndexExhausted => "the generation has used up its indexes",
             Break::DatabaseReplaced => "another file was put in the database's place",
+            Break::AnotherMachine => {
+                "the last generation belongs to another machine, of which this is a copy"
+            }
             Break::DatabaseOverwritten => "something other than SQLite has written over the database",
             Break::DatabaseMoved => "the database was moved away and back",
             Break::DatabaseDoubtful => {

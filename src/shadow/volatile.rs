@@ -106,7 +106,9 @@ impl ShadowWal {
     /// # Errors
     /// The disk's.
     pub fn is_lost(disk: &dyn Disk, meta: &Path) -> io::Result<bool> {
-        let Some((Some(generation), _)) = begun(disk, meta)? else { return Ok(false) };
+        let Some(generation) = begun(disk, meta)?.and_then(|begun| begun.generation) else {
+            return Ok(false);
+        };
         Ok(Mark::of(disk, meta, generation)? == Mark::OfAnotherBoot)
     }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use wal_agent::core::machine::Machine;
 use wal_agent::core::position::{Generation, Offset};
 use wal_agent::core::space::DiskSpace;
 use wal_agent::core::wal::WalHeader;
@@ -54,6 +55,9 @@ impl Disk for StoppingDisk {
     }
     fn boot(&self) -> Option<String> {
         OsDisk.boot()
+    }
+    fn machine(&self) -> Machine {
+        OsDisk.machine()
     }
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
         operate(&self.left)?;

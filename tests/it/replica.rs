@@ -6,8 +6,8 @@ use wal_agent::core::page::{PageCount, PageSize};
 use wal_agent::core::page_table::{DatabaseChecksum, DatabaseState};
 use wal_agent::core::position::{Generation, Index, Offset, Position};
 use wal_agent::core::replica::{
-    Activity, Failure, FailureCause, Finding, Job, LOOK_PAUSE, LastSegment, Listing, Outcome, Replica,
-    SEGMENT_AGE, SEGMENT_LENGTH, SegmentStart, SentSnapshot,
+    Activity, Failure, FailureCause, Finding, Job, LastSegment, Listing, Outcome, Replica, SEGMENT_AGE,
+    SEGMENT_LENGTH, SegmentStart, SentSnapshot,
 };
 use wal_agent::core::segment::SnapshotTrailer;
 use wal_agent::core::shadow::ShadowExtent;
@@ -53,13 +53,6 @@ const FIRST: SegmentStart = SegmentStart { index: INDEX, start: Offset::ZERO };
 fn listing(segment: SegmentStart, length: u64, last: LastSegment) -> Listing {
     let segments = vec![(segment, length)];
     Listing { snapshots: vec![INDEX], segments, last: Some(last), is_older: false }
-}
-
-/// Only what is there is looked at again so much later.
-const LONG: Duration = LOOK_PAUSE.checked_sub(SEGMENT_AGE).expect("it is longer");
-
-fn is_quiet(replica: &Replica, shadow: &ShadowExtent, now: Instant) -> bool {
-    replica.next_timeout(shadow).is_none_or(|at| at > now + LONG)
 }
 
 fn failure() -> Outcome {
@@ -165,8 +158,8 @@ fn a_segment_is_sealed_when_it_is_full_or_old_or_its_index_is_over() {
 fn an_idle_replica_asks_for_no_turn() {
     let now = Instant::now();
     let mut replica = streaming(1000, now);
-    assert_eq!(replica.next_job(&shadow(1000), now + LONG), None);
-    assert!(is_quiet(&replica, &shadow(1000), now));
+    assert_eq!(replica.next_job(&shadow(1000), now + 60 * SEGMENT_AGE), None);
+    assert!(replica.next_timeout(&shadow(1000)).is_none());
 }
 
 /// A shadow whose page table knows what the database is at its end.
@@ -217,7 +210,7 @@ fn a_segment_that_can_be_proven_is_sealed_though_nothing_comes_and_again_if_its_
     assert_eq!(sealed(replica.next_job(&known(1000), now + SEGMENT_AGE)), (Some(state(1000)), false));
     replica.on_outcome(Outcome::Sealed, &known(1000), now, 0.0);
     assert_eq!(replica.next_job(&known(1000), now + SEGMENT_AGE), None);
-    assert!(is_quiet(&replica, &known(1000), now));
+    assert!(replica.next_timeout(&known(1000)).is_none());
     let mut over = known(1000);
     over.complete.insert(INDEX, Offset::new(1000));
     over.index = next(INDEX);
@@ -243,7 +236,7 @@ fn a_replica_that_finishes_seals_what_it_has_and_sends_nothing_behind_it() {
     replica.on_outcome(Outcome::Sealed, &known(1000), now, 0.0);
     assert!(replica.is_finished(end));
     assert_eq!(replica.next_job(&known(9000), now), None);
-    assert!(is_quiet(&replica, &known(9000), now), "nothing is due, so nobody must wake");
+    assert!(replica.next_timeout(&known(9000)).is_none(), "nothing is due, so nobody must wake");
 }
 
 #[test]
@@ -476,23 +469,21 @@ fn a_replica_whose_last_segment_is_of_another_history_calls_for_a_new_generation
 }
 
 #[test]
-fn what_is_there_is_looked_at_again_after_an_hour_and_stays_as_it_is() {
-    let (begun, hour) = (Instant::now(), LOOK_PAUSE);
-    let mut replica = streaming(1000, begun);
+fn what_is_looked_at_because_a_part_seems_to_be_missing_stays_as_it_is_if_it_is_there() {
+    let now = Instant::now();
+    let mut replica = streaming(1000, now);
     let look = Some(Job::Look { written: Some((FIRST, 50)) });
-    for hours in 1..3 {
-        let now = begun + hours * hour;
-        assert_eq!(replica.next_job(&shadow(1000), now - Duration::from_secs(1)), None);
-        assert_eq!(replica.next_job(&shadow(1000), now), look);
-        let found = Outcome::Found(listing(FIRST, 50, SAME));
-        assert_eq!(replica.on_outcome(found, &shadow(1000), now, 0.0), Finding::Nothing);
-        assert_eq!(replica.activity(), Activity::Streaming);
-        assert_eq!(replica.next_job(&shadow(1000), now), None, "nothing is written anew");
-    }
-    let job = replica.clone().next_job(&shadow(2000), begun + 2 * hour);
-    assert!(matches!(job, Some(Job::Seal { .. })), "it is the same segment still: {job:?}");
+    replica.look_again();
+    // Before anything else is sent.
+    assert_eq!(replica.next_job(&shadow(2000), now), look);
+    let found = Outcome::Found(listing(FIRST, 50, SAME));
+    assert_eq!(replica.on_outcome(found, &shadow(2000), now, 0.0), Finding::Nothing);
+    assert_eq!(replica.activity(), Activity::Streaming);
+    let job = replica.clone().next_job(&shadow(2000), now);
+    assert!(matches!(job, Some(Job::Extend { .. })), "it is the same segment still: {job:?}");
+    assert_eq!(replica.next_job(&shadow(1000), now), None, "nothing is written anew");
+    replica.look_again();
     // What somebody has removed is sent again.
-    let now = begun + 3 * hour;
     let without_snapshot = Listing { snapshots: Vec::new(), ..listing(FIRST, 50, SAME) };
     for found in [without_snapshot, Listing::default()] {
         let mut replica = replica.clone();

@@ -7,12 +7,10 @@ use std::time::{Duration, Instant, SystemTime};
 use wal_agent::agent::{Agent, Now};
 use wal_agent::carry::Order;
 use wal_agent::config::{Config, DatabaseConfig, Durability, ReplicaConfig};
-use wal_agent::core::owner::Standing;
 use wal_agent::core::position::Generation;
-use wal_agent::core::replica::{Failure, FailureCause, Job, Outcome};
+use wal_agent::core::replica::{Failure, FailureCause, Job, Listing, Outcome};
 use wal_agent::core::sync::Dirty;
 use wal_agent::disk::OsDisk;
-use wal_agent::machine::Machine;
 use wal_agent::remote::Location;
 use wal_agent::source::LocalJob;
 use wal_agent::worker::{Completed, Workers, do_local};
@@ -32,12 +30,12 @@ impl Told {
         what(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The replicas that ask whose their place is, before they look, taken away.
+    /// The replicas that look, taken away.
     fn looks(&self) -> Vec<(usize, Generation)> {
         let handed = self.with(|parts| std::mem::take(&mut parts.handed));
         handed
             .into_iter()
-            .filter(|(_, _, job)| matches!(job, Job::Own { .. }))
+            .filter(|(_, _, job)| matches!(job, Job::Look { .. }))
             .map(|(at, g, _)| (at, g))
             .collect()
     }
@@ -63,7 +61,7 @@ impl Workers for Told {
 }
 
 fn failed(cause: FailureCause) -> Outcome {
-    Outcome::Owner(Err(Failure { message: "nobody is there".to_owned(), cause }))
+    Outcome::Failed(Failure { message: "nobody is there".to_owned(), cause })
 }
 
 #[test]
@@ -89,8 +87,7 @@ fn whoever_was_not_tried_looks_as_soon_as_another_replica_has_been_answered() {
     };
     let (workers, began, mut elapsed) = (Told::default(), Instant::now(), Duration::ZERO);
     let now = |elapsed: Duration| Now { mono: began + elapsed, wall: SystemTime::UNIX_EPOCH + elapsed };
-    let (machine, threads) = (Machine::this(), Box::new(workers.clone()));
-    let mut agent = Agent::new(&config, &machine, threads, Arc::new(OsDisk), 1, now(elapsed));
+    let mut agent = Agent::new(&config, Box::new(workers.clone()), Arc::new(OsDisk), 1, now(elapsed));
     let looks_within = |agent: &mut Agent, elapsed: &mut Duration, time: Duration| {
         let (mut looks, until) = (Vec::new(), *elapsed + time);
         while looks.is_empty() && *elapsed <= until {
@@ -110,7 +107,7 @@ fn whoever_was_not_tried_looks_as_soon_as_another_replica_has_been_answered() {
     // The server is back, and the one replica's turn comes, within its pause of seconds.
     let looks = looks_within(&mut agent, &mut elapsed, Duration::from_secs(6));
     let first = *looks.iter().find(|(replica, _)| *replica == 0).expect("the one tries every few seconds");
-    workers.answer(first, Outcome::Owner(Ok(Standing::Ours { asked_by: None })));
+    workers.answer(first, Outcome::Found(Listing::default()));
     let looks = looks_within(&mut agent, &mut elapsed, Duration::from_millis(1));
     let others: Vec<_> = looks.iter().map(|(replica, _)| *replica).collect();
     assert_eq!(others, [1], "the other has heard of it");

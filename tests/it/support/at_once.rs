@@ -7,7 +7,6 @@ use wal_agent::agent::{Agent, Now};
 use wal_agent::carry::Order;
 use wal_agent::config::{Config, DatabaseConfig, Durability, ReplicaConfig};
 use wal_agent::disk::OsDisk;
-use wal_agent::machine::Machine;
 use wal_agent::remote::Location;
 use wal_agent::source::LocalJob;
 use wal_agent::worker::{Completed, Workers, do_local};
@@ -40,5 +39,5 @@ pub fn agent_of(place: &Place, now: Now) -> Agent {
         databases: vec![DatabaseConfig::new(place.database(), vec![replica])],
         notices: Vec::new(),
     };
-    Agent::new(&config, &Machine::this(), Box::new(AtOnce::default()), Arc::new(OsDisk), 7, now)
+    Agent::new(&config, Box::new(AtOnce::default()), Arc::new(OsDisk), 7, now)
 }

@@ -13,6 +13,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use wal_agent::core::machine::Machine;
 use wal_agent::core::space::DiskSpace;
 use wal_agent::disk::{Disk, DiskFile, OsDisk, WalMap};
 
@@ -54,6 +55,8 @@ struct State {
     /// How often power was lost.
     boots: u32,
     hides_boot: bool,
+    /// How often everything went on in another machine.
+    machines: u32,
     faults: BTreeMap<usize, DiskFault>,
     full_for: usize,
     has_crashed: bool,
@@ -141,6 +144,11 @@ impl SimDisk {
     /// The kernel does not tell which boot this is.
     pub fn hide_boot(&self) {
         self.state().hides_boot = true;
+    }
+
+    /// Everything goes on in another machine.
+    pub fn become_another_machine(&self) {
+        self.state().machines += 1;
     }
 
     /// Whether all of a file would survive a power cut.
@@ -293,6 +301,10 @@ impl Disk for SimDisk {
     fn boot(&self) -> Option<String> {
         let state = self.state();
         (!state.hides_boot).then(|| format!("boot-{}", state.boots))
+    }
+
+    fn machine(&self) -> Machine {
+        Machine::new(None, Some(&self.state().machines.to_string()))
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {

@@ -27,7 +27,6 @@ use wal_agent::core::position::{Generation, Index};
 use wal_agent::core::replica::Outcome;
 use wal_agent::core::status::{DatabaseStatus, ReplicaStatus, SourceState};
 use wal_agent::database_file::FileIdentity;
-use wal_agent::machine::Machine;
 use wal_agent::remote::{Location, Remote};
 use wal_agent::source::LocalJob;
 use wal_agent::worker::{Completed, Workers, do_local};
@@ -110,7 +109,6 @@ pub struct World {
     name: u64,
     folder: TempDir,
     config: Config,
-    machine: Machine,
     pub disk: SimDisk,
     pub servers: Vec<FaultyServer>,
     pub application: Arc<Mutex<Application>>,
@@ -175,7 +173,6 @@ impl World {
         World {
             name: seed,
             config,
-            machine: Machine { name: "machine".to_owned(), id: seed.to_string() },
             disk,
             servers: (0..settings.replicas).map(|_| FaultyServer::reliable()).collect(),
             application: Arc::new(Mutex::new(application(&database))),
@@ -260,7 +257,7 @@ impl World {
             .collect();
         let disk = Arc::new(self.disk.clone());
         let (workers, seed) = (Box::new(self.jobs.clone()), self.random.random());
-        self.agent = Some(Agent::new(&self.config, &self.machine, workers, disk, seed, self.now()));
+        self.agent = Some(Agent::new(&self.config, workers, disk, seed, self.now()));
     }
 
     /// The agent ends without warning.
@@ -284,10 +281,10 @@ impl World {
         }
     }
 
-    /// Everything goes on in another machine, which its servers do not know.
+    /// Everything goes on in another machine, as in a clone of this one.
     pub fn may_become_another_machine(&mut self) {
         if self.random.random_bool(0.3) {
-            self.machine.id.push('+');
+            self.disk.become_another_machine();
             self.application().count("another machine");
         }
     }

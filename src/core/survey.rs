@@ -1,0 +1,104 @@
+//! Whether what is on a replica is still there, though nothing is in doubt: somebody may have removed a part of it, as a job
+//! does that cleans up by age. Only names and lengths are asked for, beside the WAL, which does not wait for a long listing.
+
+use super::job::{Listing, SegmentStart};
+use std::time::{Duration, Instant};
+
+/// The longest pause between two surveys, shortened by up to a half at random.
+pub const SURVEY_PAUSE: Duration = Duration::from_secs(3600);
+
+/// When one replica is surveyed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Survey {
+    at: Option<Instant>,
+    is_under_way: bool,
+    /// The segment that was written last when it began, with its length.
+    written: Option<(SegmentStart, u64)>,
+}
+
+impl Survey {
+    /// Plans the next one, if none is. `chance` is a random number from 0 to 1.
+    pub fn plan(&mut self, now: Instant, chance: f64) {
+        let pause = SURVEY_PAUSE.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0);
+        self.at.get_or_insert(now + pause);
+    }
+
+    /// When it is time; `None` if none is planned, or one is under way.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        self.at.filter(|_| !self.is_under_way)
+    }
+
+    /// Begins one, if it is time.
+    pub fn begin(&mut self, written: Option<(SegmentStart, u64)>, now: Instant) -> bool {
+        let is_time = self.next_timeout().is_some_and(|at| now >= at);
+        if is_time {
+            (self.is_under_way, self.written) = (true, written);
+        }
+        is_time
+    }
+
+    /// Ends it; whether something is missing in what was found, if it was.
+    pub fn end(&mut self, found: Option<&Listing>) -> bool {
+        (self.is_under_way, self.at) = (false, None);
+        found.is_some_and(|listing| !self.is_there(listing))
+    }
+
+    /// Whether everything is there up to what was written last. Behind that, it may grow meanwhile.
+    fn is_there(&self, listing: &Listing) -> bool {
+        let first = listing.snapshots.iter().max();
+        let last_is_there = self.written.is_none_or(|(written, least)| {
+            listing.segments.iter().any(|&(name, length)| name == written && length >= least)
+        });
+        last_is_there && first.is_some_and(|&first| listing.is_whole_from(first))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::position::{Index, Offset};
+
+    const FIRST: SegmentStart = SegmentStart { index: Index::ZERO, start: Offset::ZERO };
+
+    fn listing(starts: &[(u64, u64)]) -> Listing {
+        let segment =
+            |&(start, length)| (SegmentStart { index: Index::ZERO, start: Offset::new(start) }, length);
+        let segments = starts.iter().map(segment).collect();
+        Listing { snapshots: vec![Index::ZERO], segments, last: None, is_older: false }
+    }
+
+    #[test]
+    fn a_replica_is_surveyed_once_an_hour_or_more_often() {
+        let (now, mut survey) = (Instant::now(), Survey::default());
+        assert_eq!((survey.next_timeout(), survey.begin(None, now)), (None, false));
+        survey.plan(now, 1.0);
+        survey.plan(now, 0.0);
+        let at = now + SURVEY_PAUSE / 2;
+        assert_eq!(survey.next_timeout(), Some(at), "it was planned already");
+        assert!(!survey.begin(None, at - Duration::from_millis(1)));
+        assert!(survey.begin(None, at));
+        assert!(!survey.begin(None, at) && survey.next_timeout().is_none(), "one at a time");
+        assert!(!survey.end(None), "nobody knows");
+        survey.plan(at, 0.0);
+        assert_eq!(survey.next_timeout(), Some(at + SURVEY_PAUSE));
+    }
+
+    #[test]
+    fn what_was_there_is_missed_and_what_comes_meanwhile_is_not() {
+        let is_missed = |listing: Listing| {
+            let mut survey = Survey::default();
+            survey.plan(Instant::now(), 0.0);
+            let second = SegmentStart { start: Offset::new(1000), ..FIRST };
+            assert!(survey.begin(Some((second, 80)), Instant::now() + SURVEY_PAUSE));
+            survey.end(Some(&listing))
+        };
+        assert!(!is_missed(listing(&[(0, 100), (1000, 80)])));
+        assert!(!is_missed(listing(&[(0, 100), (1000, 90), (2000, 100)])), "more was written");
+        assert!(is_missed(listing(&[(0, 100), (1000, 70)])), "it was cut short");
+        assert!(is_missed(listing(&[(0, 100)])));
+        assert!(is_missed(listing(&[(1000, 80)])), "the first one is gone");
+        assert!(is_missed(listing(&[(0, 0), (1000, 80)])), "only its name is left");
+        assert!(is_missed(Listing { snapshots: Vec::new(), ..listing(&[(0, 100), (1000, 80)]) }));
+        assert!(is_missed(Listing::default()));
+    }
+}
