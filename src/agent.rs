@@ -333,8 +333,9 @@ impl Database {
         match outcome {
             Outcome::SnapshotSent(_) => {}
             Outcome::Surveyed(found) => {
+                let name = self.source.database().display().to_string();
                 if let Some(room) = self.replicas.get_mut(replica) {
-                    room.on_survey(generation, found.as_ref().ok(), now, chance);
+                    room.on_survey(&name, generation, found.as_ref().ok(), now, chance);
                 }
                 return;
             }

@@ -143,7 +143,7 @@ impl Carrier {
     /// Where it stopped. Anything of it may have been done.
     pub fn carry(&mut self, remote: &mut dyn Remote, order: &Order) -> Result<Outcome, CarryError> {
         match order.job {
-            Job::Survey => look::survey(remote, order).map(|listing| Outcome::Surveyed(Ok(listing))),
+            Job::Survey => look::survey(remote, order).map(|surveyed| Outcome::Surveyed(Ok(surveyed))),
             Job::Look { written } => look::look(remote, order, written).map(Outcome::Found),
             Job::SendSnapshot { index } => send_snapshot(remote, order, index).map(Outcome::SnapshotSent),
             Job::RenewSnapshot { index } => {

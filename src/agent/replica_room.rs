@@ -5,7 +5,7 @@ use crate::carry::{Order, Progress};
 use crate::config::{Durability, ReplicaConfig};
 use crate::core::lag::Lag;
 use crate::core::position::{Generation, Position};
-use crate::core::replica::{Activity, Job, Listing, Replica, SUPERSEDED};
+use crate::core::replica::{Activity, Job, Replica, SUPERSEDED, Surveyed};
 use crate::core::shadow::ShadowExtent;
 use crate::core::status::{PastError, ReplicaState, ReplicaStatus};
 use crate::core::survey::Survey;
@@ -16,6 +16,10 @@ use log::{info, warn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+
+/// What status says where somebody else writes generations at the same place.
+const SHARED: &str = "another agent, or Litestream, replicates to this place, and a restore takes what was written last: give \
+                      each database of each machine a place of its own, or stop that one";
 
 /// One replica and what status says of it.
 pub struct ReplicaRoom {
@@ -61,6 +65,7 @@ impl ReplicaRoom {
                 // What is still being sent of the last one is of no use any more.
                 self.progress.cancelled.store(true, Ordering::Relaxed);
                 (self.progress, self.was_streaming) = (Arc::default(), false);
+                self.survey = Survey::default();
             }
             None => {
                 let interval = self.config.sync_interval.unwrap_or_default();
@@ -144,15 +149,30 @@ impl ReplicaRoom {
     }
 
     /// Takes in what a survey of a generation has found, or that it has not.
-    pub fn on_survey(&mut self, generation: Generation, found: Option<&Listing>, now: Now, chance: f64) {
-        let course = self.course.as_mut().filter(|course| course.generation() == generation);
-        let found = found.filter(|_| course.is_some());
-        if self.survey.end(found)
-            && let Some(course) = course
-        {
+    pub fn on_survey(
+        &mut self,
+        database: &str,
+        generation: Generation,
+        found: Option<&Surveyed>,
+        now: Now,
+        chance: f64,
+    ) {
+        let Some(course) = self.course.as_mut().filter(|course| course.generation() == generation) else {
+            return;
+        };
+        let was_shared = self.survey.is_shared();
+        if self.survey.end(found) {
             course.look_again();
         }
         self.survey.plan(now.mono, chance);
+        let name = &self.config.name;
+        match (was_shared, self.survey.is_shared()) {
+            (false, true) => warn!("{database}: replica {name}: {SHARED}"),
+            (true, false) => {
+                info!("{database}: replica {name}: nobody else replicates to its place any more")
+            }
+            _ => {}
+        }
     }
 
     /// Says what changed, once.
@@ -229,6 +249,14 @@ impl ReplicaRoom {
             Some(Activity::SendingSnapshot) => ReplicaState::SendingSnapshot {
                 done: self.progress.done.load(Ordering::Relaxed),
                 total: self.progress.total.load(Ordering::Relaxed),
+            },
+            Some(Activity::Streaming) if self.survey.is_shared() => ReplicaState::Failing {
+                error: SHARED.to_owned(),
+                retry_in: self
+                    .survey
+                    .next_timeout()
+                    .map(|at| at.saturating_duration_since(now.mono))
+                    .unwrap_or_default(),
             },
             Some(Activity::Streaming) => ReplicaState::Streaming,
             Some(Activity::Superseded { retry_at }) => ReplicaState::Failing {

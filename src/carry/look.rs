@@ -6,7 +6,7 @@ use crate::core::checksum::Crc64;
 use crate::core::frame::FrameDecoder;
 use crate::core::names;
 use crate::core::position::Offset;
-use crate::core::replica::{LastSegment, Listing, SegmentStart};
+use crate::core::replica::{LastSegment, Listing, SegmentStart, Surveyed};
 use crate::core::segment::{self, EMPTY_LENGTH, SegmentTrailer, TRAILER_LENGTH, Trailer};
 use crate::remote::{Entry, Remote, join};
 use crate::shadow::{ShadowReadError, ShadowReader};
@@ -16,6 +16,8 @@ use std::io;
 /// How many of the generations before the present one a run looks into once: the server's clock may have been ahead while
 /// they were written to.
 const MOST_EARLIER: usize = 4;
+/// The same for a survey: a clone's origin began the generation before the clone's.
+const SURVEYED_EARLIER: usize = 1;
 
 /// What is there of the generation. Objects that were never finished are removed: nobody will finish them. One that
 /// was set aside, and whose successor has not come, gets its name back: it holds what was acknowledged.
@@ -60,8 +62,8 @@ pub(super) fn look(
     Ok(listing)
 }
 
-/// What is there of the generation, by names and lengths. Touches nothing: others may be about to write.
-pub(super) fn survey(remote: &mut dyn Remote, order: &Order) -> Result<Listing, CarryError> {
+/// What is there, by names, lengths and times. Touches nothing: others may be about to write.
+pub(super) fn survey(remote: &mut dyn Remote, order: &Order) -> Result<Surveyed, CarryError> {
     let mut listing = Listing::default();
     for folder in folders(order) {
         let mut entries = remote.list(&folder)?;
@@ -70,7 +72,7 @@ pub(super) fn survey(remote: &mut dyn Remote, order: &Order) -> Result<Listing, 
             add(&mut listing, entry);
         });
     }
-    Ok(listing)
+    Ok(Surveyed { listing, others: newest_of_others(remote, order, SURVEYED_EARLIER)? })
 }
 
 /// Those of the generation.

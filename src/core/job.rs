@@ -18,7 +18,7 @@ pub struct SegmentStart {
 /// read again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Job {
-    /// List what the replica holds of the generation, and touch nothing.
+    /// List what the replica holds of the generation, ask when others were written last, and touch nothing.
     Survey,
     /// List what the replica holds of the generation, and remove its unfinished objects.
     Look {
@@ -130,6 +130,16 @@ pub struct Listing {
     pub is_older: bool,
 }
 
+/// What is on a replica beside what is in doubt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Surveyed {
+    /// Of the generation, without the last segment's content.
+    pub listing: Listing,
+    /// When any of the other generations that a restore could take was last written, in seconds since 1970 by the server's
+    /// clock, as far as they were looked into.
+    pub others: Option<i64>,
+}
+
 impl Listing {
     /// Whether the last segment is `name`, of at least this length.
     pub fn ends_with(&self, (name, length): (SegmentStart, u64)) -> bool {
@@ -189,8 +199,8 @@ pub enum FailureCause {
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// What `Survey` found, without the last segment's content.
-    Surveyed(Result<Listing, Failure>),
+    /// What `Survey` found.
+    Surveyed(Result<Surveyed, Failure>),
     /// What `Look` found.
     Found(Listing),
     /// `SendSnapshot` has read and sent everything.

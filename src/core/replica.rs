@@ -14,7 +14,9 @@ use judgement::{Judgement, is_as_left, judge_last};
 use std::time::{Duration, Instant};
 use tail::{OpenSegment, Snapshot, Tail, next_streaming_job};
 
-pub use super::job::{Failure, FailureCause, Job, LastSegment, Listing, Outcome, SegmentStart, SentSnapshot};
+pub use super::job::{
+    Failure, FailureCause, Job, LastSegment, Listing, Outcome, SegmentStart, SentSnapshot, Surveyed,
+};
 pub use activity::{Activity, SUPERSEDED};
 pub use judgement::Finding;
 pub use tail::{SEGMENT_AGE, SEGMENT_LENGTH, cut_of};

@@ -1,26 +1,33 @@
 //! Whether what is on a replica is still there, though nothing is in doubt: somebody may have removed a part of it, as a job
-//! does that cleans up by age. Only names and lengths are asked for, beside the WAL, which does not wait for a long listing.
+//! does that cleans up by age. And whether another agent replicates to the same place. Only names, lengths and times are
+//! asked for, beside the WAL, which does not wait for a long listing.
 
-use super::job::{Listing, SegmentStart};
+use super::job::{SegmentStart, Surveyed};
 use std::time::{Duration, Instant};
 
-/// The longest pause between two surveys, shortened by up to a half at random.
+/// The longest pause before the first survey of a generation, with which the others are compared; shortened by up to a half
+/// at random, as each.
+pub const FIRST_PAUSE: Duration = Duration::from_secs(120);
+/// The longest pause between two.
 pub const SURVEY_PAUSE: Duration = Duration::from_secs(3600);
 
-/// When one replica is surveyed.
+/// The surveys of one generation on one replica.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Survey {
     at: Option<Instant>,
     is_under_way: bool,
     /// The segment that was written last when it began, with its length.
     written: Option<(SegmentStart, u64)>,
+    /// When other generations were last written by the server's clock, as far as surveys have seen.
+    others: Option<Option<i64>>,
+    is_shared: bool,
 }
 
 impl Survey {
     /// Plans the next one, if none is. `chance` is a random number from 0 to 1.
     pub fn plan(&mut self, now: Instant, chance: f64) {
-        let pause = SURVEY_PAUSE.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0);
-        self.at.get_or_insert(now + pause);
+        let longest = if self.others.is_none() { FIRST_PAUSE } else { SURVEY_PAUSE };
+        self.at.get_or_insert(now + longest.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0));
     }
 
     /// When it is time; `None` if none is planned, or one is under way.
@@ -37,14 +44,24 @@ impl Survey {
         is_time
     }
 
-    /// Ends it; whether something is missing in what was found, if it was.
-    pub fn end(&mut self, found: Option<&Listing>) -> bool {
+    /// Ends it with what was found, if it was; whether that is to be looked at.
+    pub fn end(&mut self, found: Option<&Surveyed>) -> bool {
         (self.is_under_way, self.at) = (false, None);
-        found.is_some_and(|listing| !self.is_there(listing))
+        let Some(found) = found else { return false };
+        let before = self.others;
+        self.is_shared = before.is_some_and(|before| found.others > before);
+        self.others = Some(found.others.max(before.flatten()));
+        // A restore takes what was written last: then it is to be ours.
+        self.is_shared || !self.is_there(found)
+    }
+
+    /// Whether somebody else has written other generations since the survey before.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared
     }
 
     /// Whether everything is there up to what was written last. Behind that, it may grow meanwhile.
-    fn is_there(&self, listing: &Listing) -> bool {
+    fn is_there(&self, Surveyed { listing, .. }: &Surveyed) -> bool {
         let first = listing.snapshots.iter().max();
         let last_is_there = self.written.is_none_or(|(written, least)| {
             listing.segments.iter().any(|&(name, length)| name == written && length >= least)
@@ -56,6 +73,7 @@ impl Survey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::job::Listing;
     use crate::core::position::{Index, Offset};
 
     const FIRST: SegmentStart = SegmentStart { index: Index::ZERO, start: Offset::ZERO };
@@ -73,12 +91,16 @@ mod tests {
         assert_eq!((survey.next_timeout(), survey.begin(None, now)), (None, false));
         survey.plan(now, 1.0);
         survey.plan(now, 0.0);
-        let at = now + SURVEY_PAUSE / 2;
+        let at = now + FIRST_PAUSE / 2;
         assert_eq!(survey.next_timeout(), Some(at), "it was planned already");
         assert!(!survey.begin(None, at - Duration::from_millis(1)));
         assert!(survey.begin(None, at));
         assert!(!survey.begin(None, at) && survey.next_timeout().is_none(), "one at a time");
         assert!(!survey.end(None), "nobody knows");
+        survey.plan(at, 0.0);
+        assert_eq!(survey.next_timeout(), Some(at + FIRST_PAUSE));
+        assert!(survey.begin(None, at + FIRST_PAUSE));
+        survey.end(Some(&Surveyed { listing: listing(&[]), others: None }));
         survey.plan(at, 0.0);
         assert_eq!(survey.next_timeout(), Some(at + SURVEY_PAUSE));
     }
@@ -90,7 +112,7 @@ mod tests {
             survey.plan(Instant::now(), 0.0);
             let second = SegmentStart { start: Offset::new(1000), ..FIRST };
             assert!(survey.begin(Some((second, 80)), Instant::now() + SURVEY_PAUSE));
-            survey.end(Some(&listing))
+            survey.end(Some(&Surveyed { listing, others: None }))
         };
         assert!(!is_missed(listing(&[(0, 100), (1000, 80)])));
         assert!(!is_missed(listing(&[(0, 100), (1000, 90), (2000, 100)])), "more was written");
@@ -100,5 +122,23 @@ mod tests {
         assert!(is_missed(listing(&[(0, 0), (1000, 80)])), "only its name is left");
         assert!(is_missed(Listing { snapshots: Vec::new(), ..listing(&[(0, 100), (1000, 80)]) }));
         assert!(is_missed(Listing::default()));
+    }
+
+    #[test]
+    fn whoever_writes_other_generations_between_two_surveys_shares_the_place() {
+        let (now, mut survey) = (Instant::now(), Survey::default());
+        let mut is_shared_after = |others| {
+            survey.plan(now, 0.0);
+            assert!(survey.begin(None, now + SURVEY_PAUSE));
+            let is_to_be_looked_at = survey.end(Some(&Surveyed { listing: listing(&[(0, 100)]), others }));
+            assert_eq!(is_to_be_looked_at, survey.is_shared());
+            survey.is_shared()
+        };
+        assert!(!is_shared_after(Some(70)), "that may be our own last one");
+        assert!(!is_shared_after(Some(70)));
+        assert!(!is_shared_after(None), "it was removed");
+        assert!(!is_shared_after(Some(70)), "or could not be listed");
+        assert!(is_shared_after(Some(71)));
+        assert!(!is_shared_after(Some(71)), "it has ended");
     }
 }

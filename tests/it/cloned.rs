@@ -2,7 +2,10 @@
 
 use crate::support::oracle::{Application, Habits};
 use crate::support::world::{Settings, World};
-use wal_agent::core::position::Generation;
+use std::time::Duration;
+use wal_agent::core::names::Object;
+use wal_agent::core::position::{Generation, Index};
+use wal_agent::core::status::{Health, ReplicaState};
 
 /// A database that is replicated.
 fn world() -> World {
@@ -61,4 +64,38 @@ fn a_clone_begins_a_generation_of_its_own_whatever_it_comes_to() {
         assert_eq!(generation(&world), clone);
         world.end();
     }
+}
+
+#[test]
+fn an_agent_beside_which_another_one_replicates_to_its_place_says_so_as_long_as_that_lasts() {
+    let mut world = world();
+    let within = |hours: u32, world: &mut World, is_wanted: fn(&ReplicaState) -> bool| {
+        for _ in 0..60 * hours {
+            world.rest_for(Duration::from_secs(60));
+            if is_wanted(&world.replica().state) {
+                return;
+            }
+        }
+        panic!("{:?}", world.replica().state);
+    };
+    let object = Object::Snapshot { generation: Generation::from_random(0xaa), index: Index::ZERO };
+    for length in [100, 200] {
+        let (path, name) = (format!("/replica-0/{}", object.path()), format!("{length}.tmp"));
+        let mut clone = world.servers[0].connect();
+        clone.remove(&path).expect("no fault is planned");
+        clone.create(&name).expect("no fault is planned");
+        clone.write_at(&name, 0, &vec![1; length]).expect("no fault is planned");
+        clone.rename(&name, &path).expect("no fault is planned");
+        within(
+            1,
+            &mut world,
+            |state| matches!(state, ReplicaState::Failing { error, .. } if error.contains("another agent")),
+        );
+        assert_eq!(world.status().health(), Health::Failing);
+        // What that one has sent is no snapshot: a restore that took it would fail.
+        world.check_all_is_replicated();
+    }
+    // What was sent last may be seen in an hour only.
+    within(2, &mut world, |state| *state == ReplicaState::Streaming);
+    world.end();
 }
