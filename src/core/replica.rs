@@ -256,10 +256,8 @@ impl Replica {
 
     /// The next job, which the caller must carry out and answer with [`Replica::on_outcome`].
     pub fn next_job(&mut self, shadow: &ShadowExtent, now: Instant) -> Option<Job> {
-        if self.in_flight.is_some()
-            || self.retry_at.is_some_and(|at| now < at)
-            || shadow.generation != self.generation
-        {
+        let waits = self.retry_at.is_some_and(|at| now < at);
+        if self.in_flight.is_some() || waits || shadow.generation != self.generation {
             return None;
         }
         if self.may_renew() && std::mem::take(&mut self.is_to_be_looked_at) {
