@@ -92,8 +92,7 @@ impl ShadowWal {
         let folder = meta.join(names::wal_folder(generation));
         let stale = other_generations(&*disk, meta, generation)?;
         disk.create_folder(&folder)?;
-        let begun = format!("{generation} {inode} {}\n", disk.machine());
-        disk.replace(&meta.join(GENERATION_FILE), begun.as_bytes())?;
+        keep_begun(&*disk, meta, generation, inode, disk.machine())?;
         let extent = ShadowExtent::beginning(generation);
         Ok(ShadowWal {
             disk,
@@ -116,13 +115,24 @@ impl ShadowWal {
     }
 
     /// Whether the last generation was begun on another machine, which may go on in it: on a replica, one would take the
-    /// place of what the other one has acknowledged.
+    /// place of what the other one has acknowledged. If not, what is known of this one by now is kept with it.
     ///
     /// # Errors
     /// The disk's.
     pub fn is_of_another_machine(disk: &dyn Disk, meta: &Path) -> io::Result<bool> {
-        let machine = begun(disk, meta)?.and_then(|begun| begun.machine);
-        Ok(machine.is_some_and(|machine| machine.is_not(disk.machine())))
+        let Some(Begun { generation: Some(generation), inode: Some(inode), machine }) = begun(disk, meta)?
+        else {
+            return Ok(false);
+        };
+        let kept = machine.unwrap_or_default();
+        if kept.is_not(disk.machine()) {
+            return Ok(true);
+        }
+        let known = disk.machine().or(kept);
+        if machine != Some(known) {
+            keep_begun(disk, meta, generation, inode, known)?;
+        }
+        Ok(false)
     }
 
     /// Opens what an earlier run left of the database file `inode`. The file of the last index is verified, frame by
@@ -428,6 +438,16 @@ struct Begun {
     generation: Option<Generation>,
     inode: Option<u64>,
     machine: Option<Machine>,
+}
+
+fn keep_begun(
+    disk: &dyn Disk,
+    meta: &Path,
+    generation: Generation,
+    inode: u64,
+    machine: Machine,
+) -> io::Result<()> {
+    disk.replace(&meta.join(GENERATION_FILE), format!("{generation} {inode} {machine}\n").as_bytes())
 }
 
 /// `None` if there is no such file.

@@ -164,6 +164,9 @@ impl ReplicaRoom {
         if self.survey.end(found) {
             course.look_again();
         }
+        if let Some(index) = found.and_then(Surveyed::superseded) {
+            course.renew(index, now.mono);
+        }
         self.survey.plan(now.mono, chance);
         let name = &self.config.name;
         match (was_shared, self.survey.is_shared()) {

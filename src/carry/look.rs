@@ -13,11 +13,9 @@ use crate::shadow::{ShadowReadError, ShadowReader};
 use std::cmp::Ordering;
 use std::io;
 
-/// How many of the generations before the present one a run looks into once: the server's clock may have been ahead while
-/// they were written to.
+/// How many of the generations before the present one a run looks into once, and each survey: the server's clock may have been
+/// ahead while they were written to, and another agent may go on in one.
 const MOST_EARLIER: usize = 4;
-/// The same for a survey: a clone's origin began the generation before the clone's.
-const SURVEYED_EARLIER: usize = 1;
 
 /// What is there of the generation. Objects that were never finished are removed: nobody will finish them. One that
 /// was set aside, and whose successor has not come, gets its name back: it holds what was acknowledged.
@@ -64,15 +62,17 @@ pub(super) fn look(
 
 /// What is there, by names, lengths and times. Touches nothing: others may be about to write.
 pub(super) fn survey(remote: &mut dyn Remote, order: &Order) -> Result<Surveyed, CarryError> {
-    let mut listing = Listing::default();
+    let (mut listing, mut ours) = (Listing::default(), None);
     for folder in folders(order) {
         let mut entries = remote.list(&folder)?;
         entries.truncate(MOST_OBJECTS);
-        entries.iter().filter(|entry| !is_remnant(entry)).for_each(|entry| {
-            add(&mut listing, entry);
-        });
+        for entry in entries.iter().filter(|entry| !is_remnant(entry)) {
+            if add(&mut listing, entry) {
+                ours = ours.max(entry.modified);
+            }
+        }
     }
-    Ok(Surveyed { listing, others: newest_of_others(remote, order, SURVEYED_EARLIER)? })
+    Ok(Surveyed { listing, ours, others: newest_of_others(remote, order, MOST_EARLIER)? })
 }
 
 /// Those of the generation.

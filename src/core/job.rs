@@ -135,9 +135,22 @@ pub struct Listing {
 pub struct Surveyed {
     /// Of the generation, without the last segment's content.
     pub listing: Listing,
-    /// When any of the other generations that a restore could take was last written, in seconds since 1970 by the server's
-    /// clock, as far as they were looked into.
+    /// When anything of it was last written, in seconds since 1970 by the server's clock.
+    pub ours: Option<i64>,
+    /// The same of the other generations that a restore could take, as far as they were looked into.
     pub others: Option<i64>,
+}
+
+impl Surveyed {
+    /// The present snapshot, if a restore would take another generation.
+    pub fn superseded(&self) -> Option<Index> {
+        self.listing
+            .snapshots
+            .iter()
+            .max()
+            .copied()
+            .filter(|_| self.others.is_some() && self.others >= self.ours)
+    }
 }
 
 impl Listing {

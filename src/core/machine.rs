@@ -17,9 +17,18 @@ impl Machine {
     /// One with these names; an empty one says nothing.
     pub fn new(installation: Option<&str>, hardware: Option<&str>) -> Machine {
         let known = |name: Option<&str>| {
-            name.map(str::trim).filter(|name| !name.is_empty()).map(|name| Crc64::of(name.as_bytes()))
+            let name = name.map(str::trim).filter(|name| !name.is_empty() && *name != UNINITIALIZED);
+            name.map(|name| Crc64::of(name.as_bytes()))
         };
         Machine { installation: known(installation), hardware: known(hardware) }
+    }
+
+    /// The same with what is known of it only from `other`.
+    pub fn or(self, other: Machine) -> Machine {
+        Machine {
+            installation: self.installation.or(other.installation),
+            hardware: self.hardware.or(other.hardware),
+        }
     }
 
     /// Whether it is certainly not `other`.
@@ -29,6 +38,8 @@ impl Machine {
     }
 }
 
+/// What /etc/machine-id holds until an installation has got its name: machine-id(5).
+const UNINITIALIZED: &str = "uninitialized";
 /// What stands for a name that is not known.
 const UNKNOWN: &str = "-";
 
@@ -68,6 +79,8 @@ mod tests {
             assert!(!whole.is_not(unknown) && !unknown.is_not(whole), "{unknown}");
         }
         assert!(Machine::new(None, Some("b")).is_not(whole));
+        assert_eq!(Machine::new(Some("uninitialized\n"), None), Machine::default());
+        assert_eq!(Machine::new(Some("1"), None).or(Machine::new(Some("2"), Some("a"))), whole);
     }
 
     #[test]

@@ -112,6 +112,11 @@ impl Replica {
         self.is_to_be_looked_at = true;
     }
 
+    /// A restore would not take the snapshot of an index: its time is to be changed.
+    pub fn renew(&mut self, index: Index, now: Instant) {
+        self.superseded.get_or_insert((index, now));
+    }
+
     /// The segment that this run has written last, and its length when that was acknowledged.
     pub fn last_segment(&self) -> Option<(SegmentStart, u64)> {
         self.last_segment

@@ -44,15 +44,14 @@ impl Survey {
         is_time
     }
 
-    /// Ends it with what was found, if it was; whether that is to be looked at.
+    /// Ends it with what was found, if it was; whether a part of what was there is missing.
     pub fn end(&mut self, found: Option<&Surveyed>) -> bool {
         (self.is_under_way, self.at) = (false, None);
         let Some(found) = found else { return false };
         let before = self.others;
         self.is_shared = before.is_some_and(|before| found.others > before);
         self.others = Some(found.others.max(before.flatten()));
-        // A restore takes what was written last: then it is to be ours.
-        self.is_shared || !self.is_there(found)
+        !self.is_there(found)
     }
 
     /// Whether somebody else has written other generations since the survey before.
@@ -85,6 +84,10 @@ mod tests {
         Listing { snapshots: vec![Index::ZERO], segments, last: None, is_older: false }
     }
 
+    fn surveyed(listing: Listing, others: Option<i64>) -> Surveyed {
+        Surveyed { listing, ours: None, others }
+    }
+
     #[test]
     fn a_replica_is_surveyed_once_an_hour_or_more_often() {
         let (now, mut survey) = (Instant::now(), Survey::default());
@@ -100,7 +103,7 @@ mod tests {
         survey.plan(at, 0.0);
         assert_eq!(survey.next_timeout(), Some(at + FIRST_PAUSE));
         assert!(survey.begin(None, at + FIRST_PAUSE));
-        survey.end(Some(&Surveyed { listing: listing(&[]), others: None }));
+        survey.end(Some(&surveyed(listing(&[]), None)));
         survey.plan(at, 0.0);
         assert_eq!(survey.next_timeout(), Some(at + SURVEY_PAUSE));
     }
@@ -112,7 +115,7 @@ mod tests {
             survey.plan(Instant::now(), 0.0);
             let second = SegmentStart { start: Offset::new(1000), ..FIRST };
             assert!(survey.begin(Some((second, 80)), Instant::now() + SURVEY_PAUSE));
-            survey.end(Some(&Surveyed { listing, others: None }))
+            survey.end(Some(&surveyed(listing, None)))
         };
         assert!(!is_missed(listing(&[(0, 100), (1000, 80)])));
         assert!(!is_missed(listing(&[(0, 100), (1000, 90), (2000, 100)])), "more was written");
@@ -130,8 +133,7 @@ mod tests {
         let mut is_shared_after = |others| {
             survey.plan(now, 0.0);
             assert!(survey.begin(None, now + SURVEY_PAUSE));
-            let is_to_be_looked_at = survey.end(Some(&Surveyed { listing: listing(&[(0, 100)]), others }));
-            assert_eq!(is_to_be_looked_at, survey.is_shared());
+            survey.end(Some(&surveyed(listing(&[(0, 100)]), others)));
             survey.is_shared()
         };
         assert!(!is_shared_after(Some(70)), "that may be our own last one");
