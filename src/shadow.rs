@@ -3,6 +3,7 @@
 //! Invariant: bytes below the end are committed, passed salt and checksum, and never change, so workers read them
 //! without a lock. The end is a number: what lies behind it in the file means nothing.
 
+mod begun;
 mod reader;
 mod volatile;
 
@@ -10,7 +11,6 @@ pub use reader::{ShadowReadError, ShadowReader};
 pub use volatile::{Durability, DurabilityChange};
 
 use crate::core::evidence::DatabaseHeader;
-use crate::core::machine::Machine;
 use crate::core::names;
 use crate::core::page::PageNumber;
 use crate::core::page_table::DatabaseState;
@@ -20,6 +20,7 @@ use crate::core::shadow::ShadowExtent;
 use crate::core::sync::{Break, ShadowFacts};
 use crate::core::wal::{FrameHeader, WalHeader};
 use crate::disk::{Disk, DiskFile, WalMap};
+use begun::{GENERATION_FILE, begun, keep_begun};
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,8 +32,6 @@ const WINDOW: u64 = 1 << 20;
 /// The most scratch space, in bytes, that a database keeps while only small commits come.
 const LASTING_SCRATCH: u64 = 64 << 10;
 const FRAME_HEADER_LENGTH: usize = 24;
-/// Holds the present generation, the inode of its database, and the machine.
-const GENERATION_FILE: &str = "generation";
 
 /// Why a range was not copied.
 #[derive(Debug, thiserror::Error)]
@@ -104,35 +103,6 @@ impl ShadowWal {
             durability: Durability::Durable,
             scratch: Vec::new(),
         })
-    }
-
-    /// The last generation that was begun, and the inode of its database file.
-    ///
-    /// # Errors
-    /// The disk's; `None` if there is none, or it cannot be told.
-    pub fn last_begun(disk: &dyn Disk, meta: &Path) -> io::Result<Option<(Generation, u64)>> {
-        Ok(begun(disk, meta)?.and_then(|begun| begun.generation.zip(begun.inode)))
-    }
-
-    /// Whether the last generation was begun on another machine, which may go on in it: on a replica, one would take the
-    /// place of what the other one has acknowledged. If not, what is known of this one by now is kept with it.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub fn is_of_another_machine(disk: &dyn Disk, meta: &Path) -> io::Result<bool> {
-        let Some(Begun { generation: Some(generation), inode: Some(inode), machine }) = begun(disk, meta)?
-        else {
-            return Ok(false);
-        };
-        let kept = machine.unwrap_or_default();
-        if kept.is_not(disk.machine()) {
-            return Ok(true);
-        }
-        let known = disk.machine().or(kept);
-        if machine != Some(known) {
-            keep_begun(disk, meta, generation, inode, known)?;
-        }
-        Ok(false)
     }
 
     /// Opens what an earlier run left of the database file `inode`. The file of the last index is verified, frame by
@@ -431,35 +401,6 @@ impl ShadowWal {
         self.extent.states.retain(|kept, _| *kept >= index);
         Ok(())
     }
-}
-
-/// What the file says that holds the present generation, as far as it can be read.
-struct Begun {
-    generation: Option<Generation>,
-    inode: Option<u64>,
-    machine: Option<Machine>,
-}
-
-fn keep_begun(
-    disk: &dyn Disk,
-    meta: &Path,
-    generation: Generation,
-    inode: u64,
-    machine: Machine,
-) -> io::Result<()> {
-    disk.replace(&meta.join(GENERATION_FILE), format!("{generation} {inode} {machine}\n").as_bytes())
-}
-
-/// `None` if there is no such file.
-fn begun(disk: &dyn Disk, meta: &Path) -> io::Result<Option<Begun>> {
-    let Some(text) = disk.read(&meta.join(GENERATION_FILE))? else { return Ok(None) };
-    let text = String::from_utf8_lossy(&text);
-    let mut words = text.split_whitespace();
-    Ok(Some(Begun {
-        generation: words.next().and_then(|word| word.parse().ok()),
-        inode: words.next().and_then(|word| word.parse().ok()),
-        machine: words.next().and_then(|word| word.parse().ok()),
-    }))
 }
 
 /// The first of the indexes that lead to `last` without a gap.

@@ -307,8 +307,8 @@ fn last_shadow(request: &AttachRequest, inode: u64) -> io::Result<Result<ShadowW
     if ShadowWal::is_lost(&*request.disk, &request.meta)? {
         return Ok(Err(Break::ShadowLost));
     }
-    if ShadowWal::is_of_another_machine(&*request.disk, &request.meta)? {
-        return Ok(Err(Break::AnotherMachine));
+    if let Err(reason) = ShadowWal::bind_to_machine(&*request.disk, &request.meta)? {
+        return Ok(Err(reason));
     }
     ShadowWal::recover(Arc::clone(&request.disk), &request.meta, inode)
 }
