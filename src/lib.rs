@@ -125,6 +125,7 @@
 //!   remove the snapshot, and what a server acknowledged without a sync may be names without content after its power cut. A
 //!   long listing keeps no commit waiting; only if something is missing, it is looked at before anything else is sent. A hole
 //!   in the listing is a new generation, since the shadow of what is missing is gone by then.
+//!   That another agent replicates to the same place is told by what it has written from one survey to the next.
 //! - A generation belongs to the machine that began it ([`core::machine`]): a clone that went on in it would write the last
 //!   segment anew, and its origin append to a file without a name, and acknowledge that. Where neither the installation nor
 //!   the hardware tells them apart, that can happen, until the next survey.

@@ -253,14 +253,13 @@ impl ReplicaRoom {
                 done: self.progress.done.load(Ordering::Relaxed),
                 total: self.progress.total.load(Ordering::Relaxed),
             },
-            Some(Activity::Streaming) if self.survey.is_shared() => ReplicaState::Failing {
-                error: SHARED.to_owned(),
-                retry_in: self
-                    .survey
-                    .next_timeout()
-                    .map(|at| at.saturating_duration_since(now.mono))
-                    .unwrap_or_default(),
-            },
+            Some(Activity::Streaming | Activity::Superseded { .. }) if self.survey.is_shared() => {
+                let next = self.survey.next_timeout().unwrap_or(now.mono);
+                ReplicaState::Failing {
+                    error: SHARED.to_owned(),
+                    retry_in: next.saturating_duration_since(now.mono),
+                }
+            }
             Some(Activity::Streaming) => ReplicaState::Streaming,
             Some(Activity::Superseded { retry_at }) => ReplicaState::Failing {
                 error: SUPERSEDED.to_owned(),
