@@ -168,7 +168,7 @@ impl EventLoop<'_> {
             self.doze();
             let Self { agent, service, .. } = self;
             service.turn(Instant::now(), &|| agent.status(now()).summary());
-            let links = Some(self.links.next_timeout()).filter(|_| !self.agent.is_stopping());
+            let links = (!self.agent.is_stopping()).then(|| self.links.next_timeout());
             let next = [next, self.service.next_timeout(), links].into_iter().flatten().min();
             self.timer.set(next)?;
             self.wait(&mut events)?;

@@ -144,12 +144,7 @@ pub struct Surveyed {
 impl Surveyed {
     /// The present snapshot, if a restore would take another generation.
     pub fn superseded(&self) -> Option<Index> {
-        self.listing
-            .snapshots
-            .iter()
-            .max()
-            .copied()
-            .filter(|_| self.others.is_some() && self.others >= self.ours)
+        self.listing.snapshot().filter(|_| self.others.is_some() && self.others >= self.ours)
     }
 }
 
@@ -157,6 +152,16 @@ impl Listing {
     /// Whether the last segment is `name`, of at least this length.
     pub fn ends_with(&self, (name, length): (SegmentStart, u64)) -> bool {
         self.segments.iter().max().is_some_and(|&(last, listed)| last == name && listed >= length)
+    }
+
+    /// The newest snapshot.
+    pub fn snapshot(&self) -> Option<Index> {
+        self.snapshots.iter().max().copied()
+    }
+
+    /// Whether there is a snapshot, and everything behind it, as [`Listing::is_whole_from`] tells.
+    pub fn is_whole(&self) -> bool {
+        self.snapshot().is_some_and(|first| self.is_whole_from(first))
     }
 
     /// Whether everything from WAL `first` on is there, as far as names and lengths tell. A server that lost power may have

@@ -456,13 +456,12 @@ impl Replica {
 
     /// Whether there was no doubt, and everything is there as it was left.
     fn is_confirmed_by(&self, listing: &Listing, shadow: &ShadowExtent) -> bool {
-        let is_whole = listing.snapshots.iter().max().is_some_and(|&first| listing.is_whole_from(first));
         let wanted = |index| {
             let held = self.acked.filter(|acked| acked.0 == index).map(|(_, offset)| offset);
             held.or(shadow.end_of(index))
         };
         let is_as_left = is_as_left(listing, self.last_segment, wanted);
-        self.is_restorable() && is_whole && is_as_left && !listing.is_older
+        self.is_restorable() && listing.is_whole() && is_as_left && !listing.is_older
     }
 
     /// Finds the replica's place in the shadow from a listing.
@@ -470,19 +469,19 @@ impl Replica {
     /// The last segment is in doubt (its last write may not have been answered, or may still be carried out by a
     /// stopped server process): it is written anew, from its beginning, as another file.
     fn on_listing(&mut self, listing: &Listing, shadow: &ShadowExtent) -> Finding {
-        let snapshot = match (listing.snapshots.iter().max(), listing.is_older) {
+        let snapshot = match (listing.snapshot(), listing.is_older) {
             (None, _) => Snapshot::Missing,
-            (Some(&index), true) => Snapshot::Older { index, behind: (shadow.index, shadow.end) },
+            (Some(index), true) => Snapshot::Older { index, behind: (shadow.index, shadow.end) },
             (Some(_), false) => Snapshot::Published,
         };
         let last = listing.segments.iter().map(|(name, _)| *name).max();
-        let tail = match (last, listing.snapshots.iter().max()) {
+        let tail = match (last, listing.snapshot()) {
             (None, None) => {
                 self.phase = Phase::Empty;
                 self.acked = None;
                 return Finding::Nothing;
             }
-            (None, Some(&index)) => Tail::at(index, Offset::ZERO),
+            (None, Some(index)) => Tail::at(index, Offset::ZERO),
             (Some(SegmentStart { index, start }), _) => {
                 let segments = listing.segments.iter().filter(|(name, _)| name.index == index).count();
                 let segments = u32::try_from(segments).unwrap_or(u32::MAX).saturating_sub(1);
@@ -501,7 +500,7 @@ impl Replica {
             Judgement::Stops(finding) => return finding,
         }
         self.looks_again = 0;
-        if !listing.is_whole_from(*listing.snapshots.iter().max().unwrap_or(&shadow.index)) {
+        if !listing.is_whole_from(listing.snapshot().unwrap_or(shadow.index)) {
             return Finding::Incomplete;
         }
         // What the doubtful segment holds was acknowledged; it stays in place until its successor is whole.

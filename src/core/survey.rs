@@ -61,11 +61,10 @@ impl Survey {
 
     /// Whether everything is there up to what was written last. Behind that, it may grow meanwhile.
     fn is_there(&self, Surveyed { listing, .. }: &Surveyed) -> bool {
-        let first = listing.snapshots.iter().max();
         let last_is_there = self.written.is_none_or(|(written, least)| {
             listing.segments.iter().any(|&(name, length)| name == written && length >= least)
         });
-        last_is_there && first.is_some_and(|&first| listing.is_whole_from(first))
+        last_is_there && listing.is_whole()
     }
 }
 

@@ -60,11 +60,11 @@ impl ShadowWal {
         let Some(Begun { generation: Some(generation), inode: Some(inode), machine }) = begun else {
             return Ok(Ok(()));
         };
-        let kept = machine.unwrap_or_default();
-        if kept.is_not(disk.machine()) {
+        let (kept, present) = (machine.unwrap_or_default(), disk.machine());
+        if kept.is_not(present) {
             return Ok(Err(Break::AnotherMachine));
         }
-        let known = disk.machine().or(kept);
+        let known = present.or(kept);
         if machine != Some(known) {
             keep_begun(disk, meta, generation, inode, known)?;
         }

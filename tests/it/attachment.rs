@@ -162,14 +162,17 @@ fn states_beside_a_lock() -> [SourceState; 5] {
 
 #[test]
 fn a_database_that_is_locked_for_a_moment_is_not_refused() {
-    let is_refused = |state: &SourceState, why: &str| matches!(state, SourceState::Refused(reason) if reason.contains(why));
+    let is_refused_for = |why: &str, state: &SourceState| match state {
+        SourceState::Refused(reason) => reason.contains(why),
+        _ => false,
+    };
     // A process that another test starts just now holds a copy of the agent's own lock for a moment.
     let states = wait_for("no other process has the agent's lock", Duration::from_secs(60), || {
         let states = states_beside_a_lock();
-        (!states.iter().any(|state| is_refused(state, "another agent"))).then_some(states)
+        (!states.iter().any(|state| is_refused_for("another agent", state))).then_some(states)
     });
     assert!(states[..3].iter().all(|state| *state == SourceState::Attaching), "{states:?}");
-    assert!(is_refused(&states[3], "locked") && states[4] == SourceState::Attached, "{states:?}");
+    assert!(is_refused_for("locked", &states[3]) && states[4] == SourceState::Attached, "{states:?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //! - Two agents on one database: `attachment::a_second_agent_on_a_database_says_so_and_replicates_nothing`. It is refused
 //!   by name and goes on trying, so that it takes over when the first one ends; nothing exits.
 //! - Two agents on one place of a server, as a machine and its clone: `cloned`. Both go on, each in a generation of its own,
-//!   and say so within the hour.
+//!   and say so within an hour or two.
 //!
 //! What looks like nothing, or like something else
 //! - Size is no sign of change, and a WAL is written again at its old length:
