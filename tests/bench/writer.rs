@@ -9,6 +9,7 @@
 #[path = "../it/support/mod.rs"]
 mod support;
 
+use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use rusqlite::{Connection, ErrorCode};
 use std::fs;
@@ -16,7 +17,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use support::agent::Agent;
 use support::process::Killed;
 use support::scene::{of_database, on_server};
@@ -95,8 +96,8 @@ fn main() -> anyhow::Result<()> {
         return play(database, workload, &arguments.synchronous, length);
     }
     println!(
-        "{:<12} {:<10} {:>9} {:>8} {:>8} {:>9} {:>6} {:>7}",
-        "workload", "beside", "a second", "p50 ms", "p99 ms", "max ms", "busy", "WAL MB"
+        "{:<12} {:<10} {:>9} {:>8} {:>8} {:>9} {:>9} {:>6} {:>7}",
+        "workload", "beside", "a second", "p50 ms", "p99 ms", "max ms", "stall ms", "busy", "WAL MB"
     );
     let workloads =
         Workload::value_variants().iter().filter(|&&w| arguments.only.is_none_or(|only| only == w));
@@ -158,16 +159,18 @@ fn measure(
         answers.take(&String::from_utf8(writer.wait_with_output()?.stdout)?)?;
     }
     drop(reader);
+    let stall = answers.longest_stall();
     answers.waits.sort_unstable();
     let at = |part: f64| answers.waits[((answers.waits.len() - 1) as f64 * part) as usize] as f64 / 1e6;
     println!(
-        "{:<12} {:<10} {:>9.0} {:>8.3} {:>8.3} {:>9.1} {:>6} {:>7.1}",
+        "{:<12} {:<10} {:>9.0} {:>8.3} {:>8.3} {:>9.1} {:>9.1} {:>6} {:>7.1}",
         format!("{workload:?}"),
         format!("{companion:?}"),
         answers.waits.len() as f64 / length.as_secs_f64(),
         at(0.5),
         at(0.99),
         at(1.0),
+        stall.as_secs_f64() * 1e3,
         answers.busy,
         largest as f64 / 1e6,
     );
@@ -229,10 +232,12 @@ fn largest_wal(wal: &Path, length: Duration) -> u64 {
     largest
 }
 
-/// How long every operation took, in nanoseconds, and how many were turned away.
+/// How long every operation took and when it ended, in nanoseconds, and how many were turned away.
 #[derive(Default)]
 struct Answers {
     waits: Vec<u64>,
+    /// Since the epoch: the one clock that processes share without asking.
+    ends: Vec<u64>,
     busy: u64,
 }
 
@@ -241,10 +246,23 @@ impl Answers {
         for line in said.lines() {
             match line.strip_prefix("busy ") {
                 Some(count) => self.busy += count.parse::<u64>()?,
-                None => self.waits.push(line.parse()?),
+                None => {
+                    let (end, wait) = line.split_once(' ').context("an end and a wait")?;
+                    self.ends.push(end.parse()?);
+                    self.waits.push(wait.parse()?);
+                }
             }
         }
         Ok(())
+    }
+
+    /// The longest time in which no writer came to an end of anything. One operation may wait longer while the others go
+    /// on: SQLite's busy handler sleeps, and whoever sleeps is not served in turn.
+    fn longest_stall(&self) -> Duration {
+        let mut ends = self.ends.clone();
+        ends.sort_unstable();
+        let gaps = ends.windows(2).map(|pair| pair[1] - pair[0]);
+        Duration::from_nanos(gaps.max().unwrap_or_default())
     }
 }
 
@@ -275,7 +293,10 @@ fn play(database: &Path, workload: Workload, synchronous: &str, length: Duration
             _ => commit(&connection, rows, size),
         };
         match result {
-            Ok(()) => answers.waits.push(u64::try_from(before.elapsed().as_nanos())?),
+            Ok(()) => {
+                answers.waits.push(u64::try_from(before.elapsed().as_nanos())?);
+                answers.ends.push(u64::try_from(UNIX_EPOCH.elapsed()?.as_nanos())?);
+            }
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
                 answers.busy += 1;
                 if !connection.is_autocommit() {
@@ -287,7 +308,9 @@ fn play(database: &Path, workload: Workload, synchronous: &str, length: Duration
     }
     let mut output = std::io::stdout().lock();
     writeln!(output, "busy {}", answers.busy)?;
-    answers.waits.iter().try_for_each(|wait| writeln!(output, "{wait}"))?;
+    for (end, wait) in answers.ends.iter().zip(&answers.waits) {
+        writeln!(output, "{end} {wait}")?;
+    }
     Ok(())
 }
 
