@@ -384,6 +384,12 @@ impl Database {
     /// A read transaction that lasts.
     fn read_long(&mut self, soak: &Soak) {
         let connection = self.connection();
+        let mode = connection.pragma_query_value(None, "journal_mode", |row| row.get::<_, String>(0));
+        if mode.is_ok_and(|mode| mode != "wal") {
+            // A file that was just put in place: a reader would keep the writers from setting the mode, for longer than
+            // they wait.
+            return;
+        }
         let begun = connection.execute_batch("BEGIN; SELECT count(*) FROM sqlite_schema");
         begun.unwrap_or_else(|error| panic!("{}: {error}", self.path.display()));
         let until = Instant::now() + Duration::from_millis(self.random.random_range(1_000..30_000));

@@ -5,7 +5,7 @@
 //! open C PATH          opens connection C                       ok | error MESSAGE
 //! sql C TEXT           runs statements                          ok VALUES | error MESSAGE
 //! close C              closes it                                ok
-//! state C              the committed state                      state CRC PAGES PAGE-SIZE HEADER FRAMES BACKFILLED
+//! state C              the committed state           state CRC PAGES PAGE-SIZE HEADER FRAMES BACKFILLED COUNTER
 //! image C FILE         writes the committed state to a file     ok
 //! patience C on|off    whether to ask, instead of answering "locked": says "waiting", and reads "again" or "enough"
 //! seed N               of SQLite's randomness                   ok
@@ -270,6 +270,14 @@ fn run(connection: &Connection, sql: &str) -> anyhow::Result<String> {
     Ok(answer)
 }
 
+/// What each commit raises by one; 0 before the first one.
+fn counter(connection: &Connection) -> rusqlite::Result<i64> {
+    match connection.table_exists(Some("main"), "c")? {
+        true => connection.query_row("SELECT n FROM c", [], |row| row.get(0)),
+        false => Ok(0),
+    }
+}
+
 fn state(path: &Path, connection: &mut Connection) -> anyhow::Result<String> {
     let page_size: u32 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
     let image = connection.serialize(MAIN_DB)?;
@@ -282,5 +290,6 @@ fn state(path: &Path, connection: &mut Connection) -> anyhow::Result<String> {
     // Only `-wal` may be opened beside SQLite: it carries no locks.
     let has_header = std::fs::File::open(wal).and_then(|file| file.read_exact_at(&mut header, 0)).is_ok();
     let header = if has_header { header.map(|byte| format!("{byte:02x}")).concat() } else { "-".to_owned() };
-    Ok(format!("state {crc:016x} {pages} {page_size} {header} {frames} {backfilled}"))
+    let counter = counter(connection)?;
+    Ok(format!("state {crc:016x} {pages} {page_size} {header} {frames} {backfilled} {counter}"))
 }

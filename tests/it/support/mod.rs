@@ -5,6 +5,7 @@ pub mod at_once;
 pub mod compare;
 pub mod earlier;
 pub mod faulty;
+pub mod file_clock;
 pub mod history;
 pub mod litestream;
 pub mod memory;

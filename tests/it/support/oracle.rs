@@ -5,8 +5,10 @@
 
 mod acts;
 mod administrator;
+mod promise;
 
 use super::build_folder;
+use super::file_clock;
 use super::process::Killed;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -119,7 +121,7 @@ struct Seen {
 
 impl Seen {
     fn of(path: &Path) -> Option<Seen> {
-        let metadata = path.metadata().ok()?;
+        let metadata = file_clock::exactly(|| path.metadata()).ok()?;
         let (inode, length) = (metadata.ino(), metadata.len());
         Some(Seen { inode, length, modified: (metadata.mtime(), metadata.mtime_nsec()) })
     }
@@ -178,6 +180,12 @@ pub struct Application {
     is_between: bool,
     /// Files that an administrator made of earlier states.
     backups: Vec<PathBuf>,
+    /// Of the last state.
+    pages: u64,
+    /// How many commits there are at least.
+    promised: i64,
+    /// An fsync of one of its processes is made to fail.
+    fails_a_sync: bool,
 }
 
 /// How another file comes into the database's place.
@@ -223,6 +231,9 @@ impl Application {
             is_away: false,
             is_between: false,
             backups: Vec::new(),
+            pages: 0,
+            promised: 0,
+            fails_a_sync: false,
         }
     }
 
@@ -316,6 +327,7 @@ impl Application {
 
     /// All connections are closed, as an application's that ends.
     pub fn close_all(&mut self) {
+        self.count("all connections closed");
         self.disperse_to(0);
         for connection in 0..CONNECTIONS {
             self.close(connection);
@@ -369,6 +381,7 @@ impl Application {
         }
         let answer = self.tell(connection, &format!("sql {connection} {sql}"));
         let is_ok = matches!(answer, Answer::Ok(_));
+        self.count_statement(sql, &answer);
         let slot = &mut self.slots[connection];
         match (answer, sql) {
             (Answer::Died | Answer::Waiting, _) => {}
@@ -388,6 +401,17 @@ impl Application {
                 *slot = Slot::Idle;
                 self.tell(connection, &format!("sql {connection} ROLLBACK"));
             }
+            _ => {}
+        }
+    }
+
+    /// Counts what SQLite did, and did not refuse.
+    fn count_statement(&mut self, sql: &str, answer: &Answer) {
+        let Answer::Ok(values) = answer else { return };
+        match sql {
+            "VACUUM" | "RELEASE s" | "ROLLBACK TO s; RELEASE s" => self.count(sql),
+            "PRAGMA journal_mode=delete" if values == "delete" => self.count("journal mode left"),
+            _ if sql.starts_with("PRAGMA wal_checkpoint") && values.starts_with('0') => self.count(sql),
             _ => {}
         }
     }
@@ -431,6 +455,7 @@ impl Application {
         self.log.push(format!("  {line} -> {answer:?}"));
         match answer {
             Answer::Died => self.bury(process),
+            Answer::Error(ref message) => self.check_is_expected(line, message),
             Answer::Waiting if word == "close" => self.slots[connection] = Slot::Closing,
             Answer::Waiting if self.slots[connection] != Slot::Closing => {
                 self.slots[connection] = Slot::Waiting;
@@ -465,7 +490,7 @@ impl Application {
 
     fn take_state(&mut self, values: &str) {
         let values: Vec<&str> = values.split(' ').collect();
-        let [crc, _pages, page_size, header, frames, _backfilled] = values[..] else {
+        let [crc, pages, page_size, header, frames, _backfilled, counter] = values[..] else {
             panic!("not a state: {values:?}\n{}", self.log())
         };
         let frames = frames.parse::<i64>().expect("a number").max(0) as u64;
@@ -475,6 +500,8 @@ impl Application {
             header: (header != "-" && frames > 0).then(|| header.to_owned()),
             frames,
         };
+        self.pages = pages.parse().expect("a number");
+        self.check_nothing_is_lost(counter.parse().expect("a number"));
         if self.states.last() != Some(&state) {
             self.log.push(format!("  state {}", self.states.len()));
             self.states.push(state);

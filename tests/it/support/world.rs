@@ -14,7 +14,7 @@ use super::wait::wait_until;
 use image::Image;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -23,7 +23,7 @@ use wal_agent::agent::{Agent, Now};
 use wal_agent::carry::{Carrier, Order};
 use wal_agent::config::{CheckpointSettings, Config, DatabaseConfig, Durability, ReplicaConfig};
 use wal_agent::core::names;
-use wal_agent::core::position::{Generation, Index};
+use wal_agent::core::position::{Generation, Index, Position};
 use wal_agent::core::replica::Outcome;
 use wal_agent::core::status::{DatabaseStatus, ReplicaStatus, SourceState};
 use wal_agent::database_file::FileIdentity;
@@ -128,14 +128,21 @@ pub struct World {
     /// The last index before which the shadow was seen to be durable.
     checked: Option<Index>,
     was_attached: bool,
+    /// The generation in which the agent let go of the database, and has not come back yet.
+    let_go_in: Option<Generation>,
     retry_at: Duration,
     /// The watch hears only of the database's file.
     dozes: bool,
     kill_behind: Option<usize>,
     /// Local jobs that take for ever.
     pub held: fn(&LocalJob) -> bool,
-    /// Generations of which the machine may have lost something: a WAL may go on otherwise under the same header.
-    lost: BTreeSet<String>,
+    /// How far each generation has come.
+    furthest: HashMap<Generation, Index>,
+    /// Of generations of which the machine may have lost something, the last such index: a WAL may go on otherwise under
+    /// the same header.
+    lost: HashMap<Generation, Index>,
+    /// Where the shadow ended when this agent was last asked.
+    position: Option<Position>,
     /// What the machine may be set back to.
     images: Vec<Image>,
 }
@@ -189,11 +196,14 @@ impl World {
             restores: 0,
             checked: None,
             was_attached: false,
+            let_go_in: None,
             retry_at: Duration::ZERO,
             dozes: false,
             kill_behind: None,
             held: |_| false,
-            lost: BTreeSet::new(),
+            furthest: HashMap::new(),
+            lost: HashMap::new(),
+            position: None,
             images: Vec::new(),
             folder,
         }
@@ -218,12 +228,14 @@ impl World {
 
     /// The wall clock is set.
     pub fn jump(&mut self, seconds: i64) {
+        self.application().count("clock set");
         self.jumped += seconds;
     }
 
     /// The clock of a server is set. Where the machine may be set back, nothing else tells which generation is newer.
     pub fn jump_server(&mut self, replica: usize, seconds: i64) {
         if self.images.is_empty() {
+            self.application().count("server's clock set");
             self.servers[replica].set_clock(seconds);
         }
     }
@@ -264,7 +276,9 @@ impl World {
     pub fn kill_agent(&mut self) {
         self.note("the agent is killed");
         self.agent = None;
+        self.position = None;
         self.was_attached = false;
+        self.let_go_in = None;
         let handed = std::mem::take(&mut *lock(&self.jobs.handed));
         drop(handed);
         lock(&self.jobs.ended).clear();
@@ -572,20 +586,35 @@ impl World {
     /// The machine loses power: nobody survives, and what was not synced to the disk may be lost.
     pub fn lose_power(&mut self) {
         self.note("power is lost");
+        self.application().count("power lost");
         if self.is_volatile() {
             self.application().count("power lost with a volatile shadow");
         }
         self.kill_agent();
         self.application().kill_all();
-        self.lost.extend(self.generation_in("generation"));
+        self.lose_present();
         self.disk.lose_power(self.random.random());
         let _ = std::fs::remove_file(self.folder.path().join("app.db-shm"));
+        // SQLite makes each commit durable only then.
+        if self.application().habits().synchronous != "FULL" {
+            self.application().release_promise();
+        }
         // Without syncs, SQLite itself promises nothing then.
         if self.application().habits().synchronous != "OFF" {
             for name in ["app.db", "app.db-wal", "app.db-journal"] {
                 power::cut(&self.folder.path().join(name), self.random.random());
             }
         }
+    }
+
+    /// What the present generation has may be another WAL's from now on.
+    fn lose_present(&mut self) {
+        let Some(generation) = self.generation_in("generation").and_then(|name| name.parse().ok()) else {
+            return;
+        };
+        let told = self.furthest.get(&generation).copied().unwrap_or(Index::ZERO);
+        // One that was begun and not yet told of follows.
+        self.lost.insert(generation, told.next().unwrap_or(told));
     }
 
     /// The processes of the application go back, and all faults by kind.

@@ -146,13 +146,22 @@ impl Application {
                 }
             }
             70..78 => self.close(connection),
-            78..81 => self.sql(connection, "PRAGMA incremental_vacuum(3)"),
+            78..81 => self.vacuum_incrementally(connection),
             81..83 => self.sql(connection, "VACUUM"),
             83..86 => self.sql(connection, "DELETE FROM t WHERE n % 3 = 0"),
             86..88 => self.flip_journal_mode(connection),
             88..91 => self.large(connection),
             91..97 => self.die(connection),
             _ => self.fail_sync(connection),
+        }
+    }
+
+    fn vacuum_incrementally(&mut self, connection: usize) {
+        let before = self.pages;
+        self.sql(connection, "PRAGMA incremental_vacuum(3)");
+        self.remember();
+        if self.pages < before {
+            self.count("incremental_vacuum");
         }
     }
 
@@ -179,6 +188,8 @@ impl Application {
         if self.slots[connection] == Slot::Writing {
             let pages = self.random.random_range(self.habits.cache_pages..self.habits.cache_pages * 3);
             let size = self.habits.page_size.min(4096);
+            let length = |of: &Self| of.beside("-wal").metadata().map_or(0, |wal| wal.len());
+            let before = length(self);
             self.sql(
                 connection,
                 &format!(
@@ -186,6 +197,9 @@ impl Application {
                      SELECT i + 1 FROM s WHERE i < {pages}) SELECT i, randomblob({size}) FROM s"
                 ),
             );
+            if length(self) > before {
+                self.count("spilled into the WAL");
+            }
             match self.random.random_range(0..3) {
                 0 => self.end_transaction(connection, "ROLLBACK"),
                 1 => self.end_transaction(connection, "COMMIT"),
@@ -211,7 +225,8 @@ impl Application {
     fn savepoint(&mut self, connection: usize) {
         self.sql(connection, "SAVEPOINT s");
         self.change(connection);
-        self.sql(connection, "ROLLBACK TO s; RELEASE s");
+        let end = if self.random.random_bool(0.5) { "ROLLBACK TO s; RELEASE s" } else { "RELEASE s" };
+        self.sql(connection, end);
     }
 
     fn flip_journal_mode(&mut self, connection: usize) {
@@ -249,6 +264,7 @@ impl Application {
     fn fail_sync(&mut self, connection: usize) {
         let count = self.random.random_range(1..3);
         self.tell(connection, &format!("fail sync {count}"));
+        self.fails_a_sync = true;
         self.count("writer's fsync fails");
         match self.random.random_bool(0.7) {
             true => self.commit(connection),
@@ -260,6 +276,7 @@ impl Application {
         } else {
             self.bury(process);
         }
+        self.fails_a_sync = false;
     }
 
     pub(super) fn end_transaction(&mut self, connection: usize, end: &str) {

@@ -35,7 +35,9 @@ impl Application {
         self.tell_onlooker("close worker");
         match state {
             Answer::Ok(values) if is_done => {
+                self.release_promise();
                 self.take_state(&values);
+                self.release_promise();
                 let is_changed = self.state_aside() != before;
                 *self.injected.entry("worked on elsewhere".to_owned()).or_default() += u64::from(is_changed);
                 is_changed
@@ -94,6 +96,7 @@ impl Application {
     /// the agent.
     pub fn put_in_place(&mut self, placing: Placing, may_be_backup: bool) {
         self.is_between = true;
+        self.release_promise();
         let kind = match !may_be_backup || self.backups.is_empty() || self.random.random_bool(0.5) {
             true => "another database",
             false => "a backup",
@@ -115,6 +118,7 @@ impl Application {
     /// Removes files of the database by what follows its name.
     pub fn remove(&mut self, suffixes: &[&str]) {
         self.is_between = true;
+        self.release_promise();
         for suffix in suffixes {
             let file = self.beside(suffix);
             self.administer(&format!("remove {}", file.display()));

@@ -2,6 +2,7 @@
 
 use super::super::earlier::Earlier;
 use super::super::faulty::FaultyServer;
+use super::super::file_clock;
 use super::super::oracle::State;
 use super::{World, lock, root};
 use rand::RngExt;
@@ -30,10 +31,12 @@ impl World {
             self.application().look_on();
         }
         self.was_attached = is_attached;
+        self.count_letting_go(&status.state, status.position);
         if is_attached && self.random.random_bool(HELD_CHECKS) {
             self.check_is_held();
         }
         if let Some(shadowed) = status.position {
+            self.check_grows(shadowed);
             self.check_is_commit(shadowed);
             self.check_is_durable(shadowed);
         }
@@ -51,6 +54,25 @@ impl World {
             if let Some(state) = self.state_of(acked) {
                 self.acked[replica] = self.acked[replica].max(Some(state));
             }
+        }
+    }
+
+    /// Counts how often the agent lets go, and goes on with what it had.
+    fn count_letting_go(&mut self, state: &SourceState, position: Option<Position>) {
+        match (state, self.let_go_in) {
+            (SourceState::Detached, None) => {
+                self.let_go_in = position.map(|position| position.generation);
+                self.application().count("let go");
+            }
+            (SourceState::Attached, Some(generation)) => {
+                self.let_go_in = None;
+                let goes_on = position.is_some_and(|position| position.generation == generation);
+                let seconds = if file_clock::is_coarse() { ", with whole seconds" } else { "" };
+                if goes_on {
+                    self.application().count(&format!("gone on after letting go{seconds}"));
+                }
+            }
+            _ => {}
         }
     }
 
@@ -103,6 +125,15 @@ impl World {
         }
     }
 
+    /// Within a generation, what is shadowed only grows.
+    fn check_grows(&mut self, position: Position) {
+        let before = self.position.replace(position);
+        let has_grown = before.is_none_or(|b| b.generation != position.generation || b <= position);
+        assert!(has_grown, "{before:?} was shadowed, now {position}{}", self.story());
+        let furthest = self.furthest.entry(position.generation).or_insert(position.index);
+        *furthest = (*furthest).max(position.index);
+    }
+
     fn check_is_commit(&mut self, position: Position) {
         let Some(header) = self.header(position.generation, position.index) else { return };
         let application = lock(&self.application);
@@ -136,10 +167,10 @@ impl World {
 
     /// The header of an index's WAL, from the shadow.
     fn header(&mut self, generation: Generation, index: Index) -> Option<String> {
-        let key = (generation.to_string(), index.to_string());
-        if self.lost.contains(&key.0) {
+        if self.is_lost(generation, index) {
             return None;
         }
+        let key = (generation.to_string(), index.to_string());
         if let Some(header) = self.headers.get(&key) {
             return Some(header.clone());
         }
@@ -147,6 +178,11 @@ impl World {
         let header = bytes.get(..32)?.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         self.headers.insert(key, header.clone());
         Some(header)
+    }
+
+    /// Whether the machine may have lost something of an index.
+    fn is_lost(&self, generation: Generation, index: Index) -> bool {
+        self.lost.get(&generation).is_some_and(|last| index <= *last)
     }
 
     /// Restores a replica as it is now, or, if `synced`, as it would be if its server lost power now. It must hold
@@ -231,7 +267,7 @@ impl World {
                 Err(error) => panic!("{commit:?} of replica {replica}: {error}{}", self.story()),
             };
             restored += 1;
-            let is_lost = self.lost.contains(&commit.generation.to_string());
+            let is_lost = self.is_lost(commit.generation, commit.index);
             let application = self.application();
             let states = application.states();
             let with_it = |state: &&State| state.header == commit.header && state.end() == commit.end;

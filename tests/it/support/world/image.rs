@@ -40,7 +40,8 @@ impl World {
         self.kill_agent();
         self.application().kill_all();
         self.application().count("set back to an image");
-        self.lost.extend(self.generation_in("generation"));
+        self.application().release_promise();
+        self.lose_present();
         let image = &self.images[chosen];
         self.disk.set_back(&image.of_agent, reboots);
         self.acked.clone_from(&image.acked);
@@ -51,7 +52,7 @@ impl World {
                 None => drop(std::fs::remove_file(path)),
             }
         }
-        self.lost.extend(self.generation_in("generation"));
+        self.lose_present();
         self.application().show_all();
         self.application().remember_certainly();
         true
