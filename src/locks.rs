@@ -97,13 +97,19 @@ const WRITE_LOCK: libc::off_t = 120;
 /// `UNIX_SHM_DMS`).
 const INDEX_LOCKS: libc::off_t = 9;
 
+/// So many readings of the kernel's list must agree.
+const LOCK_LISTS: usize = 3;
+
 /// Whether every other process that has a lock on a database has one on this wal-index, too, and so works with the WAL
 /// that is beside it. `false` where that cannot be seen. Takes milliseconds: the kernel waits for all who lock anything.
 pub fn all_share_index(database: &File, wal_index: &File) -> bool {
     let inode = |file: &File| file.metadata().ok().map(|metadata| metadata.ino());
     let (Some(database), Some(wal_index)) = (inode(database), inode(wal_index)) else { return false };
-    let Ok(locks) = std::fs::read_to_string("/proc/locks") else { return false };
-    share_index(&locks, database, wal_index, u64::from(std::process::id()))
+    // A list of more than a page is read in pieces, and a lock that moves in between may be in none.
+    (0..LOCK_LISTS).all(|_| {
+        let Ok(locks) = std::fs::read_to_string("/proc/locks") else { return false };
+        share_index(&locks, database, wal_index, u64::from(std::process::id()))
+    })
 }
 
 /// Whether a connection of another process works with this wal-index. We must not: `-shm` is opened and closed here.

@@ -15,6 +15,7 @@ use image::Image;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -26,7 +27,6 @@ use wal_agent::core::names;
 use wal_agent::core::position::{Generation, Index, Position};
 use wal_agent::core::replica::Outcome;
 use wal_agent::core::status::{DatabaseStatus, ReplicaStatus, SourceState};
-use wal_agent::database_file::FileIdentity;
 use wal_agent::remote::{Location, Remote};
 use wal_agent::source::LocalJob;
 use wal_agent::worker::{Completed, Workers, do_local};
@@ -309,9 +309,11 @@ impl World {
 
     /// Whether the agent is attached to the file that is at the path now, and not still to one before it.
     fn is_held(&self) -> bool {
-        let present = FileIdentity::of_path(&self.config.databases[0].path);
+        let number = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino())).ok();
+        let present = number(&self.config.databases[0].path);
+        // Each entry is a link to what is open.
         let mut ours = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-        let is_open = ours.any(|file| FileIdentity::of_path(&file.path()) == present);
+        let is_open = ours.any(|file| number(&file.path()) == present);
         self.is_attached() && present.is_some() && is_open
     }
 
