@@ -7,13 +7,12 @@ use crate::carry::{Carrier, CarryError, Order};
 use crate::core::evidence::Stamp;
 use crate::core::position::Generation;
 use crate::core::replica::{Failure, FailureCause, Outcome};
-use crate::database_file::FileIdentity;
 use crate::page_table::TableJob;
 use crate::precedence::{Deference, Precedence};
 use crate::remote::{self, Location, Remote, RemoteError};
 use crate::source::{
-    CheckpointFailure, Checkpointer, LocalJob, LocalOutcome, attach, compare, inspect, leave, let_go, round,
-    stamp_at,
+    CheckpointFailure, Checkpointer, HeldFiles, LocalJob, LocalOutcome, attach, compare, inspect, leave,
+    let_go, round, stamp_at,
 };
 use crate::sqlite::{SqliteError, WalExtent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -279,13 +278,13 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
             let result = change.run();
             LocalOutcome::Durability(change, result)
         }
-        LocalJob::Checkpoint { checkpointer, sync, database, identity, stamp, patience } => {
+        LocalJob::Checkpoint { checkpointer, sync, database, files, stamp, patience } => {
             let synced = sync.map(|sync| {
                 let result = sync.file.sync();
                 (sync, result)
             });
             let is_durable = synced.as_ref().is_none_or(|(_, result)| result.is_ok());
-            let result = is_durable.then(|| checkpoint(&checkpointer, &database, identity, stamp, patience));
+            let result = is_durable.then(|| checkpoint(&checkpointer, &database, &files, stamp, patience));
             let stamp = may_have_written(result.as_ref()).then(|| stamp_at(&database)).flatten();
             LocalOutcome::Checkpointed { checkpointer, synced, result, stamp }
         }
@@ -318,12 +317,12 @@ fn may_have_written(result: Option<&Result<WalExtent, CheckpointFailure>>) -> bo
     }
 }
 
-/// The order is what makes it safe: our copy is durable, then the checkpoint is limited, then the path is compared, then
+/// The order is what makes it safe: our copy is durable, then the checkpoint is limited, then the paths are compared, then
 /// SQLite writes.
 fn checkpoint(
     checkpointer: &Checkpointer,
     database: &Path,
-    identity: FileIdentity,
+    files: &HeldFiles,
     stamp: Option<Stamp>,
     patience: Duration,
 ) -> Result<WalExtent, CheckpointFailure> {
@@ -333,8 +332,8 @@ fn checkpoint(
         return Err(CheckpointFailure::Overwritten);
     }
     let limited = checkpointer.begin().map_err(CheckpointFailure::NotBegun)?;
-    if FileIdentity::of_path(database) != Some(identity) {
-        return Err(CheckpointFailure::Replaced);
+    if let Some(reason) = files.replaced() {
+        return Err(CheckpointFailure::Replaced(reason));
     }
     if is_overwritten() {
         return Err(CheckpointFailure::Overwritten);

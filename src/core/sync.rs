@@ -63,6 +63,8 @@ pub enum Break {
     DatabaseChanged,
     /// The WAL was deleted or replaced under the agent.
     WalReplaced,
+    /// The wal-index was deleted or replaced under the agent: nobody's locks count for who came since.
+    WalIndexReplaced,
     /// What was compared with the page table was to be the end of its WAL, and writers continued that WAL.
     WalContinued,
     /// A replica holds more than the shadow WAL, or does not continue in it.
@@ -100,6 +102,7 @@ impl fmt::Display for Break {
             }
             Break::DatabaseChanged => "the database was changed while the agent did not hold it",
             Break::WalReplaced => "the WAL was deleted or replaced while it was being read",
+            Break::WalIndexReplaced => "the database's -shm was deleted or replaced while it was in use",
             Break::WalContinued => {
                 "another reader kept the WAL from being restarted after the database was compared"
             }

@@ -4,6 +4,7 @@ use super::capture::Capture;
 use super::checkpointer::Checkpointer;
 use super::guard::Guard;
 use super::held::{Belonging, Held};
+use super::held_files::HeldFiles;
 use super::inspect::Suspicion;
 use super::left_behind::{self, Fate, LeftBehind, Paths};
 use super::let_go::Resting;
@@ -113,6 +114,19 @@ impl Attached {
     /// Whether the file that is open is the one at its path.
     pub fn is_at_path(&self, path: &Path) -> bool {
         is_at_path(&self.descriptor, path)
+    }
+
+    /// Which files are held.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn files(&self, database: &Path) -> io::Result<HeldFiles> {
+        HeldFiles::of(database, &self.descriptor, self.guard.index().file())
+    }
+
+    /// What was put in the place of a file that is held, or removed.
+    pub fn replaced(&self, database: &Path) -> Option<Break> {
+        self.files(database).map_or(Some(Break::DatabaseReplaced), |files| files.replaced())
     }
 }
 

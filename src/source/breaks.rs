@@ -33,6 +33,7 @@ impl Source {
             Break::DatabaseReplaced
             | Break::DatabaseOverwritten
             | Break::WalReplaced
+            | Break::WalIndexReplaced
             | Break::HeaderInvalid
             | Break::ChainBroken => self.leaving = Some(reason),
             reason if can_settle(&reason) => {
@@ -159,6 +160,11 @@ impl Source {
                 // What was copied stays, and goes on if SQLite recovers the WAL to the same.
                 drop(attached);
                 self.refuse(Refusal::WalDamaged(reason), now);
+            }
+            Break::WalIndexReplaced => {
+                // Without a checkpoint: what we know of the WAL may be old.
+                drop(attached);
+                self.await_the_new(reason, now);
             }
             Break::DatabaseReplaced | Break::WalReplaced => {
                 self.state = State::Lent;

@@ -52,7 +52,7 @@ pub enum Doubt {
     #[error("its WAL is damaged")]
     WalDamaged,
     /// What was compared is not the database.
-    #[error("another file is at the database's path")]
+    #[error("another file is at the path of the database, or of its -shm")]
     Replaced,
     /// While we forbade all backfill.
     #[error("something other than SQLite has written the file meanwhile")]
@@ -153,7 +153,7 @@ fn settle(attached: &mut Attached, database: &Path, wal: &Path) -> Result<(), Do
             thread::sleep(PAUSE);
             continue;
         };
-        if !attached.is_at_path(database) {
+        if attached.replaced(database).is_some() {
             return Err(Doubt::Replaced);
         }
         let header = proof::wal_header(wal);

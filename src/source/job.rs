@@ -3,13 +3,14 @@
 use super::attach::{AttachOutcome, AttachRequest, Attached};
 use super::checkpointer::Checkpointer;
 use super::compare::{Compared, Doubt};
+use super::held_files::HeldFiles;
 use super::inspect::Inspection;
 use super::leave::{LeaveOutcome, LeaveRequest};
 use super::let_go::{LetGoOutcome, LetGoRequest};
 use super::round::{RoundPlan, RoundReport};
 use crate::core::evidence::Stamp;
 use crate::core::position::Generation;
-use crate::database_file::FileIdentity;
+use crate::core::sync::Break;
 use crate::disk::Disk;
 use crate::page_table::{TableJob, TableOutcome};
 use crate::shadow::{DurabilityChange, ShadowSync};
@@ -33,11 +34,12 @@ pub enum LocalJob {
         checkpointer: Box<Checkpointer>,
         /// What must be durable before the checkpoint.
         sync: Option<ShadowSync>,
-        /// Checked before the checkpoint: never into a file that was put in the database's place.
+        /// The database.
         database: PathBuf,
-        /// The file we hold.
-        identity: FileIdentity,
-        /// How it must be, if nobody else is there: whoever writes it then does not use SQLite.
+        /// Checked before the checkpoint: never into a file that was put in the database's place, nor by a wal-index that
+        /// was removed.
+        files: HeldFiles,
+        /// How the file must be, if nobody else is there: whoever writes it then does not use SQLite.
         stamp: Option<Stamp>,
         /// How long it tries while somebody else checkpoints.
         patience: Duration,
@@ -124,8 +126,8 @@ pub enum LocalOutcome {
 /// Why a checkpoint was not carried out.
 #[derive(Debug)]
 pub enum CheckpointFailure {
-    /// Another file is at the database's path.
-    Replaced,
+    /// What is held is not what is at its path any more.
+    Replaced(Break),
     /// The file was written by something other than SQLite.
     Overwritten,
     /// SQLite's answer when it was to begin.

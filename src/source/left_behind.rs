@@ -401,7 +401,8 @@ pub fn is_kept(wal: &File, at: Paths) -> bool {
     entries.map(|entry| entry.path()).any(|path| is_name(&path))
 }
 
-fn has_no_name(file: &File) -> bool {
+/// Whether a file was removed.
+pub(super) fn has_no_name(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
 }
 

@@ -146,6 +146,10 @@ fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<O
     if !locks::lock_out(&attached.descriptor).map_err(failed)? {
         return Err(Stay::Used.into());
     }
+    // From here on nobody can come, nor make another wal-index.
+    if let Some(reason) = attached.replaced(database) {
+        return Err(Stay::Broken(reason).into());
+    }
     let frames = match attached.capture.look(&attached.query).map_err(failed)? {
         Look::UpToDate { extent, .. } => extent.left(),
         Look::Broken(reason) => return Err(Stay::Broken(reason).into()),

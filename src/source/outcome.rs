@@ -160,8 +160,8 @@ impl Source {
                 self.failed(Task::Checkpoint, &format!("cannot checkpoint: {error}"));
                 false
             }
-            Err(CheckpointFailure::Replaced) => {
-                (self.urgent_next, self.leaving) = (false, Some(Break::DatabaseReplaced));
+            Err(CheckpointFailure::Replaced(reason)) => {
+                (self.urgent_next, self.leaving) = (false, Some(reason));
                 return;
             }
             Err(CheckpointFailure::Overwritten) => {

@@ -64,9 +64,9 @@ impl Source {
             self.look_around_at = Some(again);
             return;
         };
-        if !self.is_at_path() {
+        if let Some(reason) = self.replaced() {
             // Under another name others may have written it: that says nothing of its WAL.
-            self.leaving = Some(Break::DatabaseReplaced);
+            self.leaving = Some(reason);
             return;
         }
         self.look_around_at = None;

@@ -284,8 +284,8 @@ fn checkpoint(
 ) -> Result<WalExtent, Stop> {
     let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
     let limited = checkpointer.begin()?;
-    if !attached.is_at_path(database) {
-        return Err(Stop::Broken(Break::DatabaseReplaced));
+    if let Some(reason) = attached.replaced(database) {
+        return Err(Stop::Broken(reason));
     }
     Ok(limited.checkpoint(patience, until)?)
 }

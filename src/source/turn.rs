@@ -2,6 +2,7 @@
 
 use super::attach::AttachRequest;
 use super::job::LocalJob;
+use super::left_behind::has_no_name;
 use super::recheck::Recheck;
 use super::round::{LOCK_PATIENCE, RoundPlan};
 use super::{Attached, Source, State, Task};
@@ -137,8 +138,8 @@ impl Source {
     fn attached_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
         // No event tells, beside writers that never pause.
         let is_asked = std::mem::take(&mut self.dirty.folder) || self.needs_no_events(now);
-        if is_asked && !self.is_at_path() {
-            self.leaving = Some(Break::DatabaseReplaced);
+        if is_asked {
+            self.leaving = self.replaced().or(self.leaving.take());
         }
         if self.leaving.is_none() {
             self.look_around(now);
@@ -166,8 +167,13 @@ impl Source {
         if waits { None } else { self.job(now).or_else(|| self.let_go_job(now)) }
     }
 
-    pub(super) fn is_at_path(&self) -> bool {
-        matches!(&self.state, State::Attached(attached) if attached.is_at_path(&self.settings.database))
+    /// What was put in the place of a file that is held, or removed.
+    pub(super) fn replaced(&self) -> Option<Break> {
+        let State::Attached(attached) = &self.state else { return None };
+        let reason = attached.replaced(&self.settings.database)?;
+        // Whoever removes both removes them one after the other; a WAL without a name is kept.
+        let is_wal_gone = attached.capture.live_file().is_some_and(has_no_name);
+        Some(if reason == Break::WalIndexReplaced && is_wal_gone { Break::WalReplaced } else { reason })
     }
 
     fn checkpoint_extent(&self) -> Extent {
@@ -208,13 +214,13 @@ impl Source {
         }
         let State::Attached(attached) = &mut self.state else { return None };
         let sync = attached.capture.shadow.to_sync();
-        let identity = attached.descriptor.identity();
+        let files = attached.files(&self.settings.database).ok()?;
         let checkpointer = attached.checkpointer.take()?;
         self.urgent_next = round == Round::Urgent;
         let stamp = self.sighting.filter(|sighting| sighting.alone).map(|sighting| sighting.stamp);
         let database = self.settings.database.clone();
         let patience = if self.urgent_next { LOCK_PATIENCE } else { Duration::ZERO };
-        Some(LocalJob::Checkpoint { checkpointer, sync, database, identity, stamp, patience })
+        Some(LocalJob::Checkpoint { checkpointer, sync, database, files, stamp, patience })
     }
 
     fn round_job(&mut self, plan: RoundPlan) -> Option<LocalJob> {

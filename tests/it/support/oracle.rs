@@ -171,7 +171,7 @@ pub struct Application {
     dirty: Dirty,
     /// Since the watch last looked, somebody has closed the database.
     has_closed: bool,
-    seen: [Option<Seen>; 3],
+    seen: [Option<Seen>; 4],
     log: Vec<String>,
     injected: BTreeMap<String, u64>,
     /// Does nothing: its administrator is at work.
@@ -209,7 +209,7 @@ impl Application {
         let crowd = processes.pop().expect("there are two more than the application has");
         let (slots, random) = ([Slot::Closed; CONNECTIONS], StdRng::seed_from_u64(seed));
         let (states, log, injected) = (Vec::new(), Vec::new(), BTreeMap::new());
-        let (dirty, seen) = (Dirty::default(), [None; 3]);
+        let (dirty, seen) = (Dirty::default(), [None; 4]);
         let database = database.to_owned();
         Application {
             database,
@@ -599,13 +599,13 @@ impl Application {
 
     /// What a watch would see; some of it is lost, some comes for nothing.
     fn observe(&mut self) {
-        let now =
-            [self.database.clone(), self.beside("-wal"), self.beside("-journal")].map(|path| Seen::of(&path));
+        let files = ["", "-wal", "-journal", "-shm"].map(|suffix| self.beside(suffix));
+        let now = files.map(|path| Seen::of(&path));
         let moved = |n: usize| now[n].map(|s| s.inode) != self.seen[n].map(|s| s.inode);
         let exact = Dirty {
             database: now[0] != self.seen[0],
             wal: now[1] != self.seen[1],
-            folder: moved(0) || moved(1) || moved(2),
+            folder: (0..now.len()).any(moved),
             closed: self.has_closed,
         };
         self.has_closed = false;

@@ -309,12 +309,7 @@ impl World {
 
     /// Whether the agent is attached to the file that is at the path now, and not still to one before it.
     fn is_held(&self) -> bool {
-        let number = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino())).ok();
-        let present = number(&self.config.databases[0].path);
-        // Each entry is a link to what is open.
-        let mut ours = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-        let is_open = ours.any(|file| number(&file.path()) == present);
-        self.is_attached() && present.is_some() && is_open
+        self.is_attached() && is_open_here(&self.config.databases[0].path)
     }
 
     /// Whether such a job was handed out, and is not done yet.
@@ -635,6 +630,15 @@ impl World {
         }
         (application.end(), injected)
     }
+}
+
+/// Whether this process has the file open that is at a path now.
+fn is_open_here(path: &Path) -> bool {
+    let number = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino())).ok();
+    let wanted = number(path);
+    // Each entry is a link to what is open.
+    let mut ours = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    wanted.is_some() && ours.any(|file| number(&file.path()) == wanted)
 }
 
 fn root(replica: usize) -> String {

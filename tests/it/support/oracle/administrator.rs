@@ -125,6 +125,13 @@ impl Application {
         }
     }
 
+    /// Removes its wal-index, which is nothing but memory where nobody has the database open.
+    pub fn remove_wal_index(&mut self) {
+        let file = self.beside("-shm");
+        self.administer(&format!("remove {}", file.display()));
+        self.count("wal-index removed");
+    }
+
     /// One line for a process that has nothing open.
     fn administer(&mut self, line: &str) {
         let answer = self.onlooker.tell(line);

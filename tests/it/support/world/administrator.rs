@@ -56,6 +56,21 @@ impl World {
         self.application().come_back();
     }
 
+    /// The application ends or is killed, and whoever starts it again removes its `-shm` first: that is only memory, and
+    /// its removal harms nobody where no agent is.
+    pub fn remove_wal_index(&mut self) {
+        self.note("the -shm is to be removed");
+        self.application().leave();
+        let turns = [0, 5, 200][self.random.random_range(0..3)];
+        self.drive(turns);
+        self.application().remove_wal_index();
+        self.application().come_back();
+        for _ in 0..self.random.random_range(0..4) {
+            self.application().act();
+        }
+        self.application().show_all();
+    }
+
     /// An administrator removes the database, and the application makes it anew.
     pub fn remove_database(&mut self) {
         self.note("the database is to be removed");
@@ -185,11 +200,13 @@ impl World {
         assert!(aside == latest, "{aside:x?} is in the renamed file, not {latest:x?}{}", self.story());
     }
 
-    /// Whether the agent has kept whose the WAL at the path is, or that is empty.
+    /// Whether the agent has kept whose the WAL at the path is, or that is empty. Where nothing tells when a file was made,
+    /// its number may have been given again, and only a second name counts.
     fn is_remembered(&self) -> bool {
         let Ok(wal) = self.folder.path().join("app.db-wal").metadata() else { return true };
         let held = std::fs::read_to_string(self.meta().join("held")).unwrap_or_default();
-        wal.len() == 0 || held.split(' ').nth(2) == Some(wal.ino().to_string().as_str())
+        let is_kept = held.split(' ').nth(2) == Some(wal.ino().to_string().as_str());
+        wal.len() == 0 || is_kept && (wal.created().is_ok() || wal.nlink() > 1)
     }
 
     /// The agent has seen that nobody else is there, nothing of its own writes into the file, and no snapshot of it is

@@ -4,7 +4,7 @@ use super::super::earlier::Earlier;
 use super::super::faulty::FaultyServer;
 use super::super::file_clock;
 use super::super::oracle::State;
-use super::{World, lock, root};
+use super::{World, is_open_here, lock, root};
 use rand::RngExt;
 use std::os::unix::fs::MetadataExt;
 use wal_agent::config::Durability;
@@ -79,8 +79,9 @@ impl World {
     /// While the agent is attached, a lock of an open file, and not of a process, is on one of the readers' bytes of the
     /// wal-index: 123 is read lock 0, the slots follow.
     fn check_is_held(&self) {
-        let Ok(index) = names::beside(self.database(), "-shm").metadata() else { return };
-        if !self.is_held() {
+        let path = names::beside(self.database(), "-shm");
+        let Ok(index) = path.metadata() else { return };
+        if !self.is_held() || !is_open_here(&path) {
             return;
         }
         // `1: OFDLCK ADVISORY  READ -1 00:1a:4711 124 124`
