@@ -1,8 +1,11 @@
 //! Somebody truncates, deletes or replaces the live `-wal` while it is written and read. That destroys what was not
 //! checkpointed; the agent must survive it, and what comes after must be replicated.
+//!
+//! Or somebody removes the `-shm` behind a crash: without an agent, nobody has that open then, and it is only memory.
+//! (`truncate -s 0` of a `-shm` that is in use is left out: it ends every program that has it mapped, SQLite's or ours.)
 
 use crate::support::agent::Agent;
-use crate::support::place::{Place, first};
+use crate::support::place::{Place, first, is_resting};
 use crate::support::sqlite::{Shell, Writer};
 use crate::support::wait::wait_for;
 use std::fs::{self, File};
@@ -104,4 +107,64 @@ fn a_live_wal_replaced_from_outside_ends_nothing() {
 #[test]
 fn a_live_wal_overwritten_from_outside_ends_nothing() {
     damage_under_load(overwrite);
+}
+
+/// A crash, and what a start script does behind it; then the application, which finds all of its commits, and more.
+fn restarted_without_wal_index(place: &Place) -> Shell {
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data BLOB)");
+    application.run("PRAGMA wal_autocheckpoint=0");
+    commit_rows(&mut application, 20);
+    application.kill();
+    fs::remove_file(place.path("app.db-shm")).expect("it was in use");
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA wal_autocheckpoint=0");
+    assert_eq!(rows(&mut application), "20");
+    application
+}
+
+fn commit_rows(application: &mut Shell, count: usize) {
+    (0..count).for_each(|_| drop(application.run("INSERT INTO t VALUES (randomblob(2000))")));
+}
+
+fn rows(application: &mut Shell) -> String {
+    application.value("SELECT count(*) FROM t")
+}
+
+#[test]
+fn a_removed_wal_index_costs_nothing_when_the_agent_lets_go() {
+    let place = Place::new();
+    Writer::start(&place.database(), &["--commits", "1"]).finish();
+    let agent = place.streaming_agent(&["let-go-after: 100ms", "min-checkpoint-page-count: 100000"]);
+    let mut application = restarted_without_wal_index(&place);
+    commit_rows(&mut application, 50);
+    application.kill();
+    agent.wait_for_status("it has let go", is_resting);
+    let mut application = Shell::open(&place.database());
+    assert_eq!(rows(&mut application), "70");
+    assert_eq!(application.value("PRAGMA integrity_check"), "ok");
+    place.wait_until_replicated(&agent);
+    application.close();
+    place.stop(agent);
+    place.assert_restores();
+}
+
+#[test]
+fn no_checkpoint_of_ours_is_by_a_wal_index_that_was_removed() {
+    let place = Place::new();
+    Writer::start(&place.database(), &["--commits", "1"]).finish();
+    let settings = ["let-go-after: never", "min-checkpoint-page-count: 5", "checkpoint-interval: 100ms"];
+    let agent = place.streaming_agent(&settings);
+    let mut application = restarted_without_wal_index(&place);
+    for _ in 0..10 {
+        application.run("UPDATE t SET data = randomblob(2000); PRAGMA wal_checkpoint(PASSIVE)");
+        commit_rows(&mut application, 5);
+    }
+    place.wait_until_replicated(&agent);
+    assert_eq!(rows(&mut application), "70");
+    assert_eq!(application.value("PRAGMA integrity_check"), "ok");
+    assert!(agent.log().contains("-shm was deleted or replaced"), "{}", agent.log());
+    application.close();
+    place.stop(agent);
+    place.assert_restores();
 }
