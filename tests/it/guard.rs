@@ -64,6 +64,28 @@ fn the_wal_of_a_writer_that_never_pauses_is_restarted_again_and_again() {
     application.close();
 }
 
+/// Beside a writer that never pauses, how long its WAL gets is a matter of who gets the processor; this one pauses after
+/// each commit, and its application leaves all checkpoints to the agent.
+#[test]
+fn a_wal_that_only_we_checkpoint_does_not_get_twice_as_long_as_it_may() {
+    let place = Place::new();
+    let database = place.database();
+    let rows = ["--size", "1-3000", "--synchronous", "NORMAL", "--autocheckpoint", "0", "--pause", "10"];
+    Writer::start(&database, &["--commits", "1"]).finish();
+    let application = Shell::open(&database);
+    let agent = place.streaming_agent(&["min-checkpoint-page-count: 500", "max-checkpoint-page-count: 1000"]);
+    let writer = Writer::start(&database, &rows);
+    agent.wait_for_status("begins one index after another", |_| place.objects("wal").len() > 4);
+    drop(writer.finish());
+    // A WAL that is restarted keeps its length: it was never longer.
+    let frames = std::fs::metadata(place.wal()).expect("the WAL is there").len() / (24 + 4096);
+    assert!(frames < 2 * 1000, "the WAL had {frames} frames");
+    place.wait_until_replicated(&agent);
+    place.stop(agent);
+    place.assert_restores();
+    application.close();
+}
+
 /// Asks for a checkpoint until it is not busy, with a busy timeout of 50 ms; how often that took.
 fn checkpoint_until_done(application: &mut Shell, mode: &str) -> usize {
     application.run(".timeout 50");

@@ -41,6 +41,9 @@ struct Arguments {
     /// Milliseconds.
     #[arg(long, default_value_t = 5000)]
     busy_timeout: u64,
+    /// Milliseconds after each commit.
+    #[arg(long, default_value_t = 0)]
+    pause: u64,
     /// Pages.
     #[arg(long, default_value_t = 1000)]
     autocheckpoint: u32,
@@ -84,6 +87,9 @@ fn main() -> anyhow::Result<()> {
             writeln!(io::stdout(), "busy {batch}")?;
         }
         writeln!(io::stdout(), "committed {batch}")?;
+        if arguments.pause > 0 {
+            thread::sleep(Duration::from_millis(arguments.pause));
+        }
         if arguments.mode == Mode::Checkpoint && random.random_ratio(1, 30) {
             let mode = CHECKPOINTS[random.random_range(0..CHECKPOINTS.len())];
             connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))?;
