@@ -15,8 +15,8 @@
 //!   `a_wal_that_never_changes_its_length_is_followed_through_every_restart`.
 //! - Connections that come and go delete and recreate the WAL:
 //!   `capture::connections_that_come_and_go_for_every_write_are_followed`, and `resting`.
-//! - Torn tails, stale frames behind valid ones, frames of other salts, both byte orders: `scan` in `segment` and
-//!   `restore_damage`; ghost commits: `ghost`; all of them together: `simulation`.
+//! - Torn tails, stale frames behind valid ones, frames of other salts: `scan` in `segment` and `restore_damage`; both byte
+//!   orders: `byte_order`; ghost commits: `ghost`; all of them but a foreign byte order together: `simulation`.
 //! - Events are lost: `a_flood_of_events_that_overflows_the_queue_hides_no_commit`; the watch itself:
 //!   `a_folder_that_is_removed_and_made_again_is_watched_again` and
 //!   `a_file_system_that_is_unmounted_and_mounted_again_is_followed`; and at random: `simulation`.

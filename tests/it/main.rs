@@ -2,6 +2,7 @@
 
 mod append;
 mod attachment;
+mod byte_order;
 mod capture;
 mod checkpoint;
 mod cli;
