@@ -223,6 +223,8 @@ fn a_second_agent_on_a_database_says_so_and_replicates_nothing() {
     let status = second.wait_for_status("is refused", is_refused);
     let reason = first(&status)["refused_because"].as_str().expect("a reason");
     assert!(reason.contains("another agent"), "{reason}");
+    assert_eq!(second.run("status", &[]).status.code(), Some(2), "failing");
+    assert_eq!(agent.run("status", &[]).status.code(), Some(0), "healthy");
     application.run(INSERT);
     place.wait_until_replicated(&agent);
     assert!(!other_replica.exists(), "the second agent has replicated");
