@@ -56,11 +56,13 @@ use crate::support::sqlite::{Shell, Writer};
 use crate::support::wait::{BEFORE_THE_SLOW_LOOK, wait_until};
 use crate::support::world::{Settings, World};
 use rustix::process::Signal;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use wal_agent::config::CheckpointSettings;
+use wal_agent::core::names;
 
 const INSERT: &str = "INSERT INTO t (data) VALUES (randomblob(3000))";
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, data BLOB)";
@@ -90,10 +92,17 @@ fn world(min_pages: u32) -> World {
 #[test]
 fn a_wal_that_never_changes_its_length_is_followed_through_every_restart() {
     let mut world = world(1);
+    let wal = names::beside(world.database(), "-wal");
+    let mut seen = Vec::new();
     for n in 0..500 {
         world.application().run(0, &format!("UPDATE c SET n = {n}"));
         world.drive(20);
+        let bytes = fs::read(&wal).expect("the WAL is there");
+        seen.push((bytes.len(), bytes[..32].to_vec()));
     }
+    let (lengths, headers): (BTreeSet<usize>, BTreeSet<Vec<u8>>) = seen.into_iter().unzip();
+    assert_eq!(lengths.len(), 1, "the WAL has grown: {lengths:?}");
+    assert_eq!(headers.len(), 500, "it was restarted with every commit");
     world.settle();
     world.check_all_is_replicated();
     world.end();
