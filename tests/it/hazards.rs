@@ -30,7 +30,7 @@
 //! - Growth and shrinking, auto_vacuum, 512 bytes to 64 KiB: `capture` and `simulation`. We replay frames, and make up no
 //!   page; the page of the lock byte at 1 GB is never in a WAL, and in a snapshot it is what the file has.
 //! - The WAL-reset bug of SQLite before 3.51.3: the bundled one is newer, and no checkpoint of ours resets a WAL.
-//! - More than one generation from one loss: a generation that breaks again waits (`source`), at most 300 s.
+//! - More than one generation from one loss: `generations_that_break_again_come_ever_more_rarely`, at most every 300 s.
 //!
 //! Files that people move
 //! - Replaced by rename: `attachment::a_database_replaced_by_rename_is_replicated_anew_without_frames_of_the_old_one`.
@@ -133,6 +133,38 @@ fn whatever_happens_while_the_agent_is_down_the_next_one_restores_exactly() {
         }
         world.end();
     }
+}
+
+/// Whoever takes the agent's files away as soon as they are made lets it begin no index: each generation would be the next
+/// one's reason.
+#[test]
+fn generations_that_break_again_come_ever_more_rarely() {
+    let mut world = world(1000);
+    world.kill_agent();
+    let generations = world.meta().join(names::GENERATIONS);
+    // It may not be there.
+    world.disk.interrupt(Some(Box::new(move |_| drop(fs::remove_dir_all(&generations)))));
+    world.start_agent();
+    world.application().run(0, "UPDATE c SET n = n + 1");
+    let end = world.now().mono + HOUR;
+    let mut times = Vec::new();
+    while world.now().mono < end {
+        let (now, before) = (world.now().mono, world.status().breaks.count);
+        // What is due now, and then nothing until something else is.
+        world.rest_for(Duration::from_millis(1));
+        if world.status().breaks.count > before {
+            times.push(now);
+        }
+    }
+    let pauses: Vec<u64> =
+        times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64().round() as u64).collect();
+    let (growing, longest) = pauses.split_at(9);
+    assert_eq!(growing, [1, 2, 4, 8, 16, 32, 64, 128, 256]);
+    assert_eq!(longest, [300; 10]);
+    world.disk.interrupt(None);
+    world.rest_for(Duration::from_secs(301));
+    world.check_all_is_replicated();
+    world.end();
 }
 
 #[test]
