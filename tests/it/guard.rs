@@ -1,11 +1,17 @@
 //! Holding the WAL: writers and checkpoints of others beside ours, and locks that must not be lost.
 
-use crate::support::place::{Place, first};
+use crate::support::place::{Place, first, is_streaming, wait_for_page_table};
 use crate::support::process::output;
 use crate::support::sqlite::{Shell, Writer, readers_in_all_slots};
+use crate::support::wait::{BEFORE_THE_SLOW_LOOK, wait_until};
+use rustix::fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init};
 use serde_json::Value;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
+use wal_agent::core::names::Object;
+use wal_agent::core::position::{Index, Offset};
 
 /// Two writers at their default autocheckpoint, an agent eager to checkpoint: nothing may be lost between them. They
 /// write until the WAL was restarted, and until the status fulfils a condition.
@@ -246,6 +252,79 @@ fn the_last_close_of_a_short_connection_leaves_the_wal_whatever_the_agent_does()
     let status = agent.status().expect("the agent runs");
     assert_eq!(first(&status)["breaks"]["count"], 0, "{status}");
     assert!(place.objects("wal").len() > 1, "there was no checkpoint");
+    place.stop(agent);
+    place.assert_restores();
+}
+
+/// Tells how often files are opened, by whomever.
+struct Opens(OwnedFd);
+
+impl Opens {
+    fn of(files: &[&Path]) -> Opens {
+        let events = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).expect("there is an instance left");
+        for file in files {
+            add_watch(&events, *file, WatchFlags::OPEN).expect("it is there");
+        }
+        Opens(events)
+    }
+
+    /// Since the last time.
+    fn count(&self) -> usize {
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut events = Reader::new(&self.0, &mut buffer);
+        std::iter::from_fn(|| events.next().ok().map(drop)).count()
+    }
+}
+
+const COMMIT: &str = "INSERT INTO t (data) VALUES (randomblob(9000))";
+
+/// Commits until the replica has so many objects of WALs: that needs checkpoints.
+fn begin_indexes(place: &Place, application: &mut Shell, count: usize) {
+    wait_until("checkpoints let further indexes begin", BEFORE_THE_SLOW_LOOK, || {
+        application.run(COMMIT);
+        place.objects("wal").len() >= count
+    });
+}
+
+/// Closing a second descriptor would drop all locks of SQLite's connections in the agent, and `/proc` shows only a moment.
+/// A replica that has lost a part of what it held gets a new generation: with a snapshot, and a page table.
+#[test]
+fn while_it_is_attached_the_agent_opens_neither_the_database_nor_its_wal_index_again() {
+    let place = Place::new();
+    let (database, shm) = (place.database(), place.path("app.db-shm"));
+    let mut application = Shell::open(&database);
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+    application.run("INSERT INTO t (data) SELECT randomblob(100000) FROM generate_series(1, 100)");
+    let agent = place.streaming_agent(&["min-checkpoint-page-count: 5", "max-checkpoint-page-count: 20"]);
+    wait_for_page_table(&agent);
+    let before = agent.generation();
+    let opens = Opens::of(&[&database, &shm]);
+    drop(std::fs::File::open(&shm).expect("it is there"));
+    assert_eq!(opens.count(), 1, "opening is not seen");
+    begin_indexes(&place, &mut application, 4);
+    let (replica, away) = (place.replica(), place.path("away"));
+    std::fs::rename(&replica, &away).and_then(|()| std::fs::write(&replica, "")).expect("the folder is ours");
+    wait_until("the next index cannot be begun there", BEFORE_THE_SLOW_LOOK, || {
+        application.run(COMMIT);
+        agent.status().is_some_and(|status| first(&status)["replicas"][0]["state"] == "failing")
+    });
+    let lost = Object::Segment {
+        generation: before.parse().expect("it has a name"),
+        index: Index::new(1).expect("a small number"),
+        start: Offset::ZERO,
+    };
+    std::fs::remove_file(away.join(lost.path())).expect("it is there");
+    std::fs::remove_file(&replica).and_then(|()| std::fs::rename(&away, &replica)).expect("they are ours");
+    agent.wait_for_status("begins a new generation", |status| {
+        is_streaming(status) && first(status)["generation"] != before.as_str()
+    });
+    assert_eq!(place.objects("snapshots").len(), 2, "no new snapshot");
+    wait_for_page_table(&agent);
+    begin_indexes(&place, &mut application, place.objects("wal").len() + 2);
+    agent.wait_for_status("streams", is_streaming);
+    assert_eq!(agent.run("status", &[]).status.code(), Some(0));
+    assert_eq!(opens.count(), 0, "something was opened beside what is held");
+    place.wait_until_replicated(&agent);
     place.stop(agent);
     place.assert_restores();
 }

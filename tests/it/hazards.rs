@@ -4,7 +4,8 @@
 //! Locks and descriptors
 //! - POSIX locks dropped by closing a descriptor of the database or of `-shm`:
 //!   `guard::the_last_close_of_a_short_connection_leaves_the_wal_whatever_the_agent_does` counts descriptors in /proc
-//!   through snapshots, checkpoints and status.
+//!   through snapshots, checkpoints and status, and
+//!   `guard::while_it_is_attached_the_agent_opens_neither_the_database_nor_its_wal_index_again` asks the kernel.
 //! - Two agents on one database: `attachment::a_second_agent_on_a_database_says_so_and_replicates_nothing`. It is refused
 //!   by name and goes on trying, so that it takes over when the first one ends; nothing exits.
 //! - Two agents on one place of a server, as a machine and its clone: `cloned`. Both go on, each in a generation of its own,
