@@ -108,6 +108,13 @@
 //!   timeout, with the write lock. So a slot is ours for good only where no checkpoint was under way once its mark was
 //!   cleared; else another one is taken soon. Where four readers stand at four marks, such a checkpoint waits for up to 50 ms
 //!   longer than without us.
+//! - SQLite's locks are on files, not on names. Whoever opens the database when its `-shm` was removed makes another one, as
+//!   if nobody were there: our locks keep nobody from anything, and what our wal-index says of the WAL is old. A checkpoint by
+//!   it writes old pages over new ones, a last close deletes commits. So it is compared with its path at each event of the
+//!   folder, directly before each checkpoint, and under the lock that keeps everybody out before we let go; a start script
+//!   that removes it behind a crash does no harm without an agent (found by a reviewer: [`source::HeldFiles`]).
+//! - The kernel's list of locks is read in pieces of a page, and a lock may be in none of them while others come and go: what
+//!   is not there once, is asked for again.
 //! - After a power cut, the shadow may end before what a replica holds, and the WAL may have been restarted since. The first
 //!   look of a run reads where the last segment ends: if that is behind the shadow's end for good, a new generation begins,
 //!   because rewriting the segment would take acknowledged commits away until the next index is there.
