@@ -116,7 +116,9 @@ impl Keeper {
                 // What happened before the watch was there was not heard.
                 self.mark_all(&folder);
             }
-            let nothing = Watched::Nothing { try_at: now + FOLLOW_PAUSE, is_unheard: false };
+            // What cannot be watched is looked at each time instead.
+            let is_unheard = identity_of(&folder).is_some();
+            let nothing = Watched::Nothing { try_at: now + FOLLOW_PAUSE, is_unheard };
             self.folders.insert(folder, watched.unwrap_or(nothing));
         }
     }
@@ -137,7 +139,7 @@ impl Keeper {
             Err(error) if folder.is_dir() => {
                 let error = error.to_string();
                 if self.failures.get(folder) != Some(&error) {
-                    warn!("cannot watch {}: {error}; changes are noticed late", folder.display());
+                    warn!("cannot watch {}: {error}; it is looked at each second instead", folder.display());
                     self.failures.insert(folder.to_owned(), error);
                 }
             }

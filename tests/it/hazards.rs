@@ -337,6 +337,34 @@ fn a_flood_of_events_that_overflows_the_queue_hides_no_commit() {
 }
 
 #[test]
+fn where_the_kernel_has_no_watch_left_the_folder_is_looked_at_each_second() {
+    let place = Place::new();
+    let (database, replica) = (place.database(), place.replica());
+    let configuration = format!(
+        "dbs:\n  - path: {}\n    let-go-after: 100ms\n    replicas: [{{type: file, path: '{}'}}]\n",
+        database.display(),
+        replica.display()
+    );
+    let agent = Agent::start_without_watches(&place.path(""), &configuration);
+    agent.wait_for_log("it is looked at each second instead");
+    let mut application = application(&database);
+    // First a database that was not there, then commits.
+    for count in 2..=4 {
+        application.run(INSERT);
+        wait_until("the commit is replicated", BEFORE_THE_SLOW_LOOK, || {
+            agent.status().is_some_and(|status| is_streaming(&status)) && {
+                let restored = place.restore();
+                Shell::open(&restored).value("SELECT count(*) FROM t") == count.to_string()
+            }
+        });
+    }
+    application.close();
+    agent.wait_for_status("lets go", is_resting);
+    place.stop(agent);
+    place.assert_restores();
+}
+
+#[test]
 fn a_folder_that_is_removed_and_made_again_is_watched_again() {
     let place = Place::new();
     let folder = place.path("folder");

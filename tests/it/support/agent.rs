@@ -41,6 +41,17 @@ impl Agent {
         Agent::spawn_command(&configuration, None, command)
     }
 
+    /// Starts the agent where the kernel has no inotify watch left.
+    pub fn start_without_watches(folder: &Path, configuration: &str) -> Agent {
+        let configuration = write_configuration(folder, configuration);
+        let agent = agent("replicate", &configuration, None);
+        let script = "echo 0 >/proc/sys/user/max_inotify_watches && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "sh", "-c", script, "sh"]);
+        command.arg(agent.get_program()).args(agent.get_args());
+        Agent::spawn_command(&configuration, None, command)
+    }
+
     /// Starts the agent of a user with this home, where `.ssh/known_hosts` is looked for.
     pub fn start_at_home(folder: &Path, configuration: &str, home: &Path) -> Agent {
         Agent::spawn(&write_configuration(folder, configuration), Some(home), &[])
