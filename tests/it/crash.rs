@@ -12,8 +12,13 @@ use wal_agent::config::CheckpointSettings;
 
 /// The life must have at least so many operations of each kind, or it is not the one that is described above.
 const LEAST_OPERATIONS: usize = 80;
+/// Of these, so many syncs of shadow files, at the least.
+const LEAST_SYNCS: usize = 5;
 /// Turns between two things that the application does.
 const TURNS: usize = 60;
+
+/// Steps of the life from a sync that fails to the power cut: by then its file may have been synced again.
+const STEPS_TO_POWER_CUT: usize = 3;
 
 /// Lives whose end is a power cut, each leaving other things behind.
 const POWER_CUTS: u64 = 40;
@@ -28,6 +33,10 @@ enum Trouble {
     PowerLoss(usize),
     /// The same, and since its first snapshot the server was out of order: all indexes are needed from the disk.
     PowerLossBehind(usize),
+    /// A sync of the disk fails, and the machine loses power some steps later.
+    FailedSync(usize),
+    /// The same, and since its first snapshot the server was out of order.
+    FailedSyncBehind(usize),
     /// The disk is full from an operation on, until the application has done something more.
     Full(usize),
     /// On the server.
@@ -41,6 +50,12 @@ struct Life {
     trouble: Trouble,
     /// Power is lost, or space is there again, after the trouble has come.
     is_over: bool,
+    /// Steps since a sync failed.
+    steps: usize,
+    /// Why generations began since then.
+    reasons: Vec<String>,
+    /// The agent was told to stop before it came to that sync, so that no generation began.
+    was_stopping: bool,
 }
 
 impl Life {
@@ -60,6 +75,7 @@ impl Life {
             Trouble::None => {}
             Trouble::Disk(at, fault) => world.disk.plan(at, fault),
             Trouble::PowerLoss(at) | Trouble::PowerLossBehind(at) => world.disk.plan(at, DiskFault::Crash),
+            Trouble::FailedSync(at) | Trouble::FailedSyncBehind(at) => world.disk.plan(at, DiskFault::Failed),
             Trouble::Full(at) => world.disk.plan(at, DiskFault::Full(usize::MAX)),
             Trouble::Server(at, fault) => world.servers[0].plan(at, fault),
             Trouble::ServerAndEnd(at, fault) => {
@@ -67,7 +83,7 @@ impl Life {
                 world.kill_behind(at);
             }
         }
-        Life { world, trouble, is_over: false }
+        Life { world, trouble, is_over: false, steps: 0, reasons: Vec::new(), was_stopping: false }
     }
 
     /// Lets the agent work; if it has ended, the next one begins.
@@ -83,6 +99,9 @@ impl Life {
             self.world.disk.heal();
             self.is_over = true;
         }
+        if self.awaits_power_cut() {
+            self.after_failed_sync();
+        }
         if !self.world.has_agent() {
             if let Trouble::PowerLoss(_) | Trouble::PowerLossBehind(_) = self.trouble
                 && !self.is_over
@@ -96,6 +115,29 @@ impl Life {
         }
     }
 
+    /// Whether a sync has failed, and power is not lost yet.
+    fn awaits_power_cut(&self) -> bool {
+        let (Trouble::FailedSync(at) | Trouble::FailedSyncBehind(at)) = self.trouble else { return false };
+        !self.is_over && self.world.disk.operations() > at
+    }
+
+    fn has_failed_sync_of_shadow(&self) -> bool {
+        let log = self.world.disk.log();
+        log.lines().any(|line| line.contains(": sync ") && line.ends_with(".wal Failed"))
+    }
+
+    /// Remembers what the agent makes of it. When some more has happened, power is lost.
+    fn after_failed_sync(&mut self) {
+        if self.world.has_agent() {
+            self.reasons.extend(self.world.status().breaks.last_reason);
+        }
+        self.steps += 1;
+        if self.steps == STEPS_TO_POWER_CUT {
+            self.world.lose_power();
+            self.is_over = true;
+        }
+    }
+
     fn write(&mut self, connection: usize) {
         self.world.application().run(connection, "UPDATE c SET n = n + 1");
     }
@@ -105,7 +147,7 @@ impl Life {
         self.world.application().create();
         self.world.start_agent();
         self.go_on();
-        if let Trouble::PowerLossBehind(_) = self.trouble {
+        if let Trouble::PowerLossBehind(_) | Trouble::FailedSyncBehind(_) = self.trouble {
             self.world.servers[0].refuse_all(true);
         }
         for _ in 0..2 {
@@ -123,7 +165,9 @@ impl Life {
             }
         }
         if self.world.has_agent() {
+            let had_failed = self.awaits_power_cut();
             self.world.stop_agent();
+            self.was_stopping = self.awaits_power_cut() && !had_failed;
         }
         self.world.start_agent();
         self.go_on();
@@ -200,11 +244,7 @@ fn the_agent_may_end_in_the_middle_of_any_write_to_the_disk() {
     let log = life.world.disk.log();
     life.end();
     let is_write = |line: &&str| writes.iter().any(|write| line.contains(&format!(": {write} ")));
-    let writes = log.lines().filter(is_write).map(|line| {
-        let number = line.split(':').next().expect("each line begins with its number");
-        Trouble::Disk(number.parse().expect("a number"), DiskFault::TornCrash)
-    });
-    all(writes);
+    all(log.lines().filter(is_write).map(|line| Trouble::Disk(number(line), DiskFault::TornCrash)));
 }
 
 #[test]
@@ -237,6 +277,46 @@ fn what_a_server_still_needs_survives_a_power_cut_though_the_application_restart
         life.world.lose_power();
         life.world.application().remember_certainly();
         processes = life.rest();
+    }
+}
+
+/// The numbers of the syncs of files in a life with such a trouble that never comes.
+fn syncs(trouble: fn(usize) -> Trouble) -> Vec<usize> {
+    let mut life = Life::new(trouble(usize::MAX), Vec::new());
+    life.live();
+    let log = life.world.disk.log();
+    life.rest();
+    let syncs = log.lines().filter(|line| line.contains(": sync ") && !line.contains(": sync folder "));
+    syncs.map(number).collect()
+}
+
+/// The number of an operation, from its line in the disk's log.
+fn number(line: &str) -> usize {
+    let number = line.split(':').next().and_then(|number| number.parse().ok());
+    number.expect("each line begins with its number")
+}
+
+#[test]
+fn what_a_failed_sync_should_have_made_durable_is_never_relied_on() {
+    let mut processes = Vec::new();
+    for trouble in [Trouble::FailedSync, Trouble::FailedSyncBehind] {
+        let mut shadows = 0;
+        for at in syncs(trouble) {
+            println!("{:?}", trouble(at));
+            let mut life = Life::new(trouble(at), processes);
+            life.live();
+            if life.has_failed_sync_of_shadow() && !life.was_stopping {
+                let is_named = |reason: &String| reason == "the shadow WAL could not be written durably";
+                let story = life.world.story();
+                assert!(life.reasons.iter().any(is_named), "{at}: {:?}{story}", life.reasons);
+                shadows += 1;
+            }
+            if life.awaits_power_cut() {
+                life.world.lose_power();
+            }
+            processes = life.rest();
+        }
+        assert!(shadows >= LEAST_SYNCS, "{shadows} syncs of shadow files failed");
     }
 }
 

@@ -3,13 +3,15 @@
 //! Files are real ones (the live WAL is copied into them by the kernel). Beside each, what is *durable* is remembered:
 //! its content and its name at its last sync, and the names of a folder at that folder's last sync. A file that is written, and a
 //! name that is given or taken, without a sync may survive a power cut, be lost, or survive in a part: of every write
-//! since the last sync, each on its own. After a failed sync, what it should have made durable never becomes so.
+//! since the last sync, each on its own. What a failed sync should have made durable never becomes so, whatever is synced
+//! later, unless it is written anew: Linux takes the pages for clean that it could not write.
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,6 +49,45 @@ enum Pending {
 struct Image {
     durable: Vec<u8>,
     pending: Vec<Pending>,
+    /// What a failed sync should have made durable, and what was not written since: the next sync passes over it.
+    lost: Vec<Range<u64>>,
+}
+
+impl Image {
+    /// A file that is whole on the disk.
+    fn of_durable(content: Vec<u8>) -> Self {
+        Image { durable: content, ..Image::default() }
+    }
+
+    fn change(&mut self, pending: Pending) {
+        let anew = match pending {
+            Pending::Write { at, length } => at..at + length,
+            // What is cut off is not there any more; what comes there later is new.
+            Pending::Length(length) => length..u64::MAX,
+        };
+        let rest =
+            |lost: &Range<u64>| [lost.start..lost.end.min(anew.start), lost.start.max(anew.end)..lost.end];
+        self.lost = self.lost.iter().flat_map(rest).filter(|range| !range.is_empty()).collect();
+        self.pending.push(pending);
+    }
+
+    fn fail_sync(&mut self) {
+        for pending in self.pending.drain(..) {
+            if let Pending::Write { at, length } = pending {
+                self.lost.push(at..at + length);
+            }
+        }
+    }
+
+    fn sync(&mut self, content: Vec<u8>) {
+        let before = std::mem::replace(&mut self.durable, content);
+        self.pending.clear();
+        for at in self.lost.iter().cloned().flatten().map(|at| at as usize) {
+            if let Some(byte) = self.durable.get_mut(at) {
+                *byte = before.get(at).copied().unwrap_or(0);
+            }
+        }
+    }
 }
 
 #[derive(Default)]
@@ -219,7 +260,7 @@ impl SimDisk {
                 .and_then(|()| std::fs::write(&path, &content))
                 .expect("our folder");
             let inode = inode(&path).expect("it was just made");
-            state.images.insert(inode, Image { durable: content, pending: Vec::new() });
+            state.images.insert(inode, Image::of_durable(content));
             state.names.insert(path, inode);
         }
     }
@@ -318,7 +359,7 @@ impl Disk for SimDisk {
         self.whole(if create { "create" } else { "open" }, path, create)?;
         let file = OsDisk.open(path, create)?;
         if create {
-            self.state().images.entry(inode(path)?).or_default().pending.push(Pending::Length(0));
+            self.state().images.entry(inode(path)?).or_default().change(Pending::Length(0));
         }
         self.file(path, file)
     }
@@ -335,7 +376,7 @@ impl Disk for SimDisk {
         }
         OsDisk.replace(path, content)?;
         let write = Pending::Write { at: 0, length: content.len() as u64 };
-        let image = Image { durable: Vec::new(), pending: vec![write] };
+        let image = Image { pending: vec![write], ..Image::default() };
         self.state().images.insert(inode(path)?, image);
         Ok(())
     }
@@ -363,7 +404,7 @@ impl Disk for SimDisk {
 
 impl SimFile {
     fn pending(&self, pending: Pending) {
-        self.disk.state().images.entry(self.inode).or_default().pending.push(pending);
+        self.disk.state().images.entry(self.inode).or_default().change(pending);
     }
 }
 
@@ -416,13 +457,14 @@ impl DiskFile for SimFile {
             return allowed;
         }
         let image = state.images.entry(self.inode).or_default();
-        image.pending.clear();
-        if allowed.is_ok() {
-            image.durable = content;
-            // So do the file systems that matter.
-            state.names.insert(self.path.clone(), self.inode);
+        if allowed.is_err() {
+            image.fail_sync();
+            return allowed;
         }
-        allowed
+        image.sync(content);
+        // So do the file systems that matter.
+        state.names.insert(self.path.clone(), self.inode);
+        Ok(())
     }
 }
 
