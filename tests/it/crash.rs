@@ -1,14 +1,17 @@
 //! A life of a database, from its first snapshot over new indexes, checkpoints and restarts of the agent to a new
-//! generation; and the same life again with the agent's end, or a fault, at each of its operations on the local disk
-//! and on the server. Whenever it is, and in whatever state things are left, the next agent goes on, and a restore
-//! gives what was acknowledged.
+//! generation; or one in which the agent lets go of it, or its file is moved away and back. And the same life again with the
+//! agent's end, or a fault, at each of its operations on the local disk and on the server. Whenever it is, and in whatever
+//! state things are left, the next agent goes on, and a restore gives what was acknowledged.
 
 use crate::support::faulty::Fault;
 use crate::support::oracle::{Application, Habits, Process};
 use crate::support::sim_disk::DiskFault;
 use crate::support::world::{Settings, World};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use wal_agent::config::CheckpointSettings;
+use wal_agent::core::position::Generation;
+use wal_agent::core::status::SourceState;
 
 /// The life must have at least so many operations of each kind, or it is not the one that is described above.
 const LEAST_OPERATIONS: usize = 80;
@@ -19,6 +22,17 @@ const TURNS: usize = 60;
 
 /// Steps of the life from a sync that fails to the power cut: by then its file may have been synced again.
 const STEPS_TO_POWER_CUT: usize = 3;
+
+/// Then the page table is kept up, or the database let go of.
+const A_WHILE: Duration = Duration::from_secs(20);
+
+/// Longer than the agent waits between two generations, of which the first came to nothing.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Why a generation begins after a sync of the shadow has failed; or, where that was on the way to the generation that begins
+/// at the end of the life anyhow, why that does.
+const SYNC_FAILED: &str = "the shadow WAL could not be written durably";
+const RESTARTED: &str = "the WAL was restarted while the agent did not hold it";
 
 /// Lives whose end is a power cut, each leaving other things behind.
 const POWER_CUTS: u64 = 40;
@@ -45,9 +59,50 @@ enum Trouble {
     ServerAndEnd(usize, Fault),
 }
 
+impl Trouble {
+    /// What happens at which operation of the local disk.
+    fn on_disk(self) -> Option<(usize, DiskFault)> {
+        match self {
+            Trouble::Disk(at, fault) => Some((at, fault)),
+            Trouble::PowerLoss(at) | Trouble::PowerLossBehind(at) => Some((at, DiskFault::Crash)),
+            Trouble::FailedSync(at) | Trouble::FailedSyncBehind(at) => Some((at, DiskFault::Failed)),
+            Trouble::Full(at) => Some((at, DiskFault::Full(usize::MAX))),
+            Trouble::None | Trouble::Server(..) | Trouble::ServerAndEnd(..) => None,
+        }
+    }
+}
+
+/// What happens in a life.
+#[derive(Clone, Copy)]
+struct Course {
+    live: fn(&mut Life),
+    let_go_after: Option<Duration>,
+    /// Checks that a life without trouble was what it is meant to be.
+    check: fn(&Life),
+}
+
+/// From the first snapshot over new indexes, checkpoints and restarts of the agent to a new generation.
+const TO_A_NEW_GENERATION: Course =
+    Course { live: Life::live_to_a_new_generation, let_go_after: None, check: Life::check_generations };
+
+/// The agent lets go of the database while nobody has it open, and compares it after it has changed.
+const LET_GO: Course = Course {
+    live: Life::live_on_and_off,
+    let_go_after: Some(Duration::from_secs(1)),
+    check: Life::check_let_go,
+};
+
+/// The file is moved away and back.
+const MOVED: Course = Course { live: Life::live_moved, let_go_after: None, check: Life::check_moved };
+
 struct Life {
     world: World,
     trouble: Trouble,
+    course: Course,
+    /// The first operation that belongs to no other course.
+    first: usize,
+    /// Where the database stood after each step, and in which generation.
+    past: Vec<(SourceState, Option<Generation>)>,
     /// Power is lost, or space is there again, after the trouble has come.
     is_over: bool,
     /// Steps since a sync failed.
@@ -59,36 +114,53 @@ struct Life {
 }
 
 impl Life {
-    fn new(trouble: Trouble, processes: Vec<Process>) -> Life {
-        Life::with(trouble, 20, 7, processes)
+    fn new(course: Course, trouble: Trouble, processes: Vec<Process>) -> Life {
+        Life::with(course, trouble, 20, 7, processes)
     }
 
-    fn with(trouble: Trouble, min_pages: u32, seed: u64, processes: Vec<Process>) -> Life {
+    fn with(course: Course, trouble: Trouble, min_pages: u32, seed: u64, processes: Vec<Process>) -> Life {
         let habits = Habits { page_size: 1024, cache_pages: 20, ..Habits::PLAIN };
         let settings = Settings {
             checkpoint: CheckpointSettings { min_pages, max_pages: min_pages * 2, interval: None },
+            let_go_after: course.let_go_after,
             ..Settings::PLAIN
         };
         let application = |database: &std::path::Path| Application::new(database, habits, processes, seed);
         let mut world = World::new(settings, seed, application);
         match trouble {
-            Trouble::None => {}
-            Trouble::Disk(at, fault) => world.disk.plan(at, fault),
-            Trouble::PowerLoss(at) | Trouble::PowerLossBehind(at) => world.disk.plan(at, DiskFault::Crash),
-            Trouble::FailedSync(at) | Trouble::FailedSyncBehind(at) => world.disk.plan(at, DiskFault::Failed),
-            Trouble::Full(at) => world.disk.plan(at, DiskFault::Full(usize::MAX)),
             Trouble::Server(at, fault) => world.servers[0].plan(at, fault),
             Trouble::ServerAndEnd(at, fault) => {
                 world.servers[0].plan(at, fault);
                 world.kill_behind(at);
             }
+            _ => {}
         }
-        Life { world, trouble, is_over: false, steps: 0, reasons: Vec::new(), was_stopping: false }
+        Life {
+            world,
+            trouble,
+            course,
+            first: 0,
+            past: Vec::new(),
+            is_over: false,
+            steps: 0,
+            reasons: Vec::new(),
+            was_stopping: false,
+        }
     }
 
     /// Lets the agent work; if it has ended, the next one begins.
     fn go_on(&mut self) {
         self.world.drive(TURNS);
+        self.after_step();
+    }
+
+    /// The same for a while: the page table is kept up, or the database let go of.
+    fn go_on_for(&mut self, time: Duration) {
+        self.world.rest_for(time);
+        self.after_step();
+    }
+
+    fn after_step(&mut self) {
         let disk = &self.world.disk;
         let is_full = matches!(self.trouble, Trouble::Full(at) if !self.is_over && disk.operations() > at);
         if is_full {
@@ -103,16 +175,35 @@ impl Life {
             self.after_failed_sync();
         }
         if !self.world.has_agent() {
-            if let Trouble::PowerLoss(_) | Trouble::PowerLossBehind(_) = self.trouble
-                && !self.is_over
-            {
-                self.world.lose_power();
-                self.is_over = true;
-            }
-            self.world.check_restore(0, true);
-            self.world.start_agent();
+            self.start_agent();
             self.world.drive(TURNS);
         }
+        if self.world.has_agent() {
+            let status = self.world.status();
+            self.past.push((status.state, status.generation));
+        }
+    }
+
+    /// The next agent begins. Where the last one was ended, what it left restores; or power is lost before.
+    fn start_agent(&mut self) {
+        if self.has_lost_power() && !self.is_over {
+            self.world.lose_power();
+            self.is_over = true;
+        }
+        self.world.check_restore(0, true);
+        self.world.start_agent();
+        // The end of an agent takes with it what was planned.
+        if let Some((at, fault)) = self.trouble.on_disk()
+            && let Some(later) = at.checked_sub(self.world.disk.operations())
+        {
+            self.world.disk.plan(later, fault);
+        }
+    }
+
+    /// Whether the operation has come at which power is lost.
+    fn has_lost_power(&self) -> bool {
+        let (Trouble::PowerLoss(at) | Trouble::PowerLossBehind(at)) = self.trouble else { return false };
+        self.world.disk.operations() > at
     }
 
     /// Whether a sync has failed, and power is not lost yet.
@@ -124,6 +215,14 @@ impl Life {
     fn has_failed_sync_of_shadow(&self) -> bool {
         let log = self.world.disk.log();
         log.lines().any(|line| line.contains(": sync ") && line.ends_with(".wal Failed"))
+    }
+
+    /// A sync failed at the end of the life: there may be a pause before a generation begins.
+    fn lose_power_at_last(&mut self) {
+        self.world.rest_for(PAUSE);
+        self.reasons.extend(self.world.status().breaks.last_reason);
+        self.world.lose_power();
+        self.is_over = true;
     }
 
     /// Remembers what the agent makes of it. When some more has happened, power is lost.
@@ -142,10 +241,13 @@ impl Life {
         self.world.application().run(connection, "UPDATE c SET n = n + 1");
     }
 
-    /// The whole life.
     fn live(&mut self) {
+        (self.course.live)(self);
+    }
+
+    fn live_to_a_new_generation(&mut self) {
         self.world.application().create();
-        self.world.start_agent();
+        self.start_agent();
         self.go_on();
         if let Trouble::PowerLossBehind(_) | Trouble::FailedSyncBehind(_) = self.trouble {
             self.world.servers[0].refuse_all(true);
@@ -169,7 +271,7 @@ impl Life {
             self.world.stop_agent();
             self.was_stopping = self.awaits_power_cut() && !had_failed;
         }
-        self.world.start_agent();
+        self.start_agent();
         self.go_on();
         self.write(1);
         self.go_on();
@@ -177,7 +279,111 @@ impl Life {
         self.world.kill_agent();
         self.world.application().run(0, "PRAGMA wal_checkpoint(TRUNCATE)");
         self.write(0);
-        self.world.start_agent();
+        self.start_agent();
+        self.go_on();
+        self.write(0);
+        self.go_on();
+    }
+
+    fn check_generations(&self) {
+        let operations = (self.world.disk.operations(), self.world.servers[0].operations());
+        assert!(operations.0 > LEAST_OPERATIONS && operations.1 > LEAST_OPERATIONS, "{operations:?}");
+        let log = self.world.disk.log();
+        let count = |what: &str, end: &str| {
+            log.lines().filter(|line| line.contains(what) && line.trim_end().ends_with(end)).count()
+        };
+        let lived =
+            [count(": create ", ".wal"), count(": remove ", ".wal"), count(": replace ", "generation")];
+        assert!(
+            lived[0] >= 5 && lived[1] >= 1 && lived[2] >= 1,
+            "shadow files, removed, generations: {lived:?}"
+        );
+    }
+
+    /// The application goes, and comes again; once more while no agent is there.
+    fn live_on_and_off(&mut self) {
+        self.world.application().create();
+        self.start_agent();
+        self.fill();
+        self.go_on_for(A_WHILE);
+        self.first = self.world.disk.operations();
+        self.close_all();
+        self.go_on_for(A_WHILE);
+        self.write(0);
+        self.go_on_for(A_WHILE);
+        if self.world.has_agent() {
+            self.world.kill_agent();
+        }
+        self.write(1);
+        self.world.application().run(0, "PRAGMA wal_checkpoint(TRUNCATE)");
+        self.close_all();
+        self.start_agent();
+        self.go_on_for(A_WHILE);
+        self.write(0);
+        self.go_on();
+    }
+
+    fn check_let_go(&self) {
+        let let_go = self.past.iter().filter(|(state, _)| *state == SourceState::Detached).count();
+        assert!(let_go >= 2, "{:?}", self.past);
+        // The WAL that would continue the shadow is gone: only the page table can have told what has changed.
+        let generations: BTreeSet<_> =
+            self.past.iter().map(|(_, generation)| generation.map(|g| g.to_string())).collect();
+        assert_eq!(generations.len(), 1, "{:?}", self.past);
+    }
+
+    /// Away and back beside the agent, and over a restart of it.
+    fn live_moved(&mut self) {
+        self.world.application().create();
+        self.start_agent();
+        self.fill();
+        self.go_on_for(A_WHILE);
+        self.first = self.world.disk.operations();
+        for restarts in [false, true] {
+            self.write(0);
+            self.go_on();
+            self.close_all();
+            self.world.application().pause();
+            self.move_away();
+            if restarts {
+                self.world.kill_agent();
+                self.start_agent();
+                self.go_on();
+            }
+            self.move_back();
+        }
+    }
+
+    fn check_moved(&self) {
+        let absent = self.past.iter().filter(|(state, _)| *state == SourceState::Absent).count();
+        assert!(absent >= 3, "{:?}", self.past);
+        assert!(self.world.disk.log().contains(": replace held"), "whose the WAL is, was kept nowhere");
+    }
+
+    /// So much that what is changed later is a small part.
+    fn fill(&mut self) {
+        let rows = "WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < 100)";
+        let fill = format!("INSERT INTO t (n, data) {rows} SELECT i, zeroblob(700) FROM s");
+        self.world.application().run(0, &fill);
+    }
+
+    fn close_all(&mut self) {
+        self.world.application().remember_certainly();
+        self.world.application().close_all();
+    }
+
+    fn move_away(&mut self) {
+        self.world.application().move_away();
+        self.world.application().show_all();
+        self.go_on();
+    }
+
+    fn move_back(&mut self) {
+        self.world.application().move_back();
+        self.world.application().show_all();
+        self.go_on();
+        self.world.application().come_back();
+        self.world.application().remember_certainly();
         self.go_on();
         self.write(0);
         self.go_on();
@@ -186,6 +392,10 @@ impl Life {
     /// Lives, comes to rest, and is checked; the processes go back.
     fn end(mut self) -> Vec<Process> {
         self.live();
+        // Letting go, and leaving, wait by the real clock: then there are not always as many operations.
+        let is_sure = self.trouble.on_disk().is_some() && self.first == 0;
+        let has_come = !is_sure || !self.world.disk.injected().is_empty();
+        assert!(has_come, "the trouble never came{}", self.world.story());
         self.rest()
     }
 
@@ -206,52 +416,113 @@ impl Life {
 }
 
 /// Operations of the life without trouble, on the disk and on the server.
-fn operations() -> (usize, usize) {
-    let mut life = Life::new(Trouble::None, Vec::new());
+fn operations(course: Course) -> (usize, usize) {
+    let mut life = Life::new(course, Trouble::None, Vec::new());
     life.live();
     let operations = (life.world.disk.operations(), life.world.servers[0].operations());
-    let log = life.world.disk.log();
-    life.end();
-    assert!(operations.0 > LEAST_OPERATIONS && operations.1 > LEAST_OPERATIONS, "{operations:?}");
-    let count = |what: &str, end: &str| {
-        log.lines().filter(|line| line.contains(what) && line.trim_end().ends_with(end)).count()
-    };
-    let lived = [count(": create ", ".wal"), count(": remove ", ".wal"), count(": replace ", "generation")];
-    assert!(lived[0] >= 5 && lived[1] >= 1 && lived[2] >= 1, "shadow files, removed, generations: {lived:?}");
+    (course.check)(&life);
+    life.rest();
     operations
 }
 
-/// The life with each trouble. What the program prints before it fails names the trouble.
-fn all(troubles: impl Iterator<Item = Trouble>) {
-    let mut processes = Vec::new();
-    for trouble in troubles {
-        println!("{trouble:?}");
-        processes = Life::new(trouble, processes).end();
+/// Lives at the same time: they wait for the clock now and then.
+const WORKERS: usize = 4;
+
+/// The life with each trouble.
+fn all(course: Course, troubles: impl Iterator<Item = Trouble>) {
+    let troubles: Vec<Trouble> = troubles.collect();
+    std::thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let troubles = troubles.iter().skip(worker).step_by(WORKERS);
+            scope.spawn(move || {
+                let mut processes = Vec::new();
+                for trouble in troubles {
+                    let _named = Named(*trouble);
+                    processes = Life::new(course, *trouble, processes).end();
+                }
+            });
+        }
+    });
+}
+
+/// Says what was on when a life fails.
+struct Named(Trouble);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{:?}", self.0);
+        }
     }
+}
+
+/// The agent ends at each operation of the disk that no other course has, in the middle of each write, and with the machine.
+fn end_anywhere(course: Course) {
+    operations(course);
+    all(course, at_each(course, |_| true, |at| Trouble::Disk(at, DiskFault::Crash)));
+    all(course, at_each(course, is_write, |at| Trouble::Disk(at, DiskFault::TornCrash)));
+    all(course, at_each(course, |_| true, Trouble::PowerLoss));
+}
+
+/// A trouble at each operation of a kind that comes in a life with such a trouble, and in no other course.
+fn at_each(
+    course: Course,
+    kind: fn(&str) -> bool,
+    trouble: fn(usize) -> Trouble,
+) -> impl Iterator<Item = Trouble> {
+    let mut life = Life::new(course, trouble(usize::MAX), Vec::new());
+    life.live();
+    let (log, first) = (life.world.disk.log(), life.first);
+    life.rest();
+    let numbers: Vec<usize> = log.lines().skip(first).filter(|line| kind(line)).map(number).collect();
+    numbers.into_iter().map(trouble)
+}
+
+/// The number of an operation, from its line in the disk's log.
+fn number(line: &str) -> usize {
+    let number = line.split(':').next().and_then(|number| number.parse().ok());
+    number.expect("each line begins with its number")
+}
+
+fn is_sync(line: &str) -> bool {
+    line.contains(": sync ") && !line.contains(": sync folder ")
+}
+
+fn is_write(line: &str) -> bool {
+    ["create", "replace", "write", "copy"].iter().any(|write| line.contains(&format!(": {write} ")))
 }
 
 #[test]
 fn the_agent_may_end_at_any_operation_of_the_disk() {
-    let (disk, _) = operations();
-    all((0..disk).map(|at| Trouble::Disk(at, DiskFault::Crash)));
+    operations(TO_A_NEW_GENERATION);
+    all(
+        TO_A_NEW_GENERATION,
+        at_each(TO_A_NEW_GENERATION, |_| true, |at| Trouble::Disk(at, DiskFault::Crash)),
+    );
 }
 
 #[test]
 fn the_agent_may_end_in_the_middle_of_any_write_to_the_disk() {
-    let writes = ["create", "replace", "write", "copy"];
-    let mut life = Life::new(Trouble::None, Vec::new());
-    life.live();
-    let log = life.world.disk.log();
-    life.end();
-    let is_write = |line: &&str| writes.iter().any(|write| line.contains(&format!(": {write} ")));
-    all(log.lines().filter(is_write).map(|line| Trouble::Disk(number(line), DiskFault::TornCrash)));
+    all(
+        TO_A_NEW_GENERATION,
+        at_each(TO_A_NEW_GENERATION, is_write, |at| Trouble::Disk(at, DiskFault::TornCrash)),
+    );
+}
+
+#[test]
+fn the_agent_may_end_at_any_operation_of_a_life_in_which_it_lets_go() {
+    end_anywhere(LET_GO);
+}
+
+#[test]
+fn the_agent_may_end_at_any_operation_of_a_life_in_which_the_file_is_moved_away_and_back() {
+    end_anywhere(MOVED);
 }
 
 #[test]
 fn the_machine_may_lose_power_at_any_operation_of_the_disk() {
-    let (disk, _) = operations();
-    all((0..disk).map(Trouble::PowerLoss));
-    all((0..disk).map(Trouble::PowerLossBehind));
+    all(TO_A_NEW_GENERATION, at_each(TO_A_NEW_GENERATION, |_| true, Trouble::PowerLoss));
+    all(TO_A_NEW_GENERATION, at_each(TO_A_NEW_GENERATION, |_| true, Trouble::PowerLossBehind));
 }
 
 #[test]
@@ -259,7 +530,7 @@ fn what_a_server_still_needs_survives_a_power_cut_though_the_application_restart
     let mut processes = Vec::new();
     for seed in 0..POWER_CUTS {
         println!("seed {seed}");
-        let mut life = Life::with(Trouble::None, 100_000, seed, processes);
+        let mut life = Life::with(TO_A_NEW_GENERATION, Trouble::None, 100_000, seed, processes);
         life.world.application().create();
         life.world.start_agent();
         life.go_on();
@@ -280,39 +551,23 @@ fn what_a_server_still_needs_survives_a_power_cut_though_the_application_restart
     }
 }
 
-/// The numbers of the syncs of files in a life with such a trouble that never comes.
-fn syncs(trouble: fn(usize) -> Trouble) -> Vec<usize> {
-    let mut life = Life::new(trouble(usize::MAX), Vec::new());
-    life.live();
-    let log = life.world.disk.log();
-    life.rest();
-    let syncs = log.lines().filter(|line| line.contains(": sync ") && !line.contains(": sync folder "));
-    syncs.map(number).collect()
-}
-
-/// The number of an operation, from its line in the disk's log.
-fn number(line: &str) -> usize {
-    let number = line.split(':').next().and_then(|number| number.parse().ok());
-    number.expect("each line begins with its number")
-}
-
 #[test]
 fn what_a_failed_sync_should_have_made_durable_is_never_relied_on() {
     let mut processes = Vec::new();
     for trouble in [Trouble::FailedSync, Trouble::FailedSyncBehind] {
         let mut shadows = 0;
-        for at in syncs(trouble) {
-            println!("{:?}", trouble(at));
-            let mut life = Life::new(trouble(at), processes);
+        for trouble in at_each(TO_A_NEW_GENERATION, is_sync, trouble) {
+            let _named = Named(trouble);
+            let mut life = Life::new(TO_A_NEW_GENERATION, trouble, processes);
             life.live();
-            if life.has_failed_sync_of_shadow() && !life.was_stopping {
-                let is_named = |reason: &String| reason == "the shadow WAL could not be written durably";
-                let story = life.world.story();
-                assert!(life.reasons.iter().any(is_named), "{at}: {:?}{story}", life.reasons);
-                shadows += 1;
-            }
             if life.awaits_power_cut() {
-                life.world.lose_power();
+                life.lose_power_at_last();
+            }
+            if life.has_failed_sync_of_shadow() && !life.was_stopping {
+                let has = |reason: &str| life.reasons.iter().any(|had| had == reason);
+                let story = life.world.story();
+                assert!(has(SYNC_FAILED) || has(RESTARTED), "{:?}{story}", life.reasons);
+                shadows += usize::from(has(SYNC_FAILED));
             }
             processes = life.rest();
         }
@@ -322,28 +577,30 @@ fn what_a_failed_sync_should_have_made_durable_is_never_relied_on() {
 
 #[test]
 fn any_operation_of_the_disk_may_fail() {
-    let (disk, _) = operations();
-    all((0..disk).map(|at| Trouble::Disk(at, DiskFault::Failed)));
+    operations(TO_A_NEW_GENERATION);
+    all(
+        TO_A_NEW_GENERATION,
+        at_each(TO_A_NEW_GENERATION, |_| true, |at| Trouble::Disk(at, DiskFault::Failed)),
+    );
 }
 
 #[test]
 fn the_disk_may_be_full_for_a_while_from_any_operation_on() {
-    let (disk, _) = operations();
-    all((0..disk).map(Trouble::Full));
+    all(TO_A_NEW_GENERATION, at_each(TO_A_NEW_GENERATION, |_| true, Trouble::Full));
 }
 
 #[test]
 fn any_operation_of_the_server_may_fail_or_be_carried_out_unheard() {
-    let (_, server) = operations();
+    let (_, server) = operations(TO_A_NEW_GENERATION);
     for fault in [Fault::Lost, Fault::Unanswered, Fault::Torn(1), Fault::Late(5)] {
-        all((0..server).map(|at| Trouble::Server(at, fault)));
+        all(TO_A_NEW_GENERATION, (0..server).map(|at| Trouble::Server(at, fault)));
     }
 }
 
 #[test]
 fn the_agent_may_end_at_any_operation_of_the_server() {
-    let (_, server) = operations();
+    let (_, server) = operations(TO_A_NEW_GENERATION);
     for fault in [Fault::Unanswered, Fault::Late(5)] {
-        all((0..server).map(|at| Trouble::ServerAndEnd(at, fault)));
+        all(TO_A_NEW_GENERATION, (0..server).map(|at| Trouble::ServerAndEnd(at, fault)));
     }
 }
