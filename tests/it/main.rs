@@ -18,6 +18,7 @@ mod hazards;
 mod host_key;
 mod house;
 mod interop;
+mod killed;
 mod litestream;
 mod moved_away;
 mod moved_back;

@@ -146,6 +146,11 @@ impl Agent {
         wait_for("the agent ends", DEADLINE, || self.process.0.try_wait().expect("the agent is our child"))
     }
 
+    /// Whether the agent has ended by itself, or was killed.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.0.try_wait().expect("the agent is our child").is_some()
+    }
+
     /// Kills the agent wherever it is.
     pub fn kill(mut self) {
         self.process.0.kill().expect("the agent is our child");

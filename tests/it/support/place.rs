@@ -85,11 +85,17 @@ impl Place {
 
     /// Starts an agent; `settings` are keys of the database, as `checkpoint-interval: 1s`.
     pub fn agent(&self, settings: &[&str]) -> Agent {
+        self.agent_with(settings, &[])
+    }
+
+    /// The same, with these variables in its environment.
+    pub fn agent_with(&self, settings: &[&str], environment: &[(&str, &str)]) -> Agent {
         let settings = settings.iter().map(|line| format!("    {line}\n")).collect::<String>();
         let (database, replica) = (self.database(), self.replica());
         let (database, replica) = (database.display(), replica.display());
         let replicas = format!("    replicas: [{{type: file, path: '{replica}'}}]\n");
-        Agent::start(self.folder.path(), &format!("dbs:\n  - path: {database}\n{settings}{replicas}"))
+        let configuration = format!("dbs:\n  - path: {database}\n{settings}{replicas}");
+        Agent::start_with(self.folder.path(), &configuration, environment)
     }
 
     /// The same, once its first snapshot is there and everything committed is replicated.
@@ -186,8 +192,13 @@ impl Place {
 
     /// A library for `LD_PRELOAD` that calls `before_fsync` before each fsync, and lets it fail if that is not 0.
     pub fn preload(&self, before_fsync: &str) -> PathBuf {
+        self.library(&[before_fsync, FSYNCS].concat())
+    }
+
+    /// A library for `LD_PRELOAD` with these functions, which may call `is_named`.
+    pub fn library(&self, functions: &str) -> PathBuf {
         let (path, library) = (self.path("preload.c"), self.path("preload.so"));
-        std::fs::write(&path, [IS_NAMED, before_fsync, FSYNCS].concat()).expect("the folder is ours");
+        std::fs::write(&path, [IS_NAMED, functions].concat()).expect("the folder is ours");
         output(Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&path).arg("-ldl"));
         library
     }
