@@ -3,16 +3,21 @@
 use crate::support::agent::Agent;
 use crate::support::compare::difference;
 use crate::support::mounted::Mounted;
+use crate::support::oracle::{Application, Habits};
 use crate::support::place::first;
 use crate::support::process::output;
 use crate::support::scene::{Scene, files, is_all_acknowledged, of_database, on_server, restore};
+use crate::support::sim_disk::DiskFault;
 use crate::support::sqlite::Shell;
 use crate::support::sshd::Sshd;
 use crate::support::wait::wait_until;
+use crate::support::world::{Settings, World};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
+use wal_agent::config::CheckpointSettings;
+use wal_agent::core::space::DiskSpace;
 
 const MIB: u64 = 1 << 20;
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -119,4 +124,63 @@ fn an_application_on_a_small_disk_never_meets_a_full_one_because_a_server_is_awa
     agent.wait_for_status("lets go", |status| first(status)["state"] == "detached");
     drop(agent);
     output(std::process::Command::new("sync").arg("-f").arg(&small));
+}
+
+/// Less than twice of what it must keep.
+const SCARCE: DiskSpace = DiskSpace { total: 100 << 30, free: 300 * MIB };
+
+/// How often a page table was begun.
+fn built(world: &World) -> usize {
+    let is_begun = |line: &&str| line.contains(": create ") && line.trim_end().ends_with("/page-table");
+    world.disk.log().lines().filter(is_begun).count()
+}
+
+/// The next change of the page table fails, which costs the table.
+fn fail_change_of_table(world: &World) {
+    let (disk, mut has_failed) = (world.disk.clone(), false);
+    world.disk.interrupt(Some(Box::new(move |_| {
+        if !has_failed && disk.log().trim_end().ends_with("/page-table.changes") {
+            has_failed = true;
+            disk.plan(0, DiskFault::Failed);
+        }
+    })));
+}
+
+fn write_megabytes(world: &mut World, count: usize) {
+    for _ in 0..count {
+        world.application().run(0, "INSERT INTO t (n, data) VALUES (1, zeroblob(1000000))");
+        world.rest_for(Duration::from_secs(1));
+    }
+}
+
+#[test]
+fn while_room_is_scarce_no_page_table_is_built_and_afterwards_everything_is_made_up_for() {
+    for is_scarce in [false, true] {
+        let application = |database: &Path| Application::new(database, Habits::PLAIN, Vec::new(), 1);
+        // The agent checkpoints, and so a change of the table is due, when room has been scarce for a while.
+        let checkpoint = CheckpointSettings { min_pages: 2000, max_pages: 0, interval: None };
+        let mut world = World::new(Settings { checkpoint, ..Settings::PLAIN }, 1, application);
+        world.application().create();
+        world.start_agent();
+        world.settle();
+        world.servers[0].refuse_all(true);
+        world.disk.set_space(Some(SCARCE).filter(|_| is_scarce));
+        write_megabytes(&mut world, 6);
+        assert_eq!((world.status().scarcity.is_some(), built(&world)), (is_scarce, 1));
+        fail_change_of_table(&world);
+        write_megabytes(&mut world, 4);
+        world.rest_for(Duration::from_secs(60));
+        assert!(world.disk.log().contains("page-table.changes Failed"), "{}", world.disk.log());
+        assert_eq!(built(&world), if is_scarce { 1 } else { 2 }, "{}", world.disk.log());
+        world.disk.set_space(None);
+        world.heal();
+        world.settle();
+        world.application().run(0, "UPDATE c SET n = n + 1");
+        world.settle();
+        assert!(world.status().scarcity.is_none());
+        assert_eq!((built(&world), world.status().breaks.count), (2, 0));
+        world.check_restore(0, true);
+        world.check_all_is_replicated();
+        world.end();
+    }
 }

@@ -100,6 +100,8 @@ struct State {
     machines: u32,
     faults: BTreeMap<usize, DiskFault>,
     full_for: usize,
+    /// `None` for more than anybody needs.
+    space: Option<DiskSpace>,
     has_crashed: bool,
     images: BTreeMap<u64, Image>,
     /// Durable names.
@@ -180,6 +182,11 @@ impl SimDisk {
     /// Faults by kind.
     pub fn injected(&self) -> BTreeMap<String, u64> {
         self.state().injected.clone()
+    }
+
+    /// What the disk says of its room from now on, whatever is written; `None` for more than anybody needs.
+    pub fn set_space(&self, space: Option<DiskSpace>) {
+        self.state().space = space;
     }
 
     /// The kernel does not tell which boot this is.
@@ -336,7 +343,7 @@ impl Disk for SimDisk {
     }
 
     fn space(&self, _: &Path) -> io::Result<DiskSpace> {
-        Ok(DiskSpace { total: u64::MAX, free: u64::MAX })
+        Ok(self.state().space.unwrap_or(DiskSpace { total: u64::MAX, free: u64::MAX }))
     }
 
     fn boot(&self) -> Option<String> {
