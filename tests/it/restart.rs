@@ -1,13 +1,15 @@
 //! The agent stops, or is killed, and starts again: what was begun goes on, or a new generation says why it does not.
 
+use crate::support;
 use crate::support::agent::Agent;
 use crate::support::compare::assert_holds;
-use crate::support::place::{Place, first, wait_for_page_table};
+use crate::support::place::{Place, first, is_streaming, wait_for_page_table};
+use crate::support::process::output;
 use crate::support::sqlite::{Shell, Writer};
 use crate::support::wait::wait_until;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A database with some rows.
@@ -215,6 +217,71 @@ fn without_a_page_table_that_can_tell_a_new_generation_begins_and_says_why() {
         place.wait_until_replicated(&agent);
         assert_ne!(agent.generation(), generation_before);
         place.stop(agent);
+        place.assert_restores();
+    }
+}
+
+/// Whoever trusted it would take pages for copied that were changed, copied, and changed back.
+#[test]
+fn a_page_table_that_is_older_than_the_shadow_is_never_trusted() {
+    let files = ["page-table", "page-table.changes"];
+    // The table alone, which what is beside it may still bring up to date; and both.
+    for put_back in [&files[..1], &files] {
+        let place = Place::new();
+        let mut application = application(&place, MANY);
+        application.run("UPDATE t SET data = zeroblob(3000) WHERE id <= 30");
+        let agent = place.streaming_agent(&[]);
+        wait_for_page_table(&agent);
+        let configuration = agent.configuration().to_owned();
+        place.stop(agent);
+        let paths: Vec<_> = put_back.iter().map(|name| place.page_table().with_file_name(name)).collect();
+        let read = |path: &PathBuf| std::fs::read(path).expect("it is ours");
+        let older: Vec<_> = paths.iter().map(read).collect();
+        let agent = Agent::start_again(&configuration);
+        agent.wait_for_status("streams", is_streaming);
+        application
+            .run("UPDATE t SET data = randomblob(3000) WHERE id <= 30; PRAGMA wal_checkpoint(TRUNCATE)");
+        application.run("INSERT INTO t (data) VALUES (randomblob(2500))");
+        place.wait_until_replicated(&agent);
+        wait_until("the table is written", Duration::from_secs(60), || read(&paths[0]) != older[0]);
+        place.stop(agent);
+        for (path, older) in paths.iter().zip(older) {
+            std::fs::write(path, older).expect("it is ours");
+        }
+        application.run("UPDATE t SET data = zeroblob(3000) WHERE id <= 30; PRAGMA wal_checkpoint(TRUNCATE)");
+        let agent = Agent::start_again(&configuration);
+        place.wait_until_replicated(&agent);
+        application.run("INSERT INTO t (data) VALUES (randomblob(2500))");
+        place.wait_until_replicated(&agent);
+        place.stop(agent);
+        place.assert_restores();
+    }
+}
+
+#[test]
+fn a_database_that_was_restored_to_its_own_place_is_replicated_as_it_goes_on() {
+    for is_killed in [false, true] {
+        let place = Place::new();
+        let (mut application, agent) = with_page_table(&place);
+        application.run(INSERT);
+        place.wait_until_replicated(&agent);
+        let configuration = agent.configuration().to_owned();
+        end(&place, agent, is_killed);
+        application.kill();
+        for suffix in ["", "-wal", "-shm"] {
+            let file = place.path(&format!("app.db{suffix}"));
+            std::fs::remove_file(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        }
+        output(support::agent::agent("restore", &configuration, None).arg(place.database()));
+        let mut application = Shell::open(&place.database());
+        assert_eq!(application.value("SELECT count(*) FROM t"), "110");
+        application.run(INSERT);
+        let agent = Agent::start_again(&configuration);
+        place.wait_until_replicated(&agent);
+        application.run(INSERT);
+        place.wait_until_replicated(&agent);
+        place.stop(agent);
+        assert_eq!(application.value("SELECT count(*) FROM t"), "130");
         place.assert_restores();
     }
 }
