@@ -101,6 +101,11 @@ impl FaultyServer {
         state.faults.insert(at, fault);
     }
 
+    /// Whether a fault was planned, and has not come yet.
+    pub fn has_faults(&self) -> bool {
+        !self.state().faults.is_empty()
+    }
+
     /// Whether every operation is refused from now on.
     pub fn refuse_all(&self, refuses_all: bool) {
         self.state().refuses_all = refuses_all;

@@ -130,6 +130,7 @@ pub struct World {
     was_attached: bool,
     /// The generation in which the agent let go of the database, and has not come back yet.
     let_go_in: Option<Generation>,
+    has_set_server_clock: bool,
     retry_at: Duration,
     /// The watch hears only of the database's file.
     dozes: bool,
@@ -197,6 +198,7 @@ impl World {
             checked: None,
             was_attached: false,
             let_go_in: None,
+            has_set_server_clock: false,
             retry_at: Duration::ZERO,
             dozes: false,
             kill_behind: None,
@@ -232,12 +234,19 @@ impl World {
         self.jumped += seconds;
     }
 
-    /// The clock of a server is set. Where the machine may be set back, nothing else tells which generation is newer.
+    /// The clock of a server is set. Where the machine may be set back, nothing else tells which generation is newer; and what
+    /// it may still deny must come before.
     pub fn jump_server(&mut self, replica: usize, seconds: i64) {
-        if self.images.is_empty() {
+        if self.images.is_empty() && !self.servers.iter().any(FaultyServer::has_faults) {
+            self.has_set_server_clock = true;
             self.application().count("server's clock set");
             self.servers[replica].set_clock(seconds);
         }
+    }
+
+    /// Whether the clock of a server was set.
+    pub fn has_set_server_clock(&self) -> bool {
+        self.has_set_server_clock
     }
 
     /// From now on nothing is slow, nothing interrupts, and no fault is left.

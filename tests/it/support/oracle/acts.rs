@@ -157,6 +157,8 @@ impl Application {
     }
 
     fn vacuum_incrementally(&mut self, connection: usize) {
+        self.sql(connection, "DELETE FROM t WHERE n % 2 = 0");
+        self.remember();
         let before = self.pages;
         self.sql(connection, "PRAGMA incremental_vacuum(3)");
         self.remember();
@@ -225,6 +227,9 @@ impl Application {
     fn savepoint(&mut self, connection: usize) {
         self.sql(connection, "SAVEPOINT s");
         self.change(connection);
+        if self.slots[connection] != Slot::Writing {
+            return; // it failed, and took the transaction with it
+        }
         let end = if self.random.random_bool(0.5) { "ROLLBACK TO s; RELEASE s" } else { "RELEASE s" };
         self.sql(connection, end);
     }
