@@ -11,6 +11,7 @@ mod config;
 mod control;
 mod crash;
 mod documents;
+mod file_times;
 mod found;
 mod ghost;
 mod guard;

@@ -105,6 +105,8 @@ const CERTAIN: [&str; 48] = [
     "writer's fsync fails",
     "server unanswered",
 ];
+/// Where files keep whole seconds, a history is not to wait for them.
+const SECONDS_A_SECOND: u16 = 100;
 const MANY: u64 = 1000;
 
 /// What the local disk takes long for, until it is something else: an fsync, mostly.
@@ -201,7 +203,7 @@ fn history(seed: u64, processes: Vec<Process>) -> (Vec<Process>, BTreeMap<String
         let_go_after: Some(Duration::from_secs(1)).filter(|_| random.random_bool(0.3)),
     };
     // Before anything asks for the time.
-    let seconds = random.random_bool(0.25).then(WholeSeconds::begin);
+    let seconds = random.random_bool(0.25).then(|| WholeSeconds::begin(SECONDS_A_SECOND));
     let application_seed = random.random();
     let mut world = World::new(settings, seed, |database| {
         Application::new(database, habits, processes, application_seed)
