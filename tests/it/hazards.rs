@@ -20,7 +20,13 @@
 //!   orders: `byte_order`; ghost commits: `ghost`; all of them but a foreign byte order together: `simulation`.
 //! - Events are lost: `a_flood_of_events_that_overflows_the_queue_hides_no_commit`; the watch itself:
 //!   `a_folder_that_is_removed_and_made_again_is_watched_again` and
-//!   `a_file_system_that_is_unmounted_and_mounted_again_is_followed`; and at random: `simulation`.
+//!   `a_file_system_that_is_unmounted_and_mounted_again_is_followed`; no watch is left:
+//!   `where_the_kernel_has_no_watch_left_the_folder_is_looked_at_each_second`; and at random: `simulation`.
+//! - Our own looks as events: the watch takes no notice of what is opened and read, and what we write is in a folder that is
+//!   not watched.
+//! - The `-shm` is removed or replaced under us: `outsider::a_removed_wal_index_costs_nothing_when_the_agent_lets_go`,
+//!   `outsider::no_checkpoint_of_ours_is_by_a_wal_index_that_was_removed`, and `simulation`.
+//! - WAL mode on a network file system: SQLite rules it out, and so do we: we go by the locks of this machine's kernel.
 //!
 //! The chain of a generation
 //! - A checkpoint, a VACUUM or another journal mode while the agent is down:
@@ -31,6 +37,11 @@
 //! - Growth and shrinking, auto_vacuum, 512 bytes to 64 KiB: `capture` and `simulation`. We replay frames, and make up no
 //!   page; the page of the lock byte at 1 GB is never in a WAL, and in a snapshot it is what the file has.
 //! - The WAL-reset bug of SQLite before 3.51.3: the bundled one is newer, and no checkpoint of ours resets a WAL.
+//! - A base that is not the file's own pages, as of VACUUM INTO: a snapshot is the database file, read through the one
+//!   descriptor, and frames are replayed over it: `snapshot`, `restore_proof`.
+//! - An older program and newer local state: the page table and what is on a replica have a version; all other files of ours
+//!   are a line that is read whole or counts for nothing (unit tests of `evidence` and `held`).
+//! - A restored database is not replicated: `restart::a_database_that_was_restored_to_its_own_place_is_replicated_as_it_goes_on`.
 //! - More than one generation from one loss: `generations_that_break_again_come_ever_more_rarely`, at most every 300 s.
 //!
 //! Files that people move
@@ -40,6 +51,9 @@
 //!   `a_database_moved_to_another_file_system_with_its_state_is_followed_there`.
 //!
 //! What it costs
+//! - A WAL that grows because of our lock: `guard::a_wal_that_only_we_checkpoint_does_not_get_twice_as_long_as_it_may`. Where
+//!   a writer never pauses, that is measured, not asserted: `tests/bench`.
+//! - An idle agent that uses a processor: it waits for events; measured, not asserted.
 //! - A server that is away fills the disk: `room`.
 //! - An idle database sends files: `an_idle_database_sends_nothing_for_a_day`.
 //! - Local files pile up: `local_state_stays_small_for_a_week`.
