@@ -62,6 +62,8 @@ pub struct Order {
     pub database: Option<DatabaseFile>,
     /// Whether acknowledged means that the server's fsync answered.
     pub fsync: bool,
+    /// Whether a segment of this generation was written there, so that its folder must be there.
+    pub has_written: bool,
     /// How far a snapshot has come.
     pub progress: Arc<Progress>,
 }
@@ -91,6 +93,9 @@ pub enum CarryError {
     /// The database file could not be read.
     #[error("cannot read the database file for a snapshot: {0}")]
     Database(io::Error),
+    /// The replica's folder is another one.
+    #[error("what was sent before is not below {0} any more; what is missing is sent again")]
+    PlaceGone(String),
     /// A new generation has begun meanwhile.
     #[error("given up: a new generation has begun")]
     Cancelled,

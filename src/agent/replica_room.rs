@@ -111,6 +111,7 @@ impl ReplicaRoom {
             disk: Arc::clone(disk),
             database: descriptor,
             fsync: self.config.durability == Durability::Fsync,
+            has_written: self.course.as_ref().is_some_and(|course| course.last_segment().is_some()),
             progress: Arc::clone(&self.progress),
         })
     }

@@ -243,7 +243,11 @@ fn write(
     let object = order.segment(segment);
     let (path, temporary) = (order.path(&object.path()), order.path(&object.temporary_path(order.attempt)));
     let set_aside = order.path(&object.set_aside_path(order.attempt));
-    remote.create(&temporary)?;
+    if remote.create(&temporary)? && order.has_written {
+        // It is another place: what is mounted has changed, or the folder was moved away.
+        remote.remove(&temporary)?;
+        return Err(CarryError::PlaceGone(order.path("")));
+    }
     // The first block goes with the header, so that a small segment is one write.
     let mut waiting = FRAME_HEADER.to_vec();
     let mut at = 0;

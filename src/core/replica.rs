@@ -478,7 +478,7 @@ impl Replica {
         let tail = match (last, listing.snapshot()) {
             (None, None) => {
                 self.phase = Phase::Empty;
-                self.acked = None;
+                (self.acked, self.last_segment) = (None, None);
                 return Finding::Nothing;
             }
             (None, Some(index)) => Tail::at(index, Offset::ZERO),

@@ -45,15 +45,19 @@ impl Remote for DirRemote {
         entries.map_err(|error| failed("list", folder, &error))
     }
 
-    fn create(&mut self, path: &str) -> Result<(), RemoteError> {
+    fn create(&mut self, path: &str) -> Result<bool, RemoteError> {
         self.handles.close(path);
+        let mut is_new = false;
         let open = || File::create(path);
         let make = |error: io::Error| match parent(path) {
-            Some(folder) if error.kind() == ErrorKind::NotFound => make_folder(folder).and_then(|()| open()),
+            Some(folder) if error.kind() == ErrorKind::NotFound => {
+                is_new = true;
+                make_folder(folder).and_then(|()| open())
+            }
             _ => Err(error),
         };
         let opened = self.handles.get_or_open(path, Access::Write, || open().or_else(make));
-        opened.map(drop).map_err(|error| failed("create", path, &error))
+        opened.map(|_| is_new).map_err(|error| failed("create", path, &error))
     }
 
     fn write_at(&mut self, path: &str, at: u64, bytes: &[u8]) -> Result<(), RemoteError> {

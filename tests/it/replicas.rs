@@ -1,7 +1,8 @@
 //! Replicas as they are found: several of them, after a restart, with parts missing, and on servers that refuse.
 
 use crate::support::agent::Agent;
-use crate::support::compare::assert_same;
+use crate::support::compare::{assert_same, difference};
+use crate::support::place::Place;
 use crate::support::scene::{
     Scene, count, files, is_all_acknowledged, of_databases, on_server, on_server_with, state, wait_for_all,
     wait_until_restores,
@@ -199,6 +200,38 @@ fn a_replica_that_was_removed_as_a_whole_gets_a_new_snapshot_loudly() {
     writer.step();
     agent.wait_for_log("holds less than it had acknowledged");
     scene.wait_until_restores(&agent);
+}
+
+#[test]
+fn a_folder_that_is_another_one_is_noticed_with_the_next_segment() {
+    let place = Place::new();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data BLOB)");
+    let agent = place.streaming_agent(&[]);
+    for round in 0..2 {
+        // The second one leaves the segment open.
+        for _ in 0..2 {
+            application.run("INSERT INTO t VALUES (randomblob(3000))");
+            place.wait_until_replicated(&agent);
+        }
+        // As when what is mounted there goes away. What is open there takes writes all the same, and tells nothing.
+        let aside = place.path(&format!("moved-{round}"));
+        fs::rename(place.replica(), &aside).expect("both folders are ours");
+        for _ in 0..2 {
+            application.run("INSERT INTO t VALUES (randomblob(3000)); PRAGMA wal_checkpoint(TRUNCATE)");
+        }
+        let (restored, database) = (place.path("restored.db"), place.database());
+        let paths = [&restored, &database].map(|path| path.to_str().expect("a plain name"));
+        wait_until("a restore gives everything", DEADLINE, || {
+            let _ = fs::remove_file(&restored);
+            let is_restored = agent.run("restore", &["-o", paths[0], paths[1]]).status.success();
+            is_restored && difference(&database, &restored).is_none()
+        });
+        assert!(agent.log().contains("what was sent before is not below"), "{}", agent.log());
+    }
+    application.close();
+    place.stop(agent);
+    place.assert_restores();
 }
 
 #[test]

@@ -160,16 +160,18 @@ impl Remote for SftpRemote {
         }
     }
 
-    fn create(&mut self, path: &str) -> Result<(), RemoteError> {
+    fn create(&mut self, path: &str) -> Result<bool, RemoteError> {
         self.handles.close(path);
+        let mut is_new = false;
         let open = |sftp| open_file(sftp, path, OpenFlags::WRITE | OpenFlags::TRUNCATE);
         let opened = match (open(&self.sftp), parent(path)) {
             (Err(Failure { kind: FailureKind::NotFound, .. }), Some(folder)) => {
+                is_new = true;
                 self.make_folder(folder).and_then(|()| open(&self.sftp))
             }
             (opened, _) => opened,
         };
-        let kept = self.handles.get_or_open(path, Access::Write, || opened).map(drop);
+        let kept = self.handles.get_or_open(path, Access::Write, || opened).map(|_| is_new);
         kept.map_err(|failure| self.failed("create", path, failure))
     }
 

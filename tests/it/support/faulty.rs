@@ -334,11 +334,11 @@ impl Remote for Connection {
         Ok(entries.into_values().collect())
     }
 
-    fn create(&mut self, path: &str) -> Result<(), RemoteError> {
+    fn create(&mut self, path: &str) -> Result<bool, RemoteError> {
         self.handles.remove(path);
         let made = self.operate(format!("create {path}"), Change::Create(path.to_owned()))?;
         self.handles.extend(made.map(|inode| (path.to_owned(), inode)));
-        Ok(())
+        Ok(false)
     }
 
     fn write_at(&mut self, path: &str, at: u64, bytes: &[u8]) -> Result<(), RemoteError> {

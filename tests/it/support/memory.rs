@@ -109,7 +109,7 @@ impl Remote for Server {
 
     fn close(&mut self, _path: &str) {}
 
-    fn create(&mut self, path: &str) -> Result<(), RemoteError> {
+    fn create(&mut self, path: &str) -> Result<bool, RemoteError> {
         Err(failed(FailureKind::Denied, path))
     }
     fn write_at(&mut self, path: &str, _at: u64, _bytes: &[u8]) -> Result<(), RemoteError> {
