@@ -213,10 +213,14 @@ impl World {
     /// on its way: whoever copies over a file that is being read gets a mixed snapshot, which a restore refuses. `false`
     /// if it has too much to do for that.
     fn come_to_know(&mut self) -> bool {
-        let (mut quiet, until) = (0, self.elapsed + NOTICED);
+        let (mut quiet, mut until) = (0, self.elapsed + NOTICED);
         for _ in 0..500 {
             self.application().show_all();
             self.turn(false);
+            if self.dozes {
+                // It has followed a writer that never paused, and looks around when that is over.
+                until = self.elapsed + NOTICED;
+            }
             let is_local = |handed: &Handed| matches!(handed, Handed::Local(..));
             let is_busy = lock(&self.jobs.handed).iter().any(is_local) || !self.has_all_snapshots();
             quiet = if is_busy { 0 } else { quiet + 1 };
