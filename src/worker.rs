@@ -17,7 +17,7 @@ use crate::source::{
 use crate::sqlite::{SqliteError, WalExtent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -278,14 +278,14 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
             let result = change.run();
             LocalOutcome::Durability(change, result)
         }
-        LocalJob::Checkpoint { checkpointer, sync, database, files, stamp, patience } => {
+        LocalJob::Checkpoint { checkpointer, sync, files, stamp, patience } => {
             let synced = sync.map(|sync| {
                 let result = sync.file.sync();
                 (sync, result)
             });
             let is_durable = synced.as_ref().is_none_or(|(_, result)| result.is_ok());
-            let result = is_durable.then(|| checkpoint(&checkpointer, &database, &files, stamp, patience));
-            let stamp = may_have_written(result.as_ref()).then(|| stamp_at(&database)).flatten();
+            let result = is_durable.then(|| checkpoint(&checkpointer, &files, stamp, patience));
+            let stamp = may_have_written(result.as_ref()).then(|| stamp_at(files.database())).flatten();
             LocalOutcome::Checkpointed { checkpointer, synced, result, stamp }
         }
         LocalJob::Round { mut attached, database, plan } => {
@@ -321,12 +321,11 @@ fn may_have_written(result: Option<&Result<WalExtent, CheckpointFailure>>) -> bo
 /// SQLite writes.
 fn checkpoint(
     checkpointer: &Checkpointer,
-    database: &Path,
     files: &HeldFiles,
     stamp: Option<Stamp>,
     patience: Duration,
 ) -> Result<WalExtent, CheckpointFailure> {
-    let is_overwritten = || stamp.is_some() && stamp_at(database) != stamp;
+    let is_overwritten = || stamp.is_some() && stamp_at(files.database()) != stamp;
     // To limit it, page 1 is read; of another content that fails.
     if is_overwritten() {
         return Err(CheckpointFailure::Overwritten);

@@ -29,6 +29,11 @@ impl HeldFiles {
         Ok(HeldFiles { database: database.to_owned(), file: file.identity(), wal_index })
     }
 
+    /// The database.
+    pub fn database(&self) -> &Path {
+        &self.database
+    }
+
     /// What was put in the place of another, or removed.
     pub fn replaced(&self) -> Option<Break> {
         let is_at = |path: &Path, file| FileIdentity::of_path(path) == Some(file);

@@ -34,8 +34,6 @@ pub enum LocalJob {
         checkpointer: Box<Checkpointer>,
         /// What must be durable before the checkpoint.
         sync: Option<ShadowSync>,
-        /// The database.
-        database: PathBuf,
         /// Checked before the checkpoint: never into a file that was put in the database's place, nor by a wal-index that
         /// was removed.
         files: HeldFiles,
@@ -48,7 +46,7 @@ pub enum LocalJob {
     Round {
         /// Lent.
         attached: Box<Attached>,
-        /// As in `Checkpoint`.
+        /// Compared with what is held, as in `Checkpoint`.
         database: PathBuf,
         /// Whether the write lock is taken.
         plan: RoundPlan,
@@ -57,7 +55,7 @@ pub enum LocalJob {
     Compare {
         /// Lent.
         attached: Box<Attached>,
-        /// As in `Checkpoint`.
+        /// Compared with what is held, as in `Checkpoint`.
         database: PathBuf,
         /// Its WAL.
         wal: PathBuf,

@@ -218,9 +218,8 @@ impl Source {
         let checkpointer = attached.checkpointer.take()?;
         self.urgent_next = round == Round::Urgent;
         let stamp = self.sighting.filter(|sighting| sighting.alone).map(|sighting| sighting.stamp);
-        let database = self.settings.database.clone();
         let patience = if self.urgent_next { LOCK_PATIENCE } else { Duration::ZERO };
-        Some(LocalJob::Checkpoint { checkpointer, sync, database, files, stamp, patience })
+        Some(LocalJob::Checkpoint { checkpointer, sync, files, stamp, patience })
     }
 
     fn round_job(&mut self, plan: RoundPlan) -> Option<LocalJob> {

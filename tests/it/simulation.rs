@@ -94,6 +94,7 @@ const CERTAIN: [&str; 48] = [
     "server lost",
     "server refused",
     "server torn",
+    "server unanswered",
     "server's clock set",
     "set back to an image",
     "spilled into the WAL",
@@ -103,11 +104,11 @@ const CERTAIN: [&str; 48] = [
     "writer dies at sync",
     "writer dies at wal",
     "writer's fsync fails",
-    "server unanswered",
 ];
+const MANY: u64 = 1000;
+
 /// Where files keep whole seconds, a history is not to wait for them.
 const SECONDS_A_SECOND: u16 = 100;
-const MANY: u64 = 1000;
 
 /// What the local disk takes long for, until it is something else: an fsync, mostly.
 const SLOW: [fn(&LocalJob) -> bool; 8] = [

@@ -15,7 +15,6 @@ use image::Image;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -27,6 +26,7 @@ use wal_agent::core::names;
 use wal_agent::core::position::{Generation, Index, Position};
 use wal_agent::core::replica::Outcome;
 use wal_agent::core::status::{DatabaseStatus, ReplicaStatus, SourceState};
+use wal_agent::locks;
 use wal_agent::remote::{Location, Remote};
 use wal_agent::source::LocalJob;
 use wal_agent::worker::{Completed, Workers, do_local};
@@ -318,7 +318,7 @@ impl World {
 
     /// Whether the agent is attached to the file that is at the path now, and not still to one before it.
     fn is_held(&self) -> bool {
-        self.is_attached() && is_open_here(&self.config.databases[0].path)
+        self.is_attached() && locks::is_open_here(&self.config.databases[0].path)
     }
 
     /// Whether such a job was handed out, and is not done yet.
@@ -639,15 +639,6 @@ impl World {
         }
         (application.end(), injected)
     }
-}
-
-/// Whether this process has the file open that is at a path now.
-fn is_open_here(path: &Path) -> bool {
-    let number = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino())).ok();
-    let wanted = number(path);
-    // Each entry is a link to what is open.
-    let mut ours = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    wanted.is_some() && ours.any(|file| number(&file.path()) == wanted)
 }
 
 fn root(replica: usize) -> String {

@@ -4,7 +4,7 @@ use super::super::earlier::Earlier;
 use super::super::faulty::FaultyServer;
 use super::super::file_clock;
 use super::super::oracle::State;
-use super::{World, is_open_here, lock, root};
+use super::{World, lock, root};
 use rand::RngExt;
 use std::os::unix::fs::MetadataExt;
 use wal_agent::config::Durability;
@@ -14,6 +14,7 @@ use wal_agent::core::page::PageSize;
 use wal_agent::core::position::{Generation, Index, Offset, Position};
 use wal_agent::core::restore::{Check, RestoreGap};
 use wal_agent::core::status::{ReplicaState, ReplicaStatus, SourceState};
+use wal_agent::locks;
 use wal_agent::restore::{RestoreError, RestoreOptions, restore};
 
 /// How often it is looked whether the WAL is held.
@@ -62,7 +63,6 @@ impl World {
         match (state, self.let_go_in) {
             (SourceState::Detached, None) => {
                 self.let_go_in = position.map(|position| position.generation);
-                self.application().count("let go");
             }
             (SourceState::Attached, Some(generation)) => {
                 self.let_go_in = None;
@@ -81,7 +81,7 @@ impl World {
     fn check_is_held(&self) {
         let path = names::beside(self.database(), "-shm");
         let Ok(index) = path.metadata() else { return };
-        if !self.is_held() || !is_open_here(&path) {
+        if !self.is_held() || !locks::is_open_here(&path) {
             return;
         }
         // `1: OFDLCK ADVISORY  READ -1 00:1a:4711 124 124`
