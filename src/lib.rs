@@ -76,8 +76,10 @@
 //!
 //! # Where reality chose another way
 //!
-//! - `sqlite3_wal_checkpoint_v2(NOOP)` and the header do not form one answer: the header is read before and after, and
-//!   the answer counts only if both are the same.
+//! - What the wal-index says and the WAL's header do not form one answer: the header is read before and after, and the
+//!   answer counts only if both are the same. We read the wal-index ourselves ([`locks::WalIndex::extent`]):
+//!   `sqlite3_wal_checkpoint_v2(NOOP)` takes the write lock where it meets a writer in the middle of writing it. It is
+//!   asked only where the wal-index stays half written, since its writer was killed.
 //! - A new segment is written under a temporary name and then opened again under its own: OpenSSH renames by a second
 //!   link, and whoever follows the server's folder with inotify hears only of the name that a file was opened by.
 //! - A generation's first snapshot is sent before its WAL, and gets its name after the WAL it needs is acked. While it

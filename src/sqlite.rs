@@ -6,6 +6,7 @@ mod heap;
 mod owner;
 
 use crate::core::restore::Check;
+use crate::core::wal_index::WalExtent;
 use rusqlite::config::DbConfig;
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, ErrorCode, FileControl, MAIN_DB, OpenFlags};
@@ -52,26 +53,6 @@ impl From<rusqlite::Error> for SqliteError {
 /// The version of SQLite built into this program.
 pub fn version() -> &'static str {
     rusqlite::version()
-}
-
-/// What the wal-index says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WalExtent {
-    /// Committed frames (mxFrame); 0 when the WAL is empty or about to be written anew.
-    pub frames: u32,
-    /// Frames that are in the database file, too (nBackfill).
-    pub backfilled: u32,
-}
-
-impl WalExtent {
-    /// Whether the next writer may restart the WAL, if nobody holds a slot.
-    pub fn is_backfilled(self) -> bool {
-        self.frames == self.backfilled
-    }
-    /// Frames that are not in the database file yet.
-    pub fn left(self) -> u32 {
-        self.frames.saturating_sub(self.backfilled)
-    }
 }
 
 /// One connection of the agent.

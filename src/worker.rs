@@ -7,6 +7,7 @@ use crate::carry::{Carrier, CarryError, Order};
 use crate::core::evidence::Stamp;
 use crate::core::position::Generation;
 use crate::core::replica::{Failure, FailureCause, Outcome};
+use crate::core::wal_index::WalExtent;
 use crate::page_table::TableJob;
 use crate::precedence::{Deference, Precedence};
 use crate::remote::{self, Location, Remote, RemoteError};
@@ -14,7 +15,7 @@ use crate::source::{
     CheckpointFailure, Checkpointer, HeldFiles, LocalJob, LocalOutcome, attach, compare, inspect, leave,
     let_go, round, stamp_at,
 };
-use crate::sqlite::{SqliteError, WalExtent};
+use crate::sqlite::SqliteError;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::collections::HashMap;
 use std::path::PathBuf;

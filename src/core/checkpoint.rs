@@ -1,5 +1,6 @@
 //! When a checkpoint is due.
 
+use super::wal_index::WalExtent;
 use std::time::{Duration, Instant};
 
 /// When to checkpoint, as the configuration says.
@@ -18,15 +19,6 @@ impl CheckpointPolicy {
     pub fn unhelped_pages(&self) -> u32 {
         self.min_pages.saturating_add(self.min_pages / 2)
     }
-}
-
-/// The wal-index at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    /// Committed frames.
-    pub frames: u32,
-    /// Frames in the database file.
-    pub backfilled: u32,
 }
 
 /// A checkpoint round.
@@ -70,7 +62,7 @@ impl CheckpointState {
     pub fn due(
         &mut self,
         policy: &CheckpointPolicy,
-        extent: Extent,
+        extent: WalExtent,
         is_endless: bool,
         now: Instant,
     ) -> Option<Round> {
@@ -101,7 +93,7 @@ impl CheckpointState {
     }
 
     /// When [`CheckpointState::due`] may answer differently though nobody writes.
-    pub fn next_timeout(&self, policy: &CheckpointPolicy, extent: Extent) -> Option<Instant> {
+    pub fn next_timeout(&self, policy: &CheckpointPolicy, extent: WalExtent) -> Option<Instant> {
         let since = self.waiting_since?;
         let by_size = extent.frames >= policy.min_pages;
         let overdue = if by_size { Some(since) } else { policy.interval.map(|interval| since + interval) };

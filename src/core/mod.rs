@@ -27,3 +27,4 @@ pub mod sync;
 pub mod synthetic;
 pub mod table_file;
 pub mod wal;
+pub mod wal_index;

@@ -20,6 +20,12 @@ pub enum ByteOrder {
     Big,
 }
 
+impl ByteOrder {
+    /// That of this machine.
+    pub const NATIVE: ByteOrder =
+        if cfg!(target_endian = "little") { ByteOrder::Little } else { ByteOrder::Big };
+}
+
 /// Two random words that every frame of one WAL shares with its header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Salt(pub u32, pub u32);

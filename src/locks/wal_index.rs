@@ -9,6 +9,7 @@
 //! these gives them back by mistake.
 
 use super::{OwnLock, is_locked_for_others, lock_for_open_file};
+use crate::core::wal_index::{BEGINNING_LENGTH, WalExtent};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -20,6 +21,9 @@ const CHECKPOINT_LOCK: u64 = 121;
 const READ_LOCK_ZERO: u64 = 123;
 /// The slots of readers, the one last that SQLite takes first.
 const SLOTS: [u8; 4] = [4, 3, 2, 1];
+/// How often the beginning is read again that somebody is just writing: that takes nanoseconds, unless the writer is kept
+/// from the processor.
+const MOST_READINGS: u32 = 16;
 /// How many frames are in the database file, behind two headers of 48 bytes (wal.c, `WalCkptInfo.nBackfill`).
 const BACKFILLED: u64 = 96;
 /// Where the marks begin (wal.c, `WalCkptInfo.aReadMark`).
@@ -69,6 +73,16 @@ impl WalIndex {
     /// The file.
     pub fn file(&self) -> &File {
         &self.0
+    }
+
+    /// What it says, without any lock. `None` if somebody is writing it all the while, or nobody has made it, or it cannot
+    /// be read.
+    pub fn extent(&self) -> Option<WalExtent> {
+        let mut beginning = [0; BEGINNING_LENGTH];
+        (0..MOST_READINGS).find_map(|_| {
+            self.0.read_exact_at(&mut beginning, 0).ok()?;
+            WalExtent::parse(&beginning)
+        })
     }
 
     /// Takes a slot: from then on nobody restarts the WAL. One that nobody uses, or at the worst one that others use.

@@ -1,6 +1,6 @@
 //! Attaching to a database, and letting go of it.
 
-use super::capture::Capture;
+use super::capture::{Capture, Look, LookError};
 use super::checkpointer::Checkpointer;
 use super::guard::Guard;
 use super::held::{Belonging, Held};
@@ -13,6 +13,7 @@ use super::refusal::Refusal;
 use crate::core::evidence::{Evidence, Sighting, Stamp};
 use crate::core::position::Generation;
 use crate::core::sync::Break;
+use crate::core::wal_index::WalExtent;
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::disk::Disk;
 use crate::locks::{self, WalIndex};
@@ -101,11 +102,28 @@ impl Attached {
         left.filter(|_| matches!(fate, Some(Fate::NoDatabase | Fate::Later(_))))
     }
 
+    /// What the wal-index says.
+    ///
+    /// # Errors
+    /// SQLite's; busy while somebody makes it anew.
+    pub fn extent(&self) -> Result<WalExtent, SqliteError> {
+        self.guard.extent(&self.query)
+    }
+
+    /// As [`Capture::look`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn look(&mut self) -> Result<Look, LookError> {
+        let (guard, query) = (&self.guard, &self.query);
+        self.capture.look(|| guard.extent(query))
+    }
+
     /// What is seen of the file and of others just now; `None` if it cannot be told.
     pub fn sight(&self) -> Option<Sighting> {
         let alone = !locks::is_shared(&self.descriptor).ok()?;
         let index = self.capture.shadow.extent().index;
-        let backfilled = (index, self.query.wal_extent().ok()?.backfilled);
+        let backfilled = (index, self.extent().ok()?.backfilled);
         let header = proof::header_of(&self.descriptor);
         let cut_off = locks::cut_off(self.guard.index().file()).ok()?;
         Some(Sighting { stamp: proof::stamp_of(&self.descriptor).ok()?, backfilled, cut_off, alone, header })

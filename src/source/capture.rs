@@ -3,10 +3,11 @@
 use crate::core::position::{Offset, WAL_HEADER_LENGTH};
 use crate::core::sync::{Break, ShadowFacts, SyncDecision, WalFacts, decide};
 use crate::core::wal::{FrameHeader, WalHeader, WalHeaderBytes};
+use crate::core::wal_index::WalExtent;
 use crate::disk::WalMap;
 use crate::page_table::{SourceTable, StagedFrames};
 use crate::shadow::{AbsorbError, ShadowWal};
-use crate::sqlite::{Handle, SqliteError, WalExtent};
+use crate::sqlite::SqliteError;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -112,18 +113,18 @@ impl Capture {
     /// Looks at the WAL, and copies what is newly committed, up to a bounded number of bytes.
     /// The WAL must be held already.
     ///
-    /// The header is read, the wal-index asked, the header read again: while it is the same, the answer belongs to
+    /// `ask` is what the wal-index says. The header is read, the wal-index asked, the header read again: while it is the same, the answer belongs to
     /// it. After the copy it is read once more: while it is the same, no copied byte was overwritten.
     ///
     /// # Errors
     /// What could not be read or written. Nothing is lost by it.
-    pub fn look(&mut self, query: &Handle) -> Result<Look, LookError> {
+    pub fn look(&mut self, ask: impl Fn() -> Result<WalExtent, SqliteError>) -> Result<Look, LookError> {
         for _ in 0..MOST_LOOKS {
             if !self.open_live()? {
                 return Ok(Look::Broken(Break::WalReplaced));
             }
             let before = self.live_header()?;
-            let extent = match query.wal_extent() {
+            let extent = match ask() {
                 Err(SqliteError::Busy) => return Ok(Look::Again),
                 other => other?,
             };

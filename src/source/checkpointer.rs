@@ -1,7 +1,8 @@
 //! Our own checkpoints. None goes beyond what was committed before it was made sure that the database's path still leads
 //! to the file we hold: what comes later may be another file's.
 
-use crate::sqlite::{Handle, SqliteError, WalExtent};
+use crate::core::wal_index::WalExtent;
+use crate::sqlite::{Handle, SqliteError};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 

@@ -157,7 +157,7 @@ fn settle(attached: &mut Attached, database: &Path, wal: &Path) -> Result<(), Do
             return Err(Doubt::Replaced);
         }
         let header = proof::wal_header(wal);
-        if header.is_none() && attached.query.wal_extent().is_ok_and(|extent| extent.left() > 0) {
+        if header.is_none() && attached.extent().is_ok_and(|extent| extent.left() > 0) {
             return Err(Doubt::WalDamaged);
         }
         let settled = match attached.guard.settle(&attached.query, checkpoint) {

@@ -8,8 +8,9 @@
 
 use super::capture::Capture;
 use super::checkpointer::LimitedCheckpoint;
+use crate::core::wal_index::WalExtent;
 use crate::locks::{Slot, WalIndex};
-use crate::sqlite::{Handle, SqliteError, WalExtent};
+use crate::sqlite::{Handle, SqliteError};
 use std::io;
 use std::time::Duration;
 
@@ -46,6 +47,15 @@ impl Guard {
     /// The wal-index.
     pub fn index(&self) -> &WalIndex {
         &self.index
+    }
+
+    /// What the wal-index says. SQLite takes the write lock when it meets a writer in the middle of that, so it is only
+    /// asked where it has to make it anew.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn extent(&self, query: &Handle) -> Result<WalExtent, SqliteError> {
+        self.index.extent().map_or_else(|| query.wal_extent(), Ok)
     }
 
     /// Whether the next writer may restart the WAL, if everything is backfilled.
@@ -94,7 +104,7 @@ impl Guard {
         self.is_on_zero = true;
         // From here on nothing more is backfilled. What was committed since we looked could have been, before; and `extent`
         // may be that of another WAL, which was as long.
-        let is_same = query.wal_extent() == Ok(extent) && may(extent);
+        let is_same = self.extent(query) == Ok(extent) && may(extent);
         match self.slot {
             Some(slot) if is_same => {
                 self.index.release(slot)?;
@@ -145,11 +155,11 @@ impl Guard {
         query: &Handle,
         checkpoint: LimitedCheckpoint,
     ) -> Result<Option<WalExtent>, GuardError> {
-        if !query.wal_extent()?.is_backfilled() {
+        if !self.extent(query)?.is_backfilled() {
             self.forbid_restart()?;
             checkpoint.checkpoint(Duration::ZERO, None)?;
         }
-        let extent = query.wal_extent()?;
+        let extent = self.extent(query)?;
         let is_settled =
             extent.is_backfilled() && (self.slot.is_none() || self.let_restart(query, extent, |_| true)?);
         Ok(is_settled.then_some(extent))

@@ -14,8 +14,8 @@ use super::capture::{Look, LookError};
 use super::round::sync_shadow;
 use crate::core::page::PageNumber;
 use crate::core::sync::Break;
+use crate::core::wal_index::WalExtent;
 use crate::page_table::TableError;
-use crate::sqlite::WalExtent;
 use std::io;
 use std::thread;
 use std::time::Duration;
@@ -95,7 +95,7 @@ fn freeze(attached: &mut Attached) -> Result<bool, InspectionError> {
 
 fn try_inspect(attached: &mut Attached) -> Result<Inspection, InspectionError> {
     for _ in 0..TRIES {
-        let extent = match attached.capture.look(&attached.query)? {
+        let extent = match attached.look()? {
             // What was committed since cannot be in the file.
             Look::UpToDate { extent, .. } | Look::Copied { extent } => extent,
             Look::Broken(reason) => return Ok(Inspection::Broken(reason)),

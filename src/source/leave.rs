@@ -11,10 +11,10 @@ use super::visits::Visits;
 use crate::core::evidence::Sighting;
 use crate::core::names;
 use crate::core::sync::Break;
+use crate::core::wal_index::WalExtent;
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::disk::Disk;
 use crate::locks;
-use crate::sqlite::WalExtent;
 use log::{info, warn};
 use std::fs::File;
 use std::io;
@@ -245,7 +245,7 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
         Err(stop) => return Err(stop),
     }
     sync_shadow(attached)?;
-    let extent = attached.query.wal_extent()?;
+    let extent = attached.extent()?;
     if extent.left() > 0 && !is_unchanged(attached, seen) {
         return Ok(Course::Changed);
     }

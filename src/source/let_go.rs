@@ -150,7 +150,7 @@ fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<O
     if let Some(reason) = attached.replaced(database) {
         return Err(Stay::Broken(reason).into());
     }
-    let frames = match attached.capture.look(&attached.query).map_err(failed)? {
+    let frames = match attached.look().map_err(failed)? {
         Look::UpToDate { extent, .. } => extent.left(),
         Look::Broken(reason) => return Err(Stay::Broken(reason).into()),
         Look::Copied { .. } | Look::More { .. } | Look::Unsynced { .. } | Look::Again => {

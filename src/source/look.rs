@@ -5,7 +5,8 @@ use super::guard::GuardError;
 use super::recheck::Recheck;
 use super::{BACKFILL_PAUSE, LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::shadow::ShadowExtent;
-use crate::sqlite::{SqliteError, WalExtent};
+use crate::core::wal_index::WalExtent;
+use crate::sqlite::SqliteError;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
@@ -90,7 +91,7 @@ impl Source {
                 return None;
             }
             let State::Attached(attached) = &mut self.state else { return None };
-            match attached.capture.look(&attached.query) {
+            match attached.look() {
                 Ok(Look::UpToDate { extent, in_flight }) => {
                     return Some(Caught { extent, in_flight, is_overtaken: false });
                 }
@@ -148,7 +149,7 @@ impl Source {
     pub(super) fn bring_in_place(&mut self, now: Instant) {
         let State::Attached(attached) = &mut self.state else { return };
         let again = Recheck::after(self.place_at, PLACE_PAUSE, LONGEST_PLACE_PAUSE, now);
-        let extent = attached.query.wal_extent();
+        let extent = attached.extent();
         let placed = extent
             .map_err(GuardError::from)
             .and_then(|extent| attached.guard.bring_in_place(&attached.query, &attached.capture, extent));

@@ -11,7 +11,7 @@ use crate::core::evidence::{DatabaseHeader, Sighting, Stamp, Writer};
 use crate::core::pace::Pace;
 use crate::core::position::Index;
 use crate::core::sync::{Break, Dirty};
-use crate::sqlite::WalExtent;
+use crate::core::wal_index::WalExtent;
 use log::{debug, error, info, warn};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,7 +52,7 @@ impl Source {
         let shadow = &attached.capture.shadow;
         // What is not copied yet may be in the file all the same.
         let is_in_wal = |header: &DatabaseHeader| {
-            let is_copied = attached.capture.holds(attached.query.wal_extent().ok()?);
+            let is_copied = attached.capture.holds(attached.extent().ok()?);
             is_copied.then_some(shadow.headers().ok()?.contains(header))
         };
         let seen = attached.sight().and_then(|seen| {

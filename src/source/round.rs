@@ -7,9 +7,10 @@ use super::checkpointer::patiently;
 use super::guard::GuardError;
 use crate::core::checkpoint::Round;
 use crate::core::sync::Break;
+use crate::core::wal_index::WalExtent;
 use crate::locks::cut_off;
 use crate::processor::Stay;
-use crate::sqlite::{SqliteError, WalExtent};
+use crate::sqlite::SqliteError;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -156,7 +157,7 @@ fn follow(
     let mut news = Instant::now();
     while Instant::now() < until {
         let copied = copy_all(attached, None)?;
-        while let Ok(extent) = attached.query.wal_extent() {
+        while let Ok(extent) = attached.extent() {
             // Everything is copied, and held by our slot since.
             if extent.frames == copied.frames
                 && extent.is_backfilled()
@@ -215,10 +216,10 @@ enum Sight {
 
 fn sight(attached: &Attached) -> Sight {
     let begun = Instant::now();
-    let Ok(first) = attached.query.wal_extent() else { return Sight::Interruption };
+    let Ok(first) = attached.extent() else { return Sight::Interruption };
     let mut seen = begun;
     while seen.duration_since(begun) < SIGHT {
-        let is_commit = attached.query.wal_extent().is_ok_and(|extent| extent.frames != first.frames);
+        let is_commit = attached.extent().is_ok_and(|extent| extent.frames != first.frames);
         if seen.elapsed() > INTERRUPTION {
             return Sight::Interruption;
         }
@@ -244,11 +245,11 @@ fn chase(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
             std::thread::sleep(CHASE_PAUSE);
         }
         sync_shadow(attached)?;
-        let before = attached.query.wal_extent()?;
+        let before = attached.extent()?;
         let extent = checkpoint(attached, database, None, LOCK_PATIENCE)?;
         is_hindered = extent.backfilled < before.frames;
         if !is_hindered && extent.left() <= FEW_FRAMES {
-            let come_since = attached.query.wal_extent().map_or(0, WalExtent::left);
+            let come_since = attached.extent().map_or(0, WalExtent::left);
             if come_since == 0 || come_since > SPARSE_FRAMES {
                 return Ok(());
             }
@@ -300,7 +301,7 @@ pub(super) fn copy_all(attached: &mut Attached, until: Option<Instant>) -> Resul
         if until.is_some_and(|until| Instant::now() >= until) {
             return Err(Stop::Later);
         }
-        let look = attached.capture.look(&attached.query);
+        let look = attached.look();
         match look.map_err(|error| Stop::Failed(error.to_string()))? {
             Look::UpToDate { extent, .. } | Look::Copied { extent } => return Ok(extent),
             Look::More { .. } => {}

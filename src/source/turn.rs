@@ -6,7 +6,7 @@ use super::left_behind::has_no_name;
 use super::recheck::Recheck;
 use super::round::{LOCK_PATIENCE, RoundPlan};
 use super::{Attached, Source, State, Task};
-use crate::core::checkpoint::{Extent, Round};
+use crate::core::checkpoint::Round;
 use crate::core::position::Generation;
 use crate::core::sync::{Break, Dirty};
 use std::sync::Arc;
@@ -54,8 +54,7 @@ impl Source {
             return Some(now);
         }
         let at = |recheck: Option<Recheck>| recheck.map(|r| r.at);
-        let extent = self.checkpoint_extent();
-        let checkpoint = self.checkpoint.next_timeout(&self.settings.checkpoint, extent);
+        let checkpoint = self.checkpoint.next_timeout(&self.settings.checkpoint, self.extent);
         let checkpoint = checkpoint.filter(|_| self.may_checkpoint());
         let let_go = self.let_go_at.filter(|_| !self.job_in_flight);
         let listens = self.pace.next_timeout(now);
@@ -176,10 +175,6 @@ impl Source {
         Some(if reason == Break::WalIndexReplaced && is_wal_gone { Break::WalReplaced } else { reason })
     }
 
-    fn checkpoint_extent(&self) -> Extent {
-        Extent { frames: self.extent.frames, backfilled: self.extent.backfilled }
-    }
-
     /// The job that is due while we hold the database and none is in flight.
     fn job(&mut self, now: Instant) -> Option<LocalJob> {
         if let Some(job) = self.durability_job(now) {
@@ -202,12 +197,11 @@ impl Source {
     }
 
     fn checkpoint_job(&mut self, now: Instant) -> Option<LocalJob> {
-        let extent = self.checkpoint_extent();
         if !self.may_checkpoint() {
             return None;
         }
         let is_endless = self.pace.is_endless(now);
-        let round = self.checkpoint.due(&self.settings.checkpoint, extent, is_endless, now)?;
+        let round = self.checkpoint.due(&self.settings.checkpoint, self.extent, is_endless, now)?;
         if round == Round::Following {
             let most_frames = self.settings.checkpoint.unhelped_pages();
             return self.round_job(RoundPlan::Following { most_frames });

@@ -1,13 +1,14 @@
 //! When a checkpoint is due.
 
 use std::time::{Duration, Instant};
-use wal_agent::core::checkpoint::{CheckpointPolicy, CheckpointState, Extent, Round};
+use wal_agent::core::checkpoint::{CheckpointPolicy, CheckpointState, Round};
+use wal_agent::core::wal_index::WalExtent;
 
 const POLICY: CheckpointPolicy =
     CheckpointPolicy { min_pages: 1000, max_pages: Some(10_000), interval: Some(Duration::from_secs(60)) };
 
-fn extent(frames: u32, backfilled: u32) -> Extent {
-    Extent { frames, backfilled }
+fn extent(frames: u32, backfilled: u32) -> WalExtent {
+    WalExtent { frames, backfilled }
 }
 
 #[test]
@@ -65,7 +66,7 @@ fn a_round_that_cannot_finish_but_gets_on_is_tried_again_soon() {
 #[test]
 fn beside_writers_that_never_pause_a_long_wal_is_followed_at_once_as_long_as_it_gets_on() {
     let (mut state, mut now) = (CheckpointState::new(), Instant::now());
-    let pause = |state: &mut CheckpointState, wal: Extent, now: &mut Instant| {
+    let pause = |state: &mut CheckpointState, wal: WalExtent, now: &mut Instant| {
         assert_eq!(state.due(&POLICY, wal, true, *now), Some(Round::Following));
         state.on_round(Round::Following, false, *now);
         let at = state.next_timeout(&POLICY, wal).expect("it is tried again");

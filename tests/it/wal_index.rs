@@ -2,7 +2,13 @@
 
 use crate::support::place::Place;
 use crate::support::sqlite::{Shell, readers_in_all_slots};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use wal_agent::core::wal_index::WalExtent;
 use wal_agent::locks::WalIndex;
+
+/// Enough to meet a writer in the middle of its header many times.
+const COMMITS: u32 = 50_000;
 
 /// A database with a few frames in its WAL, somebody who has it open, and its wal-index.
 fn opened(place: &Place) -> (Shell, WalIndex) {
@@ -60,6 +66,47 @@ fn read_lock_zero_lets_restart_once() {
     }
     index.release_zero().expect("it is ours");
     assert!(!checkpoint(&mut application, "TRUNCATE").0);
+}
+
+#[test]
+fn it_says_without_a_lock_what_sqlite_says() {
+    let place = Place::new();
+    let (mut application, index) = opened(&place);
+    for mode in ["PASSIVE", "FULL", "RESTART", "TRUNCATE"] {
+        application.run("INSERT INTO t VALUES (zeroblob(10000))");
+        let (_, frames, backfilled) = checkpoint(&mut application, mode);
+        let said = WalExtent { frames, backfilled };
+        assert_eq!(index.extent(), Some(said), "after {mode}");
+    }
+}
+
+/// SQLite takes the write lock if it meets a writer in the middle of its header: one in some thousand of such readings.
+#[test]
+fn reading_it_without_a_pause_is_in_no_writers_way() {
+    let place = Place::new();
+    let (_application, index) = opened(&place);
+    let writer = rusqlite::Connection::open(place.database()).expect("it can be opened");
+    writer.busy_timeout(Duration::ZERO).expect("any timeout will do");
+    writer.pragma_update(None, "synchronous", "off").expect("it is a setting");
+    let is_written = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut readings, mut last) = (0_u64, 0);
+            while is_written.load(Ordering::Relaxed) {
+                let Some(extent) = index.extent() else { continue };
+                assert!(extent.frames >= last, "{} frames after {last}", extent.frames);
+                (readings, last) = (readings + 1, extent.frames);
+            }
+            readings
+        });
+        let slot = index.take_slot(None).expect("it locks").expect("nobody is in the way");
+        let mut insert = writer.prepare("INSERT INTO t VALUES (1)").expect("it is there");
+        let written = (0..COMMITS).try_for_each(|_| insert.execute([]).map(drop));
+        is_written.store(false, Ordering::Relaxed);
+        written.expect("nobody else writes");
+        assert!(reader.join().expect("its checks hold") > 1000);
+        index.release(slot).expect("it is ours");
+    });
 }
 
 #[test]
