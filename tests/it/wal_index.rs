@@ -2,10 +2,12 @@
 
 use crate::support::place::Place;
 use crate::support::sqlite::{Shell, readers_in_all_slots};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use wal_agent::core::wal_index::WalExtent;
 use wal_agent::locks::WalIndex;
+use wal_agent::sqlite::Handle;
 
 /// Enough to meet a writer in the middle of its header many times.
 const COMMITS: u32 = 50_000;
@@ -78,6 +80,20 @@ fn it_says_without_a_lock_what_sqlite_says() {
         let said = WalExtent { frames, backfilled };
         assert_eq!(index.extent(), Some(said), "after {mode}");
     }
+}
+
+#[test]
+fn one_that_stays_half_written_is_none_until_sqlite_has_made_it_anew() {
+    let place = Place::new();
+    let (_application, index) = opened(&place);
+    let query = Handle::open(&place.database()).expect("it can be opened");
+    let before = query.wal_extent().expect("nobody is in the way");
+    assert_eq!(index.extent(), Some(before));
+    // As a writer leaves it that is killed between its two copies.
+    index.file().write_all_at(&[1; 8], 48 + 16).expect("it is open for writing");
+    assert_eq!(index.extent(), None);
+    assert_eq!(query.wal_extent().map(|extent| extent.frames), Ok(before.frames));
+    assert_eq!(index.extent().map(|extent| extent.frames), Some(before.frames));
 }
 
 /// SQLite takes the write lock if it meets a writer in the middle of its header: one in some thousand of such readings.
