@@ -7,7 +7,9 @@ use std::fmt;
 
 /// Less than this is not worth giving up: it would not help the application.
 const LEAST_KEPT: u64 = 4 << 20;
-/// Without a limit of its own, a disk keeps so many bytes free, or so large a part, whichever is less.
+/// Without a limit of its own, a disk keeps so many bytes free, or so large a part, whichever is less. Where less than
+/// that many bytes are free, what some replica lacks takes no more than it leaves, either: a disk that is filled at the
+/// speed of memory is full before anybody has noticed how little is left.
 const DEFAULT_FREE: u64 = 256 << 20;
 const DEFAULT_FREE_PART: u64 = 20;
 
@@ -18,6 +20,17 @@ pub struct SpaceLimits {
     pub max_local: Option<u64>,
     /// Bytes that its disk must keep free; `None` for the default, see [`SpaceLimits::least_free`].
     pub min_free: Option<u64>,
+}
+
+/// A shadow WAL, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ShadowSize {
+    /// What it has.
+    pub kept: u64,
+    /// What is committed, and still to be copied into it.
+    pub left: u64,
+    /// What some replica lacks of it.
+    pub behind: u64,
 }
 
 /// A disk, in bytes.
@@ -82,17 +95,25 @@ impl SpaceLimits {
         (disk.free < least.saturating_mul(2)).then_some(Scarcity::Free { free: disk.free, least })
     }
 
-    /// Whether a shadow WAL of `kept` bytes must be given up, of which some replica lacks `behind`. What no replica
-    /// lacks is about as large as the application's own WAL, and would be copied again at once: on a disk that is almost
-    /// full it is given up only where it is more than what is free.
-    pub fn shortage(&self, kept: u64, behind: u64, disk: Option<DiskSpace>) -> Option<Shortage> {
+    /// Whether a shadow WAL must be given up. What no replica lacks is about as large as the application's own WAL, and
+    /// would be copied again at once: on a disk that is almost full it is given up only where it is more than what is
+    /// free.
+    pub fn shortage(&self, shadow: ShadowSize, disk: Option<DiskSpace>) -> Option<Shortage> {
+        let ShadowSize { kept, left, behind } = shadow;
         let is_behind = SpaceLimits::is_behind(behind);
         if is_behind && self.max_local.is_some_and(|most| kept > most) {
             return Some(Shortage::Limit(kept));
         }
-        let disk = disk.filter(|disk| disk.free < self.least_free(*disk))?;
+        let disk = disk?;
+        let is_almost_full = disk.free < self.least_free(disk);
         let is_large = kept >= disk.free.max(LEAST_KEPT);
-        (is_behind || is_large).then_some(Shortage::Free(disk.free))
+        let lacks = behind + left;
+        let takes_more_than_it_leaves = self.min_free.is_none()
+            && disk.free < DEFAULT_FREE
+            && SpaceLimits::is_behind(lacks)
+            && lacks > disk.free.saturating_sub(left);
+        let is_short = is_almost_full && (is_behind || is_large) || takes_more_than_it_leaves;
+        is_short.then_some(Shortage::Free(disk.free))
     }
 }
 
@@ -118,7 +139,7 @@ impl fmt::Display for Scarcity {
 
 #[cfg(test)]
 mod tests {
-    use super::{DiskSpace, LEAST_KEPT, Scarcity, Shortage, SpaceLimits};
+    use super::{DEFAULT_FREE, DiskSpace, LEAST_KEPT, Scarcity, ShadowSize, Shortage, SpaceLimits};
 
     const GIB: u64 = 1 << 30;
 
@@ -126,7 +147,9 @@ mod tests {
     fn a_shadow_is_given_up_beyond_its_limit_or_when_the_disk_is_almost_full() {
         let disk = |free| Some(DiskSpace { total: 100 * GIB, free });
         let open = SpaceLimits::default();
-        let of = |limits: SpaceLimits, kept, disk| limits.shortage(kept, kept, disk);
+        let of = |limits: SpaceLimits, kept, disk| {
+            limits.shortage(ShadowSize { kept, left: 0, behind: kept }, disk)
+        };
         assert_eq!(of(open, 50 * GIB, disk(GIB)), None);
         assert_eq!(of(open, GIB, disk(1000)), Some(Shortage::Free(1000)));
         assert_eq!(of(open, LEAST_KEPT - 1, disk(1000)), None, "it would not help");
@@ -158,9 +181,33 @@ mod tests {
         let disk = |free| Some(DiskSpace { total: 100 * GIB, free });
         let limits = SpaceLimits { max_local: Some(LEAST_KEPT), min_free: None };
         let kept = 5 * LEAST_KEPT;
-        assert_eq!(limits.shortage(kept, LEAST_KEPT - 1, disk(kept + 1)), None);
-        assert_eq!(limits.shortage(kept, 0, disk(kept)), Some(Shortage::Free(kept)));
-        assert_eq!(limits.shortage(LEAST_KEPT - 1, 0, disk(0)), None, "it would not help");
+        let of = |kept, behind, disk| limits.shortage(ShadowSize { kept, left: 0, behind }, disk);
+        assert_eq!(of(kept, LEAST_KEPT - 1, disk(kept + 1)), None);
+        assert_eq!(of(kept, 0, disk(kept)), Some(Shortage::Free(kept)));
+        assert_eq!(of(LEAST_KEPT - 1, 0, disk(0)), None, "it would not help");
+    }
+
+    #[test]
+    fn where_little_is_free_what_a_replica_lacks_takes_no_more_than_it_leaves_nor_would_when_it_is_copied() {
+        let of = |min_free, shadow, free| {
+            let limits = SpaceLimits { max_local: None, min_free };
+            limits.shortage(shadow, Some(DiskSpace { total: GIB, free }))
+        };
+        let (free, least) = (DEFAULT_FREE - 1, GIB / 20);
+        let behind = |behind| ShadowSize { kept: GIB, left: 0, behind };
+        assert_eq!(of(None, behind(free), free), None);
+        assert_eq!(of(None, behind(free + 1), free), Some(Shortage::Free(free)));
+        assert_eq!(of(None, behind(2 * DEFAULT_FREE), DEFAULT_FREE), None, "enough is free");
+        assert_eq!(of(Some(least), behind(free + 1), free), None, "it is configured");
+        assert_eq!(
+            of(None, ShadowSize { kept: free + 1, ..ShadowSize::default() }, free),
+            None,
+            "none lacks it"
+        );
+        let copying = |left| ShadowSize { kept: 0, left, behind: 0 };
+        assert_eq!(of(None, copying(free / 2), free), None);
+        assert_eq!(of(None, copying(free / 2 + 1), free), Some(Shortage::Free(free)));
+        assert_eq!(of(None, copying(2 * free), free), Some(Shortage::Free(free)));
     }
 
     #[test]

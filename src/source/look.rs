@@ -87,7 +87,7 @@ impl Source {
     fn copy_all(&mut self, previous: Option<Recheck>, now: Instant) -> Option<Caught> {
         let (mut uncopied, mut looks) = (0, 0);
         for _ in 0..PARTS_A_TURN {
-            if self.has_no_room(now) {
+            if self.has_no_room(uncopied, now) {
                 return None;
             }
             let State::Attached(attached) = &mut self.state else { return None };

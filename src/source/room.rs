@@ -3,12 +3,12 @@
 use super::recheck::Recheck;
 use super::refusal::Refusal;
 use super::{LONGEST_BREAK_PAUSE, Source, State};
-use crate::core::space::{DiskSpace, Scarcity, Shortage, SpaceLimits};
+use crate::core::space::{DiskSpace, Scarcity, ShadowSize, Shortage, SpaceLimits};
 use crate::core::sync::Break;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// The disk is asked again after so many more bytes in the shadow, or after [`ASK_PAUSE`].
+/// The disk is asked again after so many bytes more or less in the shadow, or left to copy, or after [`ASK_PAUSE`].
 const ASK_BYTES: u64 = 1 << 20;
 const ASK_PAUSE: Duration = Duration::from_millis(500);
 /// The first pause before a new generation is tried; doubled each time. Longer ones are for replicas that stay away.
@@ -17,8 +17,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// What is known of the room for the shadow WAL.
 #[derive(Debug, Default)]
 pub struct Room {
-    /// When the disk was last asked, and what the shadow had then.
-    asked: Option<(Instant, u64)>,
+    /// When the disk was last asked, and what the shadow was then.
+    asked: Option<(Instant, ShadowSize)>,
     /// The folder of a shadow that was given up, until it is removed.
     pub given_up: Option<PathBuf>,
     again: Option<Recheck>,
@@ -26,19 +26,22 @@ pub struct Room {
 }
 
 impl Source {
-    /// Whether the shadow must be given up before anything more is copied. It is, once nothing of it is lent.
-    pub(super) fn has_no_room(&mut self, now: Instant) -> bool {
+    /// Whether the shadow must be given up before anything more is copied, of which there are `left` bytes. It is, once
+    /// nothing of it is lent.
+    pub(super) fn has_no_room(&mut self, left: u64, now: Instant) -> bool {
         let Some(kept) = self.shadow_extent().map(|extent| extent.bytes_kept()) else { return false };
-        let is_due =
-            |(at, then): (Instant, u64)| kept >= then + ASK_BYTES || now >= at + ASK_PAUSE || kept < then;
-        if !self.room.asked.is_none_or(is_due) {
+        let shadow = ShadowSize { kept, left, behind: self.behind };
+        // Of a large transaction, nothing is kept before all of it is copied.
+        let differs =
+            |then: ShadowSize| kept.abs_diff(then.kept) >= ASK_BYTES || left.abs_diff(then.left) >= ASK_BYTES;
+        if self.room.asked.is_some_and(|(at, then)| now < at + ASK_PAUSE && !differs(then)) {
             return false;
         }
-        self.room.asked = Some((now, kept));
+        self.room.asked = Some((now, shadow));
         // A disk that cannot tell is judged by the next write.
         let disk = self.disk.space(&self.settings.meta).ok();
         self.room.scarcity = self.settings.space.scarcity(kept, self.behind, disk);
-        match self.settings.space.shortage(kept, self.behind, disk) {
+        match self.settings.space.shortage(shadow, disk) {
             Some(shortage) => self.give_up(shortage),
             None => return false,
         }

@@ -148,7 +148,7 @@ impl Source {
         }
         if self.to_inspect.is_some() {
             // Inspecting copies, too.
-            return if self.has_no_room(now) { None } else { self.inspect_job() };
+            return if self.has_no_room(0, now) { None } else { self.inspect_job() };
         }
         if self.requested_break.is_some() && !self.begin_requested(now, generation) {
             return None;

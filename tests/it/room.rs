@@ -126,6 +126,58 @@ fn an_application_on_a_small_disk_never_meets_a_full_one_because_a_server_is_awa
     output(std::process::Command::new("sync").arg("-f").arg(&small));
 }
 
+/// Commits large transactions until the disk is full; how long the WAL is then. `noticed` is asked
+/// after each commit, with that length, until it says so.
+fn fill(application: &mut Shell, wal: &Path, noticed: impl Fn(u64) -> bool) -> u64 {
+    let length = || fs::metadata(wal).expect("it is held").len();
+    loop {
+        if let Err(error) = application.try_run("UPDATE t SET data = randomblob(24000000)") {
+            assert!(error.contains("full"), "{error}");
+            return length();
+        }
+        wait_until("the agent has seen the commit", DEADLINE, || noticed(length()));
+    }
+}
+
+#[test]
+fn a_wal_that_is_never_restarted_fills_a_small_disk_no_sooner_than_without_an_agent() {
+    let Scene { mut server, folder, .. } = Scene::new();
+    let small = folder.path().join("small");
+    fs::create_dir(&small).expect("the folder is ours");
+    let (database, wal, meta) = (small.join("app.db"), small.join("app.db-wal"), small.join(".app.db-agent"));
+    let other = small.join("other");
+    let with_reader = || {
+        fs::write(&other, vec![0; 48_000_000]).expect("there is room");
+        let (application, mut reader) = (application(&database), Shell::open(&database));
+        reader.run("BEGIN; SELECT count(*) FROM t");
+        (application, reader)
+    };
+    let alone = {
+        let _mounted = Mounted::new(&small, 300 * MIB);
+        let (mut application, reader) = with_reader();
+        let alone = fill(&mut application, &wal, |_| true);
+        drop((application, reader));
+        alone
+    };
+    let _mounted = Mounted::new(&small, 300 * MIB);
+    let (mut application, mut reader) = with_reader();
+    let agent = start(folder.path(), &database, &server, "let-go-after: 1s");
+    server.stop();
+    let has_given_up = || first(&agent.status().expect("it runs"))["state"] == "refused";
+    let beside = fill(&mut application, &wal, |length| bytes_in(&meta) >= length || has_given_up());
+    // What the agent writes of itself is less than one commit.
+    assert!(beside + 25_000_000 > alone, "full with a WAL of {beside} bytes, without an agent of {alone}");
+    agent.wait_for_log("there is no room for the shadow WAL");
+    reader.run("COMMIT");
+    fs::remove_file(&other).expect("it is there");
+    application.run("PRAGMA wal_checkpoint(TRUNCATE)");
+    server.start_again(&["ed25519"]);
+    agent.wait_for_status("streams again", is_all_acknowledged);
+    assert_restores(&agent, &database, folder.path());
+    [application, reader].into_iter().for_each(Shell::close);
+    agent.wait_for_status("lets go", |status| first(status)["state"] == "detached");
+}
+
 /// Less than twice of what it must keep.
 const SCARCE: DiskSpace = DiskSpace { total: 100 << 30, free: 300 * MIB };
 
