@@ -4,21 +4,39 @@ use super::handles::{Access, Handles};
 use super::{Entry, FailureKind, Remote, RemoteError, parent};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
+use std::collections::HashMap;
 use std::fs::{self, DirEntry, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
+
+/// More folders than this are not known again: as many as a thousand databases write into.
+const MOST_FOLDERS: usize = 4096;
 
 /// This machine's folders as a destination.
 pub struct DirRemote {
     handles: Handles<File>,
+    /// Device and inode of each folder that was written into: another file system may be mounted there by now.
+    folders: HashMap<String, (u64, u64)>,
 }
 
 impl DirRemote {
     /// Nothing is opened until it is needed.
     pub fn new() -> Self {
-        DirRemote { handles: Handles::new() }
+        DirRemote { handles: Handles::new(), folders: HashMap::new() }
+    }
+
+    /// Whether a file's folder is another one than when a file was last made in it.
+    fn is_another_folder(&mut self, path: &str) -> io::Result<bool> {
+        let Some(folder) = parent(path) else { return Ok(false) };
+        let metadata = fs::metadata(folder)?;
+        if self.folders.len() >= MOST_FOLDERS {
+            self.folders.clear();
+        }
+        let identity = (metadata.dev(), metadata.ino());
+        let before = self.folders.insert(folder.to_owned(), identity);
+        Ok(before.is_some_and(|before| before != identity))
     }
 
     fn open(&mut self, path: &str, access: Access) -> io::Result<&File> {
@@ -56,8 +74,9 @@ impl Remote for DirRemote {
             }
             _ => Err(error),
         };
-        let opened = self.handles.get_or_open(path, Access::Write, || open().or_else(make));
-        opened.map(|_| is_new).map_err(|error| failed("create", path, &error))
+        let opened = self.handles.get_or_open(path, Access::Write, || open().or_else(make)).map(drop);
+        let is_another = opened.and_then(|()| self.is_another_folder(path));
+        is_another.map(|is_another| is_new || is_another).map_err(|error| failed("create", path, &error))
     }
 
     fn write_at(&mut self, path: &str, at: u64, bytes: &[u8]) -> Result<(), RemoteError> {

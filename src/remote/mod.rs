@@ -76,8 +76,8 @@ pub struct Entry {
 pub trait Remote: Send {
     /// What is in a folder, in no order; nothing if there is no such folder.
     fn list(&mut self, folder: &str) -> Result<Vec<Entry>, RemoteError>;
-    /// Makes an empty file, and the folders above it; `true` if there was not even its folder. A file that is there is
-    /// emptied: for temporary names only.
+    /// Makes an empty file, and the folders above it; `true` if there was not even its folder, or, where that can be told,
+    /// if it is another one than the last time. A file that is there is emptied: for temporary names only.
     fn create(&mut self, path: &str) -> Result<bool, RemoteError>;
     /// Writes all of `bytes` at byte `at` of a file that exists. Up to [`crate::core::segment::PACKET`] bytes land
     /// whole or not at all. Hand in 1 to 4 MiB at a time where there is much to write.

@@ -208,7 +208,7 @@ fn a_folder_that_is_another_one_is_noticed_with_the_next_segment() {
     let mut application = Shell::open(&place.database());
     application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data BLOB)");
     let agent = place.streaming_agent(&[]);
-    for round in 0..2 {
+    for round in 0..3 {
         // The second one leaves the segment open.
         for _ in 0..2 {
             application.run("INSERT INTO t VALUES (randomblob(3000))");
@@ -217,6 +217,10 @@ fn a_folder_that_is_another_one_is_noticed_with_the_next_segment() {
         // As when what is mounted there goes away. What is open there takes writes all the same, and tells nothing.
         let aside = place.path(&format!("moved-{round}"));
         fs::rename(place.replica(), &aside).expect("both folders are ours");
+        if round == 2 {
+            // It comes back, without what was sent in between.
+            fs::rename(place.path("moved-1"), place.replica()).expect("both folders are ours");
+        }
         for _ in 0..2 {
             application.run("INSERT INTO t VALUES (randomblob(3000)); PRAGMA wal_checkpoint(TRUNCATE)");
         }
