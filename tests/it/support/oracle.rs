@@ -5,92 +5,28 @@
 
 mod acts;
 mod administrator;
+mod process;
 mod promise;
+mod states;
 
-use super::build_folder;
+pub use process::{Answer, Process};
+pub use states::State;
+
 use super::file_clock;
-use super::process::Killed;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdout, Command, Stdio};
 use wal_agent::core::sync::Dirty;
 
 /// Connections of the application; the n-th lives in process n modulo [`PROCESSES`].
 pub const CONNECTIONS: usize = 4;
 const PROCESSES: usize = 2;
 
-/// A committed state, as SQLite gave it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct State {
-    /// Of all pages.
-    pub crc: u64,
-    pub page_size: u64,
-    /// The header of the WAL that holds its last commit.
-    pub header: Option<String>,
-    /// Committed frames in it.
-    pub frames: u64,
-}
-
-impl State {
-    /// Where its last commit ends in the WAL.
-    pub fn end(&self) -> u64 {
-        if self.frames == 0 { 0 } else { 32 + self.frames * (24 + self.page_size) }
-    }
-}
-
 /// The first commit of every database.
 const TABLES: &str = "BEGIN; CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER, data BLOB); \
     CREATE INDEX t_n ON t (n); CREATE TABLE c (n INTEGER); INSERT INTO c VALUES (0); COMMIT";
-
-/// What a process answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    Ok(String),
-    Error(String),
-    /// SQLite's busy handler asks what to do.
-    Waiting,
-    Died,
-}
-
-/// One process of applications; it lives until it is killed, through many histories.
-pub struct Process {
-    child: Killed,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Process {
-    pub fn start() -> Process {
-        let program = build_folder().join("examples/application");
-        assert!(program.exists(), "{} is not built: run tests/run", program.display());
-        let mut command = Command::new(program);
-        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-        let mut child = Killed(spawned.expect("the application can be run"));
-        let stdout = child.0.stdout.take().expect("BUG: stdout is a pipe");
-        Process { child, answers: BufReader::new(stdout) }
-    }
-
-    fn tell(&mut self, line: &str) -> Answer {
-        let stdin = self.child.0.stdin.as_mut().expect("BUG: stdin is a pipe");
-        if writeln!(stdin, "{line}").is_err() {
-            return Answer::Died;
-        }
-        let mut answer = String::new();
-        match self.answers.read_line(&mut answer) {
-            Ok(length) if length > 0 && answer.ends_with('\n') => {}
-            _ => return Answer::Died,
-        }
-        let answer = answer.trim_end();
-        match answer.split_once(' ').unwrap_or((answer, "")) {
-            ("waiting", _) => Answer::Waiting,
-            ("error", message) => Answer::Error(message.to_owned()),
-            (_, values) => Answer::Ok(values.to_owned()),
-        }
-    }
-}
 
 /// What a connection is in the middle of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -474,83 +410,6 @@ impl Application {
         self.processes[process].tell(&format!("seed {seed}"));
         for connection in (process..CONNECTIONS).step_by(PROCESSES) {
             self.slots[connection] = Slot::Closed;
-        }
-    }
-
-    /// Remembers the committed state, if a connection can be asked for it.
-    pub fn remember(&mut self) {
-        let idle = (0..CONNECTIONS).find(|c| self.slots[*c] == Slot::Idle && !self.is_blocked(*c));
-        self.is_certain = idle.is_some();
-        let Some(connection) = idle else { return };
-        match self.tell(connection, &format!("state {connection}")) {
-            Answer::Ok(values) => self.take_state(&values),
-            _ => self.is_certain = false,
-        }
-    }
-
-    fn take_state(&mut self, values: &str) {
-        let values: Vec<&str> = values.split(' ').collect();
-        let [crc, pages, page_size, header, frames, _backfilled, counter] = values[..] else {
-            panic!("not a state: {values:?}\n{}", self.log())
-        };
-        let frames = frames.parse::<i64>().expect("a number").max(0) as u64;
-        let state = State {
-            crc: u64::from_str_radix(crc, 16).expect("a CRC"),
-            page_size: page_size.parse().expect("a number"),
-            header: (header != "-" && frames > 0).then(|| header.to_owned()),
-            frames,
-        };
-        self.pages = pages.parse().expect("a number");
-        self.check_nothing_is_lost(counter.parse().expect("a number"));
-        if self.states.last() != Some(&state) {
-            self.log.push(format!("  state {}", self.states.len()));
-            self.states.push(state);
-        }
-    }
-
-    /// Whether the last state is the present one.
-    pub fn is_certain(&self) -> bool {
-        self.is_certain
-    }
-
-    /// Whether there may be commits that are in no state: nobody could be asked before others followed.
-    pub fn has_missed(&self) -> bool {
-        self.has_missed
-    }
-
-    /// The same as [`Application::remember`], by a connection of nobody's. While somebody else holds the database
-    /// only: the last connection's closing would do more.
-    pub fn look_on(&mut self) {
-        if self.is_between {
-            return;
-        }
-        let open = format!("open onlooker {}", self.database.display());
-        if !matches!(self.onlooker.tell(&open), Answer::Ok(_)) {
-            return;
-        }
-        let answer = self.onlooker.tell("state onlooker");
-        self.onlooker.tell("close onlooker");
-        self.log.push(format!("  onlooker: {answer:?}"));
-        match answer {
-            Answer::Ok(values) => {
-                self.take_state(&values);
-                self.is_certain = true;
-            }
-            _ => {
-                self.has_missed = true;
-                self.count("nobody can be asked");
-            }
-        }
-        self.observe();
-    }
-
-    /// The same, and if no connection can be asked, one is opened for it.
-    pub fn remember_certainly(&mut self) {
-        self.remember();
-        if !self.is_certain {
-            (0..CONNECTIONS).for_each(|connection| self.close(connection));
-            self.ensure_open(0);
-            self.remember();
         }
     }
 

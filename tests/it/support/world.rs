@@ -3,7 +3,10 @@
 
 mod administrator;
 mod checks;
+mod files;
 mod image;
+mod jobs;
+mod power_cut;
 
 use super::faulty::FaultyServer;
 use super::history::scratch;
@@ -12,24 +15,22 @@ use super::power;
 use super::sim_disk::SimDisk;
 use super::wait::wait_until;
 use image::Image;
+use jobs::{Handed, Jobs, lock};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 use wal_agent::agent::{Agent, Now};
-use wal_agent::carry::{Carrier, Order};
+use wal_agent::carry::Carrier;
 use wal_agent::config::{CheckpointSettings, Config, DatabaseConfig, Durability, ReplicaConfig};
-use wal_agent::core::names;
 use wal_agent::core::position::{Generation, Index, Position};
-use wal_agent::core::replica::Outcome;
 use wal_agent::core::status::{DatabaseStatus, ReplicaStatus, SourceState};
 use wal_agent::locks;
 use wal_agent::remote::{Location, Remote};
 use wal_agent::source::LocalJob;
-use wal_agent::worker::{Completed, Workers, do_local};
 
 /// Turns that a machine may take without coming to rest.
 const MOST_TURNS: usize = 50_000;
@@ -44,43 +45,6 @@ const BUSY_SLEEP: Duration = Duration::from_millis(100);
 
 /// So long a wait is for a try that failed.
 const LONG: Duration = Duration::from_millis(100);
-
-/// A job that was handed out.
-enum Handed {
-    Local(usize, LocalJob),
-    Remote(usize, usize, Order),
-}
-
-impl Handed {
-    /// The replica, and which of its two threads; `None` for local jobs.
-    fn line(&self) -> Option<(usize, bool)> {
-        let Handed::Remote(_, replica, order) = self else { return None };
-        Some((*replica, order.job.is_of_snapshots()))
-    }
-}
-
-/// The jobs in flight. They are done when the world says so.
-#[derive(Clone, Default)]
-struct Jobs {
-    handed: Arc<Mutex<Vec<Handed>>>,
-    ended: Arc<Mutex<VecDeque<Completed>>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Workers for Jobs {
-    fn send_local(&mut self, database: usize, job: LocalJob) {
-        lock(&self.handed).push(Handed::Local(database, job));
-    }
-    fn send_remote(&mut self, database: usize, replica: usize, _location: &Location, order: Order) {
-        lock(&self.handed).push(Handed::Remote(database, replica, order));
-    }
-    fn completed(&mut self) -> Option<Completed> {
-        lock(&self.ended).pop_front()
-    }
-}
 
 /// How an agent is configured.
 #[derive(Debug, Clone, Copy)]
@@ -462,45 +426,6 @@ impl World {
         self.has_agent() && is_lock(self.status().state)
     }
 
-    /// Which of the jobs that were handed out may be done.
-    fn due_jobs(&self) -> Vec<usize> {
-        let is_held = |job: &Handed| matches!(job, Handed::Local(_, job) if (self.held)(job));
-        let handed = lock(&self.jobs.handed);
-        (0..handed.len()).filter(|at| !is_held(&handed[*at])).collect()
-    }
-
-    /// Any of the jobs that were handed out, but the first one of its line: each line is a thread.
-    fn next_job(&mut self, at: usize) -> Handed {
-        let mut handed = lock(&self.jobs.handed);
-        let first = match handed[at].line() {
-            Some(line) => handed.iter().position(|job| job.line() == Some(line)).unwrap_or(at),
-            None => at,
-        };
-        handed.remove(first)
-    }
-
-    fn carry_out(&mut self, job: Handed) -> Completed {
-        match job {
-            Handed::Local(database, job) => Completed::Local { database, outcome: do_local(job) },
-            Handed::Remote(database, replica, order) => {
-                let generation = order.generation;
-                self.note(&format!("replica {replica}: {:?}", order.job));
-                let line = (replica, order.job.is_of_snapshots());
-                let server = &self.servers[replica];
-                let remote = self.connections.entry(line).or_insert_with(|| server.connect());
-                let carrier = self.carriers.entry(line.1).or_default();
-                let outcome = carrier.carry(&mut **remote, &order).unwrap_or_else(|error| {
-                    if error.is_disconnected() {
-                        self.connections.remove(&line);
-                    }
-                    Outcome::failed(&order.job, error.into_failure())
-                });
-                self.note(&format!("replica {replica}: {outcome:?}"));
-                Completed::Remote { database, replica, generation, outcome }
-            }
-        }
-    }
-
     /// The database's path.
     pub fn database(&self) -> &Path {
         &self.config.databases[0].path
@@ -515,56 +440,6 @@ impl World {
     /// What it says of its first replica.
     pub fn replica(&self) -> ReplicaStatus {
         self.status().replicas.remove(0)
-    }
-
-    /// Files of the shadow, of all generations.
-    pub fn shadow_files(&self) -> usize {
-        let files = super::scene::files(&self.meta().join(names::GENERATIONS));
-        files.len()
-    }
-
-    /// Removes a file of the present generation's shadow.
-    pub fn remove_shadow(&self, index: u32) {
-        std::fs::remove_file(self.shadow_file(index)).expect("it is kept for the replica");
-    }
-
-    /// Takes the end of a file of the present generation's shadow away, as a power cut may.
-    pub fn cut_shadow(&self, index: u32, length: u64) {
-        let file = std::fs::File::options().write(true).open(self.shadow_file(index));
-        file.and_then(|file| file.set_len(length)).expect("it is there");
-    }
-
-    /// The agent's own folder.
-    pub fn meta(&self) -> &Path {
-        &self.config.databases[0].meta_path
-    }
-
-    /// The file that says that the present generation's shadow is not durable, if it does.
-    fn volatile_mark(&self) -> Option<PathBuf> {
-        let marked = self.generation_in("volatile")?;
-        (Some(marked) == self.generation_in("generation")).then(|| self.meta().join("volatile"))
-    }
-
-    /// The generation that a file of the agent's own names first.
-    fn generation_in(&self, file: &str) -> Option<String> {
-        let text = std::fs::read_to_string(self.meta().join(file)).ok()?;
-        text.split_whitespace().next().map(str::to_owned)
-    }
-
-    /// Whether a power cut may leave anything of the shadow.
-    pub fn is_volatile(&self) -> bool {
-        self.volatile_mark().is_some()
-    }
-
-    fn shadow_file(&self, index: u32) -> PathBuf {
-        let generation = self.generation_in("generation").expect("there is a generation");
-        let generation = generation.parse().expect("it has a name");
-        self.shadow_of(generation, Index::new(index).expect("a small number"))
-    }
-
-    /// Where the copy of an index's WAL is.
-    fn shadow_of(&self, generation: Generation, index: Index) -> PathBuf {
-        self.meta().join(names::wal_folder(generation)).join(names::shadow_file(index))
     }
 
     /// The agent ends with the job that does this operation of the first server.
@@ -587,40 +462,6 @@ impl World {
         let file = folder.join(self.name.to_string());
         std::fs::write(&file, story).expect("WAL_AGENT_STORY names a folder");
         format!("; the story is in {}", file.display())
-    }
-
-    /// The machine loses power: nobody survives, and what was not synced to the disk may be lost.
-    pub fn lose_power(&mut self) {
-        self.note("power is lost");
-        self.application().count("power lost");
-        if self.is_volatile() {
-            self.application().count("power lost with a volatile shadow");
-        }
-        self.kill_agent();
-        self.application().kill_all();
-        self.lose_present();
-        self.disk.lose_power(self.random.random());
-        let _ = std::fs::remove_file(self.folder.path().join("app.db-shm"));
-        // SQLite makes each commit durable only then.
-        if self.application().habits().synchronous != "FULL" {
-            self.application().release_promise();
-        }
-        // Without syncs, SQLite itself promises nothing then.
-        if self.application().habits().synchronous != "OFF" {
-            for name in ["app.db", "app.db-wal", "app.db-journal"] {
-                power::cut(&self.folder.path().join(name), self.random.random());
-            }
-        }
-    }
-
-    /// What the present generation has may be another WAL's from now on.
-    fn lose_present(&mut self) {
-        let Some(generation) = self.generation_in("generation").and_then(|name| name.parse().ok()) else {
-            return;
-        };
-        let told = self.furthest.get(&generation).copied().unwrap_or(Index::ZERO);
-        // One that was begun and not yet told of follows.
-        self.lost.insert(generation, told.next().unwrap_or(told));
     }
 
     /// The processes of the application go back, and all faults by kind.

@@ -1,7 +1,8 @@
 //! What an administrator does with the files of the database.
 
 use super::super::oracle::{Application, Placing};
-use super::{Handed, REST, World, lock};
+use super::jobs::{Handed, lock};
+use super::{REST, World};
 use rand::RngExt;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
