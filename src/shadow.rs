@@ -190,8 +190,13 @@ impl ShadowWal {
 
     /// Whether no part of a transaction was copied behind the end.
     pub fn is_whole(&self) -> bool {
+        self.bytes_behind_end() == 0
+    }
+
+    /// Bytes of a transaction that was not copied to its end yet.
+    pub fn bytes_behind_end(&self) -> u64 {
         let copied = self.present.as_ref().map(|present| present.chain.end());
-        copied.is_none_or(|end| end == self.extent.end.max(Offset::FIRST_FRAME))
+        copied.map_or(0, |copied| copied.since(self.extent.end.max(Offset::FIRST_FRAME)))
     }
 
     /// Keeps what the database is where an index ends.

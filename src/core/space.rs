@@ -8,8 +8,8 @@ use std::fmt;
 /// Less than this is not worth giving up: it would not help the application.
 const LEAST_KEPT: u64 = 4 << 20;
 /// Without a limit of its own, a disk keeps so many bytes free, or so large a part, whichever is less. Where less than
-/// that many bytes are free, what some replica lacks takes no more than it leaves, either: a disk that is filled at the
-/// speed of memory is full before anybody has noticed how little is left.
+/// that many bytes are free, and the application fills the disk while a replica fails, what that lacks takes no more than
+/// it leaves, either: a disk that is filled at the speed of memory is full before anybody has noticed how little is left.
 const DEFAULT_FREE: u64 = 256 << 20;
 const DEFAULT_FREE_PART: u64 = 20;
 
@@ -31,6 +31,8 @@ pub struct ShadowSize {
     pub left: u64,
     /// What some replica lacks of it.
     pub behind: u64,
+    /// Whether that replica fails, and the application goes on writing.
+    pub is_filled: bool,
 }
 
 /// A disk, in bytes.
@@ -99,20 +101,21 @@ impl SpaceLimits {
     /// would be copied again at once: on a disk that is almost full it is given up only where it is more than what is
     /// free.
     pub fn shortage(&self, shadow: ShadowSize, disk: Option<DiskSpace>) -> Option<Shortage> {
-        let ShadowSize { kept, left, behind } = shadow;
+        let ShadowSize { kept, left, behind, is_filled } = shadow;
         let is_behind = SpaceLimits::is_behind(behind);
         if is_behind && self.max_local.is_some_and(|most| kept > most) {
             return Some(Shortage::Limit(kept));
         }
         let disk = disk?;
-        let is_almost_full = disk.free < self.least_free(disk);
-        let is_large = kept >= disk.free.max(LEAST_KEPT);
-        let lacks = behind + left;
-        let takes_more_than_it_leaves = self.min_free.is_none()
+        let (least, leaves) = (self.least_free(disk), disk.free.saturating_sub(left));
+        let is_almost_full = disk.free < least && (is_behind || kept >= disk.free.max(LEAST_KEPT));
+        let fits = left < LEAST_KEPT || leaves >= least;
+        let is_filled_too_fast = is_filled
+            && self.min_free.is_none()
             && disk.free < DEFAULT_FREE
-            && SpaceLimits::is_behind(lacks)
-            && lacks > disk.free.saturating_sub(left);
-        let is_short = is_almost_full && (is_behind || is_large) || takes_more_than_it_leaves;
+            && SpaceLimits::is_behind(behind + left)
+            && behind + left > leaves;
+        let is_short = is_almost_full || !fits || is_filled_too_fast;
         is_short.then_some(Shortage::Free(disk.free))
     }
 }
@@ -148,7 +151,7 @@ mod tests {
         let disk = |free| Some(DiskSpace { total: 100 * GIB, free });
         let open = SpaceLimits::default();
         let of = |limits: SpaceLimits, kept, disk| {
-            limits.shortage(ShadowSize { kept, left: 0, behind: kept }, disk)
+            limits.shortage(ShadowSize { kept, behind: kept, ..ShadowSize::default() }, disk)
         };
         assert_eq!(of(open, 50 * GIB, disk(GIB)), None);
         assert_eq!(of(open, GIB, disk(1000)), Some(Shortage::Free(1000)));
@@ -181,33 +184,44 @@ mod tests {
         let disk = |free| Some(DiskSpace { total: 100 * GIB, free });
         let limits = SpaceLimits { max_local: Some(LEAST_KEPT), min_free: None };
         let kept = 5 * LEAST_KEPT;
-        let of = |kept, behind, disk| limits.shortage(ShadowSize { kept, left: 0, behind }, disk);
+        let of =
+            |kept, behind, disk| limits.shortage(ShadowSize { kept, behind, ..ShadowSize::default() }, disk);
         assert_eq!(of(kept, LEAST_KEPT - 1, disk(kept + 1)), None);
         assert_eq!(of(kept, 0, disk(kept)), Some(Shortage::Free(kept)));
         assert_eq!(of(LEAST_KEPT - 1, 0, disk(0)), None, "it would not help");
     }
 
     #[test]
-    fn where_little_is_free_what_a_replica_lacks_takes_no_more_than_it_leaves_nor_would_when_it_is_copied() {
+    fn where_little_is_free_and_a_replica_fails_what_it_lacks_takes_no_more_than_it_leaves() {
         let of = |min_free, shadow, free| {
             let limits = SpaceLimits { max_local: None, min_free };
             limits.shortage(shadow, Some(DiskSpace { total: GIB, free }))
         };
         let (free, least) = (DEFAULT_FREE - 1, GIB / 20);
-        let behind = |behind| ShadowSize { kept: GIB, left: 0, behind };
+        let behind = |behind| ShadowSize { kept: GIB, left: 0, behind, is_filled: true };
         assert_eq!(of(None, behind(free), free), None);
         assert_eq!(of(None, behind(free + 1), free), Some(Shortage::Free(free)));
         assert_eq!(of(None, behind(2 * DEFAULT_FREE), DEFAULT_FREE), None, "enough is free");
         assert_eq!(of(Some(least), behind(free + 1), free), None, "it is configured");
-        assert_eq!(
-            of(None, ShadowSize { kept: free + 1, ..ShadowSize::default() }, free),
-            None,
-            "none lacks it"
-        );
-        let copying = |left| ShadowSize { kept: 0, left, behind: 0 };
+        assert_eq!(of(None, behind(LEAST_KEPT - 1), LEAST_KEPT - 2 + least), None, "it would not help");
+        let taken = ShadowSize { is_filled: false, ..behind(free + 1) };
+        assert_eq!(of(None, taken, free), None, "the replica takes it in a moment");
+        let copying = |left| ShadowSize { left, is_filled: true, ..ShadowSize::default() };
         assert_eq!(of(None, copying(free / 2), free), None);
         assert_eq!(of(None, copying(free / 2 + 1), free), Some(Shortage::Free(free)));
-        assert_eq!(of(None, copying(2 * free), free), Some(Shortage::Free(free)));
+    }
+
+    #[test]
+    fn nothing_is_copied_that_does_not_fit() {
+        let limits = SpaceLimits { max_local: None, min_free: Some(GIB) };
+        let of = |left, free| {
+            let shadow = ShadowSize { left, ..ShadowSize::default() };
+            limits.shortage(shadow, Some(DiskSpace { total: 100 * GIB, free }))
+        };
+        assert_eq!(of(GIB, 2 * GIB), None);
+        assert_eq!(of(GIB + 1, 2 * GIB), Some(Shortage::Free(2 * GIB)));
+        assert_eq!(of(3 * GIB, 2 * GIB), Some(Shortage::Free(2 * GIB)));
+        assert_eq!(of(LEAST_KEPT - 1, GIB), None, "it would not help");
     }
 
     #[test]

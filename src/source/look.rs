@@ -97,7 +97,7 @@ impl Source {
                 }
                 Ok(Look::Copied { extent }) => {
                     // Writers that never pause would make it endless.
-                    looks += 1;
+                    (looks, uncopied) = (looks + 1, 0);
                     if looks == MOST_LOOKS {
                         return Some(Caught { extent, in_flight: true, is_overtaken: true });
                     }

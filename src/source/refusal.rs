@@ -26,7 +26,7 @@ pub enum Refusal {
     StillOpen,
     /// Its `-wal` does not hold what the wal-index says: something other than SQLite has changed it.
     WalDamaged(Break),
-    /// There was no room for what the replicas have not got; it was let go of, so that the application has the room.
+    /// There was no room for the shadow; it was let go of, so that the application has the room.
     NoRoom(Shortage),
     /// Anything else SQLite said.
     Sqlite(String),
@@ -53,8 +53,8 @@ impl fmt::Display for Refusal {
             ),
             Refusal::NoRoom(shortage) => write!(
                 f,
-                "the replicas are behind, and there is no room for the shadow WAL: {shortage}; so that the application \
-                 has the room, it was given up, and the next generation begins with a new snapshot"
+                "there is no room for the shadow WAL: {shortage}; so that the application has the room, it was given \
+                 up, and the next generation begins with a new snapshot"
             ),
             Refusal::Sqlite(reason) => f.write_str(reason),
         }

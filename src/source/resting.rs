@@ -24,10 +24,10 @@ const AGAIN_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_AGAIN_PAUSE: Duration = Duration::from_secs(60);
 
 impl Source {
-    /// Whether a replica needs the database file; then it is held even if nobody else has it open. And how many bytes of
-    /// the shadow the replica lacks that lacks the most.
-    pub fn need(&mut self, is_needed: bool, behind: u64) {
-        (self.is_needed, self.behind) = (is_needed, behind);
+    /// Whether a replica needs the database file; then it is held even if nobody else has it open. How many bytes of the
+    /// shadow the replica lacks that lacks the most, and whether one fails.
+    pub fn need(&mut self, is_needed: bool, behind: u64, is_failing: bool) {
+        (self.is_needed, self.behind, self.is_failing) = (is_needed, behind, is_failing);
         self.on_behind();
     }
 

@@ -8,20 +8,24 @@ use crate::core::sync::Break;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// The disk is asked again after so many bytes more or less in the shadow, or left to copy, or after [`ASK_PAUSE`].
+/// The disk is asked again after so many bytes more or less in the shadow, or after [`ASK_PAUSE`].
 const ASK_BYTES: u64 = 1 << 20;
 const ASK_PAUSE: Duration = Duration::from_millis(500);
+/// An application that has written less since the shadow was last given up does not fill the disk.
+const MUCH: u64 = 4 << 20;
 /// The first pause before a new generation is tried; doubled each time. Longer ones are for replicas that stay away.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is known of the room for the shadow WAL.
 #[derive(Debug, Default)]
 pub struct Room {
-    /// When the disk was last asked, and what the shadow was then.
-    asked: Option<(Instant, ShadowSize)>,
+    /// When the disk was last asked, and what the shadow had then.
+    asked: Option<(Instant, u64)>,
     /// The folder of a shadow that was given up, until it is removed.
     pub given_up: Option<PathBuf>,
     again: Option<Recheck>,
+    /// How much there was to keep when it was given up.
+    filled: u64,
     scarcity: Option<Scarcity>,
 }
 
@@ -29,20 +33,26 @@ impl Source {
     /// Whether the shadow must be given up before anything more is copied, of which there are `left` bytes. It is, once
     /// nothing of it is lent.
     pub(super) fn has_no_room(&mut self, left: u64, now: Instant) -> bool {
-        let Some(kept) = self.shadow_extent().map(|extent| extent.bytes_kept()) else { return false };
-        let shadow = ShadowSize { kept, left, behind: self.behind };
-        // Of a large transaction, nothing is kept before all of it is copied.
-        let differs =
-            |then: ShadowSize| kept.abs_diff(then.kept) >= ASK_BYTES || left.abs_diff(then.left) >= ASK_BYTES;
-        if self.room.asked.is_some_and(|(at, then)| now < at + ASK_PAUSE && !differs(then)) {
+        let Some(shadow) = self.shadow() else { return false };
+        // Of a large transaction, nothing is committed before all of it is copied.
+        let copied = shadow.bytes_behind_end();
+        let kept = shadow.extent().bytes_kept() + copied;
+        let (left, behind) = (left.saturating_sub(copied), self.behind + copied);
+        let is_filled = self.is_failing && kept + left >= self.room.filled + MUCH;
+        let shadow = ShadowSize { kept, left, behind, is_filled };
+        let is_known = |(at, then): (Instant, u64)| now < at + ASK_PAUSE && kept.abs_diff(then) < ASK_BYTES;
+        if self.room.asked.is_some_and(is_known) {
             return false;
         }
-        self.room.asked = Some((now, shadow));
+        self.room.asked = Some((now, kept));
         // A disk that cannot tell is judged by the next write.
         let disk = self.disk.space(&self.settings.meta).ok();
         self.room.scarcity = self.settings.space.scarcity(kept, self.behind, disk);
         match self.settings.space.shortage(shadow, disk) {
-            Some(shortage) => self.give_up(shortage),
+            Some(shortage) => {
+                self.room.filled = kept + left;
+                self.give_up(shortage);
+            }
             None => return false,
         }
         true
@@ -86,6 +96,6 @@ impl Source {
 
     /// The replicas have caught up with something: the next shortage is another one.
     pub(super) fn has_room_again(&mut self) {
-        self.room.again = None;
+        (self.room.again, self.room.filled) = (None, 0);
     }
 }

@@ -163,6 +163,8 @@ fn a_wal_that_is_never_restarted_fills_a_small_disk_no_sooner_than_without_an_ag
     let (mut application, mut reader) = with_reader();
     let agent = start(folder.path(), &database, &server, "let-go-after: 1s");
     server.stop();
+    application.run("UPDATE t SET id = id");
+    agent.wait_for_status("the replica fails", |status| status["health"] == "failing");
     let has_given_up = || first(&agent.status().expect("it runs"))["state"] == "refused";
     let beside = fill(&mut application, &wal, |length| bytes_in(&meta) >= length || has_given_up());
     // What the agent writes of itself is less than one commit.
@@ -176,6 +178,28 @@ fn a_wal_that_is_never_restarted_fills_a_small_disk_no_sooner_than_without_an_ag
     assert_restores(&agent, &database, folder.path());
     [application, reader].into_iter().for_each(Shell::close);
     agent.wait_for_status("lets go", |status| first(status)["state"] == "detached");
+}
+
+#[test]
+fn a_large_transaction_is_copied_though_little_is_free_where_the_replicas_take_it() {
+    let Scene { server, folder, .. } = Scene::new();
+    let small = folder.path().join("small");
+    fs::create_dir(&small).expect("the folder is ours");
+    let _mounted = Mounted::new(&small, 300 * MIB);
+    let database = small.join("app.db");
+    let mut application = application(&database);
+    application.run("PRAGMA wal_autocheckpoint=0");
+    // A checkpoint would need as much once more.
+    let setting =
+        "min-checkpoint-page-count: 1000000\n    max-checkpoint-page-count: 0\n    checkpoint-interval: 0";
+    let agent = start(folder.path(), &database, &server, setting);
+    let generation = agent.generation();
+    application.run("UPDATE t SET data = randomblob(100000000)");
+    agent.wait_for_status("is there", is_all_acknowledged);
+    assert_eq!(agent.generation(), generation, "{}", agent.log());
+    assert_restores(&agent, &database, folder.path());
+    agent.kill();
+    application.close();
 }
 
 /// Less than twice of what it must keep.
