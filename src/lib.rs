@@ -115,6 +115,9 @@
 //!   it writes old pages over new ones, a last close deletes commits. So it is compared with its path at each event of the
 //!   folder, directly before each checkpoint, and under the lock that keeps everybody out before we let go; a start script
 //!   that removes it behind a crash does no harm without an agent (found by a reviewer: [`source::HeldFiles`]).
+//! - By another name of the file, a hard link or a mount of it alone, a program has another WAL: none of its commits is seen,
+//!   and our connection keeps its last close from bringing them into the file. Whoever has a lock on the database and none on
+//!   our wal-index for a second is taken for such a program, and we go ([`source`], `apart`; found by a reviewer).
 //! - The kernel's list of locks is read in pieces of a page, and a lock may be in none of them while others come and go: what
 //!   is not there once, is asked for again.
 //! - After a power cut, the shadow may end before what a replica holds, and the WAL may have been restarted since. The first

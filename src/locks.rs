@@ -123,6 +123,19 @@ pub fn is_index_shared(wal_index: &Path) -> io::Result<bool> {
     Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
 }
 
+/// The byte that every connection with this wal-index has locked as long as it is open (os_unix.c, `UNIX_SHM_DMS`).
+const INDEX_IN_USE: libc::off_t = WRITE_LOCK + INDEX_LOCKS - 1;
+
+/// The same, by the one descriptor of it while we have it open.
+///
+/// # Errors
+/// The kernel's.
+pub fn is_index_used(wal_index: &File) -> io::Result<bool> {
+    let mut lock = flock(libc::F_WRLCK, INDEX_IN_USE, 1);
+    fcntl(wal_index, FcntlArg::F_GETLK(&mut lock))?;
+    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+}
+
 /// A POSIX lock.
 struct Lock {
     process: u64,

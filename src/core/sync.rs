@@ -65,6 +65,8 @@ pub enum Break {
     WalReplaced,
     /// The wal-index was deleted or replaced under the agent: nobody's locks count for who came since.
     WalIndexReplaced,
+    /// Somebody had it open by another name, and so with another WAL: nobody knows what is in that.
+    UsedApart,
     /// What was compared with the page table was to be the end of its WAL, and writers continued that WAL.
     WalContinued,
     /// A replica holds more than the shadow WAL, or does not continue in it.
@@ -103,6 +105,7 @@ impl fmt::Display for Break {
             Break::DatabaseChanged => "the database was changed while the agent did not hold it",
             Break::WalReplaced => "the WAL was deleted or replaced while it was being read",
             Break::WalIndexReplaced => "the database's -shm was deleted or replaced while it was in use",
+            Break::UsedApart => "a program had it open by another name, beside which its commits are",
             Break::WalContinued => {
                 "another reader kept the WAL from being restarted after the database was compared"
             }

@@ -102,6 +102,24 @@ impl Attached {
         left.filter(|_| matches!(fate, Some(Fate::NoDatabase | Fate::Later(_))))
     }
 
+    /// Closes everything while others work with another WAL, without a checkpoint. What is in our WAL and in the file, too,
+    /// must not be read beside what they write into the file: then it is emptied.
+    pub fn let_go_beside_others(mut self, database: &Path) {
+        let is_in_file = self.extent().is_ok_and(|extent| {
+            extent.frames > 0
+                && extent.is_backfilled()
+                && (self.guard.lets_restart()
+                    || self.guard.let_restart(&self.query, extent, |_| true).unwrap_or(false))
+        });
+        let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock, apart: _ } = self;
+        drop((query, write_lock));
+        if is_in_file && let Some(Err(error)) = checkpointer.as_ref().map(|last| last.empty_wal()) {
+            warn!("{}: cannot empty its -wal: {error}", database.display());
+        }
+        drop((checkpointer, capture));
+        drop((guard, descriptor, lock));
+    }
+
     /// What the wal-index says.
     ///
     /// # Errors
@@ -227,6 +245,11 @@ pub fn attach(request: AttachRequest) -> AttachOutcome {
     try_attach(request).unwrap_or_else(AttachOutcome::Refused)
 }
 
+/// Whether somebody has the database open, and nobody its wal-index. We must have neither.
+fn is_used_apart(database: &File, wal_index: &Path) -> bool {
+    locks::is_shared(database).unwrap_or(false) && !locks::is_index_shared(wal_index).unwrap_or(false)
+}
+
 fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let resting = request.resting.take();
     let request = &request;
@@ -234,6 +257,9 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let opened = DatabaseFile::open(path).map_err(|e| Refusal::NoAccess(remedy(path, &e)))?;
     let descriptor = opened.ok_or(Refusal::StillOpen)?;
     let no_access = |e: io::Error| Refusal::NoAccess(e.to_string());
+    if request.forced_break == Some(Break::UsedApart) && is_used_apart(&descriptor, &request.wal_index) {
+        return Err(Refusal::UsedApart);
+    }
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
     let past = Past::of(request, resting, stamp.inode)?;
     settle_foreign_wal(request, &descriptor)?;

@@ -166,6 +166,11 @@ impl Source {
                 drop(attached);
                 self.await_the_new(reason, now);
             }
+            Break::UsedApart => {
+                attached.let_go_beside_others(&self.settings.database);
+                self.forced_break = Some(reason);
+                self.refuse(Refusal::UsedApart, now);
+            }
             Break::DatabaseReplaced | Break::WalReplaced => {
                 self.state = State::Lent;
                 return Some(LocalJob::Leave(LeaveRequest {

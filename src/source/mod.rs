@@ -3,6 +3,7 @@
 //! A source decides; what takes time (attaching, fsyncs, checkpoints) goes to a worker as a [`LocalJob`], one at a
 //! time. Its turn never waits for anything.
 
+mod apart;
 mod attach;
 mod breaks;
 mod capture;
@@ -55,6 +56,7 @@ use crate::core::wal_index::WalExtent;
 use crate::database_file::DatabaseFile;
 use crate::disk::Disk;
 use crate::shadow::ShadowWal;
+use apart::Apart;
 use durability::DurabilityWork;
 use left_behind::{LeftBehind, Paths};
 use log::{error, info, warn};
@@ -177,6 +179,8 @@ pub struct Source {
     sighting: Option<Sighting>,
     /// That could not be looked at when there was reason to.
     look_around_at: Option<Recheck>,
+    /// Of who works with another WAL; while it is held.
+    apart: Option<Apart>,
     /// Nobody else is there: when we let go.
     let_go_at: Option<Instant>,
     let_go_again: Option<Recheck>,
@@ -236,6 +240,7 @@ impl Source {
             is_mixed: false,
             sighting: None,
             look_around_at: None,
+            apart: None,
             let_go_at: None,
             let_go_again: None,
             is_told_to_let_go: false,

@@ -1,5 +1,6 @@
 //! How a source takes in what a worker brings back.
 
+use super::apart::Apart;
 use super::attach::AttachOutcome;
 use super::held::Held;
 use super::job::{CheckpointFailure, LocalOutcome};
@@ -118,6 +119,7 @@ impl Source {
                     to_compare.filter(|doubt| *doubt != Break::ShadowMissing || self.break_at.is_none());
                 self.to_inspect = to_inspect;
                 (self.sighting, self.look_around_at) = (seen, Some(Recheck::now(now)));
+                self.apart = Some(Apart::unknown(now));
                 // Nothing that was read of the file before is of one time with what is read now.
                 self.gaps = self.gaps.wrapping_add(1);
                 // The pause between two tries goes on growing until a look succeeds.

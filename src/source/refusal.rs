@@ -26,6 +26,8 @@ pub enum Refusal {
     StillOpen,
     /// Its `-wal` does not hold what the wal-index says: something other than SQLite has changed it.
     WalDamaged(Break),
+    /// A program has it open by another name.
+    UsedApart,
     /// There was no room for the shadow; it was let go of, so that the application has the room.
     NoRoom(Shortage),
     /// Anything else SQLite said.
@@ -50,6 +52,11 @@ impl fmt::Display for Refusal {
                 f,
                 "{reason}: something other than SQLite has changed its -wal; end the programs that have the database \
                  open, and start them again: SQLite then recovers what is there"
+            ),
+            Refusal::UsedApart => f.write_str(
+                "a program has this file open by another name (a hard link, or a mount of the file alone), and its \
+                 commits are in a -wal beside that name, where they are not seen: let it use this path, or mount the \
+                 folder instead of the file",
             ),
             Refusal::NoRoom(shortage) => write!(
                 f,

@@ -270,7 +270,7 @@ impl Source {
         (self.urgent_next, self.needs_sync) = (false, false);
         (self.sighting, self.let_go_at, self.settle_at) = (None, None, None);
         self.is_told_to_let_go = false;
-        (self.to_inspect, self.look_around_at) = (None, None);
+        (self.to_inspect, self.look_around_at, self.apart) = (None, None, None);
         self.checkpoint = CheckpointState::new();
         (self.extent, self.uncopied) = (WalExtent { frames: 0, backfilled: 0 }, None);
         self.problems.remove(&Task::Look);

@@ -61,7 +61,8 @@ impl Source {
         let (place, backfill) = (at(self.place_at), at(self.backfill_at));
         let around = self.look_around_timeout();
         let durable = self.durable_at(now);
-        let times = [at(self.recheck), place, backfill, checkpoint, let_go, listens, around, durable];
+        let apart = self.apart_timeout();
+        let times = [at(self.recheck), place, backfill, checkpoint, let_go, listens, around, durable, apart];
         times.into_iter().flatten().min()
     }
 
@@ -142,6 +143,7 @@ impl Source {
         }
         if self.leaving.is_none() {
             self.look_around(now);
+            self.look_apart(now);
         }
         if self.leaving.is_some() {
             return self.detach(now);

@@ -138,6 +138,53 @@ fn a_file_that_has_another_name_by_a_hard_link_gets_nothing_written_into_it() {
     assert_eq!(other.value("SELECT data FROM t ORDER BY rowid DESC LIMIT 1"), "beside another WAL");
 }
 
+/// SQLite makes another `-wal` beside it. As long as we have the file open, its last close does not bring that in.
+#[test]
+fn a_program_that_has_the_database_open_by_another_name_is_told_of_and_left_alone() {
+    let place = Place::new();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data); INSERT INTO t VALUES ('before')");
+    application.close();
+    let other = place.path("other.db");
+    fs::hard_link(place.database(), &other).expect("the folder is ours");
+    let mut program = Shell::open(&other);
+    program.run("INSERT INTO t VALUES ('by another name')");
+    let agent = place.agent(&[]);
+    let status = agent.wait_for_status("says so", |status| first(status)["state"] == "refused");
+    let why = &first(&status)["refused_because"];
+    assert!(why.to_string().contains("by another name"), "{status}");
+    assert_eq!(status["health"], "failing", "{status}");
+    program.run("INSERT INTO t VALUES ('while nobody sees it')");
+    program.close();
+    assert!(!place.path("other.db-wal").exists(), "its last commits are not in the file");
+    agent.wait_for_status("streams", is_streaming);
+    let mut again = Shell::open(&place.database());
+    assert_eq!((again.value(COUNT), again.value(SOUND)), ("3".to_owned(), "ok".to_owned()));
+    again.close();
+    assert_replicated(&place, agent);
+}
+
+/// What is in our WAL and in the file, too, would be read over what is written into the file by another name.
+#[test]
+fn beside_a_program_that_writes_by_another_name_no_old_wal_stays() {
+    let (place, agent, mut application) = place_with_a_wal();
+    application.run("PRAGMA wal_checkpoint(FULL)");
+    application.close();
+    let other = place.path("other.db");
+    fs::hard_link(place.database(), &other).expect("the folder is ours");
+    let mut program = Shell::open(&other);
+    program.run("UPDATE t SET data = 'by another name'");
+    agent.wait_for_status("says so", |status| first(status)["state"] == "refused");
+    program.close();
+    assert_eq!(fs::metadata(place.wal()).map_or(0, |wal| wal.len()), 0, "{}", agent.log());
+    agent.wait_for_status("streams", is_streaming);
+    let mut again = Shell::open(&place.database());
+    let changed = again.value("SELECT count(*) FROM t WHERE data = 'by another name'");
+    assert_eq!((changed, again.value(SOUND)), ("11".to_owned(), "ok".to_owned()));
+    again.close();
+    assert_replicated(&place, agent);
+}
+
 /// An application whose later commits stay in the WAL.
 fn begin(database: &Path) -> Shell {
     let mut application = Shell::open(database);
