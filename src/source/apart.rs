@@ -50,8 +50,9 @@ impl Source {
         let since = is_apart.then(|| since.unwrap_or(now));
         let pause = if is_apart { SHORT_PAUSE } else { PAUSE };
         self.apart = Some(Apart { at: now + pause, since });
-        if since.is_some_and(|since| now >= since + MOMENT) {
-            self.leaving = Some(Break::UsedApart);
+        if self.leaving.is_none() && since.is_some_and(|since| now >= since + MOMENT) {
+            // Of a renamed file, the other name is the only one.
+            self.leaving = self.replaced().or(Some(Break::UsedApart));
         }
     }
 }

@@ -113,8 +113,9 @@ impl Capture {
     /// Looks at the WAL, and copies what is newly committed, up to a bounded number of bytes.
     /// The WAL must be held already.
     ///
-    /// `ask` is what the wal-index says. The header is read, the wal-index asked, the header read again: while it is the same, the answer belongs to
-    /// it. After the copy it is read once more: while it is the same, no copied byte was overwritten.
+    /// `ask` is what the wal-index says. The header is read, the wal-index asked, the header read again: while it is the
+    /// same, the answer belongs to it. After the copy it is read once more: while it is the same, no copied byte was
+    /// overwritten.
     ///
     /// # Errors
     /// What could not be read or written. Nothing is lost by it.
