@@ -25,6 +25,11 @@ impl Application {
         ];
         let work = &work[self.random.random_range(0..work.len())];
         let before = self.state_aside();
+        if before.is_none() {
+            // Moved so soon, it lacks what the agent has not brought in yet: whoever finds it malformed writes nothing.
+            self.count("incomplete elsewhere");
+            return false;
+        }
         let lines = [
             format!("open worker {}", aside.display()),
             format!("sql worker {work}"),
