@@ -31,15 +31,19 @@ fn shared_bytes(kind: libc::c_int) -> libc::flock {
     flock(kind, SHARED_FIRST, SHARED_SIZE)
 }
 
+/// Whether another process is in the way of a lock.
+fn is_locked_by_others(file: &File, mut lock: libc::flock) -> io::Result<bool> {
+    fcntl(file, FcntlArg::F_GETLK(&mut lock))?;
+    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+}
+
 /// Whether a connection of another process has the database open. Our own are never seen; nor are those of a process
 /// that was forked with the connection open.
 ///
 /// # Errors
 /// The kernel's.
 pub fn is_shared(database: &File) -> io::Result<bool> {
-    let mut lock = shared_bytes(libc::F_WRLCK);
-    fcntl(database, FcntlArg::F_GETLK(&mut lock))?;
-    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+    is_locked_by_others(database, shared_bytes(libc::F_WRLCK))
 }
 
 /// Keeps everybody else from reading and opening the database; `false` if somebody has it open. The locks of our own
@@ -117,10 +121,7 @@ pub fn all_share_index(database: &File, wal_index: &File) -> bool {
 /// # Errors
 /// The kernel's.
 pub fn is_index_shared(wal_index: &Path) -> io::Result<bool> {
-    let file = File::open(wal_index)?;
-    let mut lock = flock(libc::F_WRLCK, WRITE_LOCK, INDEX_LOCKS);
-    fcntl(&file, FcntlArg::F_GETLK(&mut lock))?;
-    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+    is_locked_by_others(&File::open(wal_index)?, flock(libc::F_WRLCK, WRITE_LOCK, INDEX_LOCKS))
 }
 
 /// The byte that every connection with this wal-index has locked as long as it is open (os_unix.c, `UNIX_SHM_DMS`).
@@ -131,9 +132,7 @@ const INDEX_IN_USE: libc::off_t = WRITE_LOCK + INDEX_LOCKS - 1;
 /// # Errors
 /// The kernel's.
 pub fn is_index_used(wal_index: &File) -> io::Result<bool> {
-    let mut lock = flock(libc::F_WRLCK, INDEX_IN_USE, 1);
-    fcntl(wal_index, FcntlArg::F_GETLK(&mut lock))?;
-    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+    is_locked_by_others(wal_index, flock(libc::F_WRLCK, INDEX_IN_USE, 1))
 }
 
 /// A POSIX lock.

@@ -3,7 +3,9 @@
 use super::wal::{ByteOrder, Checksum};
 
 /// Bytes of the wal-index's beginning: its header, twice, and how many frames are in the database file.
-pub const BEGINNING_LENGTH: usize = 2 * HEADER_LENGTH + 4;
+pub const BEGINNING_LENGTH: usize = BACKFILLED + 4;
+/// Where it says how many frames are in the database file (`WalCkptInfo.nBackfill`).
+pub const BACKFILLED: usize = 2 * HEADER_LENGTH;
 
 const HEADER_LENGTH: usize = 48;
 /// The layout that all SQLite since 3.7.0 has (wal.c, `WALINDEX_MAX_VERSION`).
@@ -36,7 +38,7 @@ impl WalExtent {
     /// Reads the beginning of a wal-index. `None` in the moment in which somebody writes it, or if nobody has made it
     /// yet: SQLite takes the write lock then, and makes it anew.
     pub fn parse(beginning: &[u8; BEGINNING_LENGTH]) -> Option<WalExtent> {
-        let (headers, backfilled) = beginning.split_at(2 * HEADER_LENGTH);
+        let (headers, backfilled) = beginning.split_at(BACKFILLED);
         let (header, copy) = headers.split_at(HEADER_LENGTH);
         let word = |at: usize| header[at..].first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
         let checksum = Checksum(word(CHECKSUM)?, word(CHECKSUM + 4)?);

@@ -9,7 +9,7 @@
 //! these gives them back by mistake.
 
 use super::{OwnLock, is_locked_for_others, lock_for_open_file};
-use crate::core::wal_index::{BEGINNING_LENGTH, WalExtent};
+use crate::core::wal_index::{BACKFILLED, BEGINNING_LENGTH, WalExtent};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -24,8 +24,6 @@ const SLOTS: [u8; 4] = [4, 3, 2, 1];
 /// How often the beginning is read again that somebody is just writing: that takes nanoseconds, unless the writer is kept
 /// from the processor.
 const MOST_READINGS: u32 = 16;
-/// How many frames are in the database file, behind two headers of 48 bytes (wal.c, `WalCkptInfo.nBackfill`).
-const BACKFILLED: u64 = 96;
 /// Where the marks begin (wal.c, `WalCkptInfo.aReadMark`).
 const MARKS: u64 = 100;
 /// How many frames a checkpoint set out to bring there (wal.c, `WalCkptInfo.nBackfillAttempted`).
@@ -52,7 +50,7 @@ pub fn cut_off(index: &File) -> io::Result<u32> {
         let mut number = [0; 4];
         index.read_exact_at(&mut number, at).map(|()| u32::from_ne_bytes(number))
     };
-    let (backfilled, attempted) = (number_at(BACKFILLED)?, number_at(ATTEMPTED)?);
+    let (backfilled, attempted) = (number_at(BACKFILLED as u64)?, number_at(ATTEMPTED)?);
     Ok(if attempted > backfilled { attempted } else { 0 })
 }
 

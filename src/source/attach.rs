@@ -1,5 +1,6 @@
 //! Attaching to a database, and letting go of it.
 
+use super::apart::is_used_apart;
 use super::capture::{Capture, Look, LookError};
 use super::checkpointer::Checkpointer;
 use super::guard::Guard;
@@ -100,24 +101,6 @@ impl Attached {
         drop((query, write_lock, checkpointer));
         drop((guard, descriptor, lock));
         left.filter(|_| matches!(fate, Some(Fate::NoDatabase | Fate::Later(_))))
-    }
-
-    /// Closes everything while others work with another WAL, without a checkpoint. What is in our WAL and in the file, too,
-    /// must not be read beside what they write into the file: then it is emptied.
-    pub fn let_go_beside_others(mut self, database: &Path) {
-        let is_in_file = self.extent().is_ok_and(|extent| {
-            extent.frames > 0
-                && extent.is_backfilled()
-                && (self.guard.lets_restart()
-                    || self.guard.let_restart(&self.query, extent, |_| true).unwrap_or(false))
-        });
-        let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock, apart: _ } = self;
-        drop((query, write_lock));
-        if is_in_file && let Some(Err(error)) = checkpointer.as_ref().map(|last| last.empty_wal()) {
-            warn!("{}: cannot empty its -wal: {error}", database.display());
-        }
-        drop((checkpointer, capture));
-        drop((guard, descriptor, lock));
     }
 
     /// What the wal-index says.
@@ -243,11 +226,6 @@ pub fn attach(request: AttachRequest) -> AttachOutcome {
         Err(e) => return AttachOutcome::Refused(Refusal::NoAccess(remedy(&request.database, &e))),
     }
     try_attach(request).unwrap_or_else(AttachOutcome::Refused)
-}
-
-/// Whether somebody has the database open, and nobody its wal-index. We must have neither.
-fn is_used_apart(database: &File, wal_index: &Path) -> bool {
-    locks::is_shared(database).unwrap_or(false) && !locks::is_index_shared(wal_index).unwrap_or(false)
 }
 
 fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {

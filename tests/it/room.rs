@@ -126,8 +126,8 @@ fn an_application_on_a_small_disk_never_meets_a_full_one_because_a_server_is_awa
     output(std::process::Command::new("sync").arg("-f").arg(&small));
 }
 
-/// Commits large transactions until the disk is full; how long the WAL is then. `noticed` is asked
-/// after each commit, with that length, until it says so.
+/// Commits large transactions until the disk is full; how long the WAL is then. `noticed` is asked after each commit, with
+/// that length, until it says so.
 fn fill(application: &mut Shell, wal: &Path, noticed: impl Fn(u64) -> bool) -> u64 {
     let length = || fs::metadata(wal).expect("it is held").len();
     loop {
