@@ -36,6 +36,10 @@ impl Source {
         let awaits_backfill = self.awaits_backfill(dirty);
         let before = self.shadow_extent().map(ShadowExtent::position);
         self.hot = false;
+        if self.lets_restart() {
+            // Copying the beginning of the next WAL takes a while, in which nobody could checkpoint it.
+            self.bring_in_place(now);
+        }
         let Some(Caught { extent, in_flight, is_overtaken }) = self.copy_all(previous, now) else {
             self.plan_backfill(awaits_backfill, dirty, now);
             return self.on_uncopied(now);
@@ -60,11 +64,14 @@ impl Source {
         }
         self.look_by_the_clock(now);
         self.bring_in_place(now);
-        if let State::Attached(attached) = &self.state {
-            // The next writer may restart the WAL at once.
-            self.needs_sync |=
-                !is_endless && attached.guard.lets_restart() && self.extent.frames > 0 && self.has_unsynced();
-        }
+        // The next writer may restart the WAL at once.
+        self.needs_sync |=
+            !is_endless && self.lets_restart() && self.extent.frames > 0 && self.has_unsynced();
+    }
+
+    /// Whether the next commit restarts the WAL.
+    fn lets_restart(&self) -> bool {
+        matches!(&self.state, State::Attached(attached) if attached.guard.lets_restart())
     }
 
     /// Beside endless writers, events may not be listened to.
@@ -155,7 +162,10 @@ impl Source {
             .and_then(|extent| attached.guard.bring_in_place(&attached.query, &attached.capture, extent));
         match placed {
             Ok(true) => {
-                self.place_at = None;
+                // On read lock 0 we are in the way of a checkpoint from the first commit of the next WAL on, and no event
+                // tells of it.
+                let is_awaited = attached.guard.lets_restart() && self.pace.is_endless(now);
+                self.place_at = is_awaited.then(|| Recheck::after(None, PLACE_PAUSE, PLACE_PAUSE, now));
                 self.solved(Task::Hold);
             }
             Ok(false) | Err(GuardError::Sqlite(SqliteError::Busy)) => self.place_at = Some(again),
