@@ -27,7 +27,7 @@ impl ByteOrder {
 }
 
 /// Two random words that every frame of one WAL shares with its header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Salt(pub u32, pub u32);
 
 /// SQLite's cumulative WAL checksum.

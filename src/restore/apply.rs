@@ -14,6 +14,7 @@ use crate::core::replay::{Frames, Replay, ReplayFault};
 use crate::core::restore::{Note, PlannedIndex, RestoreGap, RestorePlan};
 use crate::core::segment::{SegmentTrailer, SnapshotTrailer, Trailer};
 use crate::core::wal::Salt;
+use std::collections::HashSet;
 
 /// How a database file begins, and where its header says how large a page is (SQLite file format, 1.3).
 const DATABASE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
@@ -40,6 +41,8 @@ pub(super) struct Applier<'a, 'f> {
     notes: Vec<Note>,
     /// The first index whose salts jumped, and how many did.
     jumps: Option<(Index, u32)>,
+    /// Of the WALs so far.
+    salts: HashSet<Salt>,
 }
 
 /// The content of one object, after it passed by.
@@ -48,6 +51,22 @@ struct Content {
     /// `None` where the frame has a checksum of its own: one is enough.
     crc: Option<u64>,
     ending: Ending,
+}
+
+/// One WAL, replayed.
+struct Replayed {
+    replay: Replay,
+    /// Its last segment was sealed as the last of the WAL.
+    complete: bool,
+    /// A trailer says which index it is.
+    is_vouched: bool,
+}
+
+/// How a WAL began.
+#[derive(Clone, Copy)]
+struct Begun {
+    salt: Salt,
+    is_vouched: bool,
 }
 
 /// Why a block of a segment was not taken.
@@ -70,7 +89,17 @@ impl<'a, 'f> Applier<'a, 'f> {
         output: &'a mut Output,
         compares: bool,
     ) -> Self {
-        Applier { plan, feed, output, compares, proof: None, cut: None, notes: Vec::new(), jumps: None }
+        Applier {
+            plan,
+            feed,
+            output,
+            compares,
+            proof: None,
+            cut: None,
+            notes: Vec::new(),
+            jumps: None,
+            salts: HashSet::new(),
+        }
     }
 
     /// Writes the snapshot and replays every WAL on it.
@@ -86,12 +115,14 @@ impl<'a, 'f> Applier<'a, 'f> {
         let mut end = (plan.snapshot.index, Offset::ZERO);
         // The end of an index that is complete is the beginning of the next one.
         let mut reached = end;
-        let mut salt = None;
+        let mut begun = None;
         for (at, index) in plan.indexes.iter().enumerate() {
             self.prove(|proof| proof.begin_index(index.index)).map_err(not_the_source)?;
-            let (replay, complete) = self.replay(index, plan.indexes.get(at + 1), page_size)?;
-            self.compare_salts(index, salt, replay.salt())?;
-            salt = replay.salt();
+            let Replayed { replay, complete, is_vouched } =
+                self.replay(index, plan.indexes.get(at + 1), page_size)?;
+            let now = replay.salt().map(|salt| Begun { salt, is_vouched });
+            self.compare_salts(index, begun, now)?;
+            begun = now;
             if let Some(commit) = replay.commit() {
                 self.output.set_page_count(commit.page_count)?;
                 end = (index.index, commit.end);
@@ -159,15 +190,15 @@ impl<'a, 'f> Applier<'a, 'f> {
         }
     }
 
-    /// Replays one WAL. Says, too, whether its last segment was sealed as the last of the WAL.
+    /// Replays one WAL.
     fn replay(
         &mut self,
         index: &PlannedIndex,
         next: Option<&PlannedIndex>,
         page_size: PageSize,
-    ) -> Result<(Replay, bool), RestoreError> {
+    ) -> Result<Replayed, RestoreError> {
         let mut replay = Replay::new(page_size);
-        let mut complete = false;
+        let (mut complete, mut is_vouched) = (false, false);
         for (at, segment) in index.segments.iter().enumerate() {
             let object = segment.object(self.plan.generation);
             self.follows(&replay, segment)?;
@@ -178,7 +209,7 @@ impl<'a, 'f> Applier<'a, 'f> {
             let Some(trailer) = trailer else { continue };
             agree_segment(&trailer, segment, &content)
                 .map_err(|what| RestoreError::Damaged { object, damage: Damage::Trailer(what) })?;
-            complete = trailer.last_of_index;
+            (complete, is_vouched) = (trailer.last_of_index, true);
             if let Some(state) = trailer.state {
                 let is_commit = replay.commit().is_some_and(|commit| commit.end == trailer.end);
                 let compared = match is_commit {
@@ -190,7 +221,7 @@ impl<'a, 'f> Applier<'a, 'f> {
             self.agree_last(&trailer, object, following)?;
         }
         self.judge_commit(&replay, index, next.is_some())?;
-        Ok((replay, complete))
+        Ok(Replayed { replay, complete, is_vouched })
     }
 
     /// A segment must begin exactly where the one before it ended.
@@ -307,21 +338,28 @@ impl<'a, 'f> Applier<'a, 'f> {
         Ok(())
     }
 
-    /// A restart adds 1 to the first salt; TRUNCATE can add more, or make it random. One that is smaller by less than
-    /// the number of indexes belongs to an earlier index of this plan.
+    /// No two WALs have the same salts. A restart adds 1 to the first one, and a WAL that is made anew has a random one: what
+    /// is smaller by less than the number of indexes belongs to an earlier index, or is so by chance, as some of thousands
+    /// are. So that counts only where no trailer says which index it is; what was exchanged with such a one is refused
+    /// because of its trailer.
     fn compare_salts(
         &mut self,
         index: &PlannedIndex,
-        before: Option<Salt>,
-        now: Option<Salt>,
+        before: Option<Begun>,
+        now: Option<Begun>,
     ) -> Result<(), RestoreError> {
-        let (Some(before), Some(now)) = (before, now) else { return Ok(()) };
-        if (before.0.wrapping_sub(now.0) as usize) < self.plan.indexes.len() {
+        let Some(now) = now else { return Ok(()) };
+        let is_first = self.salts.insert(now.salt);
+        let is_earlier = before.is_some_and(|before| {
+            let back = before.salt.0.wrapping_sub(now.salt.0) as usize;
+            !before.is_vouched && !now.is_vouched && back < self.plan.indexes.len()
+        });
+        if !is_first || is_earlier {
             let first = index.segments.first().expect("BUG: a planned index has a segment");
             let object = first.object(self.plan.generation);
             return Err(RestoreError::Damaged { object, damage: Damage::OutOfOrder });
         }
-        if now.0 != before.0.wrapping_add(1) {
+        if before.is_some_and(|before| now.salt.0 != before.salt.0.wrapping_add(1)) {
             let (_, count) = self.jumps.get_or_insert((index.index, 0));
             *count += 1;
         }

@@ -1,9 +1,12 @@
 //! Damaged replicas: a restore fails, or gives a committed state and says if it is not the newest. Never wrong rows.
 
-use crate::support::history::{History, Objects, Rows, Style, generation, index, rows, scratch, segment};
+use crate::support::history::{
+    History, Objects, Rows, Style, generation, index, rows, scratch, segment, with_salt,
+};
 use crate::support::memory::{Server, restore_from};
 use wal_agent::core::names::Object;
 use wal_agent::core::restore::RestoreGap;
+use wal_agent::core::wal::Salt;
 use wal_agent::restore::{Damage, RestoreError, RestoreReport};
 
 const STYLES: [Style; 2] = [Style::Ours, Style::Litestream];
@@ -202,4 +205,31 @@ fn a_snapshot_that_nothing_vouches_for_is_refused() {
         .insert(snapshot.path(), crate::support::history::encode(Style::Ours, &history.databases[0], None));
     let error = try_restore(objects).unwrap_err();
     assert!(matches!(error, RestoreError::Damaged { damage: Damage::Unverifiable, .. }), "{error}");
+}
+
+/// An application that is started thousands of times has as many WALs with random salts. Some of them follow on one that
+/// is a little larger.
+#[test]
+fn a_salt_that_goes_back_by_chance_is_no_damage_where_trailers_say_which_index_it_is() {
+    let mut history = History::new(512, &[2, 2, 2, 2], 60);
+    for (k, wal) in (0..).zip(&mut history.wals) {
+        *wal = with_salt(wal, Salt(1000 - k, 7 + k));
+    }
+    let (_, restored) = try_restore(history.objects(Style::Ours, 2)).unwrap();
+    assert_eq!(restored, *history.newest());
+    let error = try_restore(history.objects(Style::Litestream, 2)).unwrap_err();
+    assert!(matches!(error, RestoreError::Damaged { damage: Damage::OutOfOrder, .. }), "{error}");
+}
+
+#[test]
+fn a_wal_that_was_there_before_is_refused_wherever_it_stands() {
+    let history = History::new(512, &[2, 2, 2], 60);
+    for style in STYLES {
+        let mut objects = history.objects(style, 2);
+        // The last segment is open: it has no trailer.
+        let last = objects[&segment(2, 0).path()].clone();
+        objects.insert(segment(0, 0).path(), last);
+        let error = try_restore(objects).unwrap_err();
+        assert!(matches!(error, RestoreError::Damaged { damage: Damage::OutOfOrder, .. }), "{error}");
+    }
 }

@@ -13,7 +13,7 @@ use wal_agent::core::scan::Chain;
 use wal_agent::core::segment::{
     END_MARK, FRAME_HEADER, MAX_BLOCK, SegmentTrailer, SnapshotTrailer, Trailer, push_block,
 };
-use wal_agent::core::wal::{FrameHeader, WalHeader};
+use wal_agent::core::wal::{Checksum, FrameHeader, Salt, WalHeader};
 
 /// Everything in the test table.
 pub type Rows = Vec<(i64, Vec<u8>)>;
@@ -236,6 +236,26 @@ pub fn committed_end(wal: &[u8]) -> usize {
     let mut chain = Chain::new(header);
     let _stale_frames_behind = chain.extend(&wal[32..], |_, _| {});
     chain.commit().unwrap().end.get() as usize
+}
+
+/// The same WAL under other salts.
+pub fn with_salt(wal: &[u8], salt: Salt) -> Vec<u8> {
+    let order = WalHeader::parse(wal.first_chunk().unwrap()).unwrap().order();
+    let page_size = WalHeader::parse(wal.first_chunk().unwrap()).unwrap().page_size();
+    let salt = [salt.0.to_be_bytes(), salt.1.to_be_bytes()].concat();
+    let mut wal = wal.to_vec();
+    wal[16..24].copy_from_slice(&salt);
+    let mut checksum = Checksum::default().extend(order, &wal[..24]);
+    let write = |to: &mut [u8], Checksum(first, second): Checksum| {
+        to.copy_from_slice(&[first.to_be_bytes(), second.to_be_bytes()].concat());
+    };
+    write(&mut wal[24..32], checksum);
+    for frame in wal[32..].chunks_exact_mut(page_size.frame_length() as usize) {
+        frame[8..16].copy_from_slice(&salt);
+        checksum = checksum.extend(order, &frame[..8]).extend(order, &frame[24..]);
+        write(&mut frame[16..24], checksum);
+    }
+    wal
 }
 
 /// A database after a WAL, or a part of it that ends behind a frame, was replayed on it.
