@@ -7,7 +7,8 @@ mod wal_index;
 pub use wal_index::{Slot, WalIndex, cut_off};
 
 use nix::fcntl::{FcntlArg, fcntl};
-use std::fs::File;
+use std::collections::HashSet;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -101,19 +102,36 @@ const WRITE_LOCK: libc::off_t = 120;
 /// `UNIX_SHM_DMS`).
 const INDEX_LOCKS: libc::off_t = 9;
 
-/// So many readings of the kernel's list must agree.
+/// The kernel's list of locks (proc(5)).
+const LOCK_LIST: &str = "/proc/locks";
+/// So many readings of it must agree.
 const LOCK_LISTS: usize = 3;
 
 /// Whether every other process that has a lock on a database has one on this wal-index, too, and so works with the WAL
 /// that is beside it. `false` where that cannot be seen. Takes milliseconds: the kernel waits for all who lock anything.
 pub fn all_share_index(database: &File, wal_index: &File) -> bool {
-    let inode = |file: &File| file.metadata().ok().map(|metadata| metadata.ino());
-    let (Some(database), Some(wal_index)) = (inode(database), inode(wal_index)) else { return false };
+    let (Ok(database), Ok(wal_index)) = (database.metadata(), wal_index.metadata()) else { return false };
     // A list of more than a page is read in pieces, and a lock that moves in between may be in none.
     (0..LOCK_LISTS).all(|_| {
-        let Ok(locks) = std::fs::read_to_string("/proc/locks") else { return false };
-        share_index(&locks, database, wal_index, u64::from(std::process::id()))
+        let Ok(locks) = std::fs::read_to_string(LOCK_LIST) else { return false };
+        share_index(&locks, database.ino(), wal_index.ino(), u64::from(std::process::id()))
     })
+}
+
+/// Whether another process has a lock on a database and none on this wal-index, in all readings. `false` where that
+/// cannot be seen. As slow as [`all_share_index`].
+pub fn is_any_apart(database: &Metadata, wal_index: &Metadata) -> bool {
+    let device = device_in_list(database.dev());
+    let apart = || {
+        let locks = std::fs::read_to_string(LOCK_LIST).unwrap_or_default();
+        processes_apart(&locks, &device, database.ino(), wal_index.ino(), u64::from(std::process::id()))
+    };
+    let mut always = apart();
+    for _ in 1..LOCK_LISTS {
+        let again = apart();
+        always.retain(|process| again.contains(process));
+    }
+    !always.is_empty()
 }
 
 /// Whether a connection of another process works with this wal-index. We must not: `-shm` is opened and closed here.
@@ -136,20 +154,37 @@ pub fn is_index_used(wal_index: &File) -> io::Result<bool> {
 }
 
 /// A POSIX lock.
-struct Lock {
+struct Lock<'a> {
     process: u64,
+    device: &'a str,
     inode: u64,
 }
 
+/// A device as the list has it: major and minor number, in hexadecimal digits.
+fn device_in_list(device: u64) -> String {
+    format!("{:02x}:{:02x}", rustix::fs::major(device), rustix::fs::minor(device))
+}
+
 /// Lines are `1: POSIX  ADVISORY  WRITE 4711 fe:00:10357871 120 121`: kind, pid, device and inode, first and last byte.
-fn parse_locks(locks: &str) -> impl Iterator<Item = Lock> {
+fn parse_locks(locks: &str) -> impl Iterator<Item = Lock<'_>> {
     locks.lines().filter_map(|line| {
         let mut words = line.split_whitespace().skip(1);
         let is_posix = words.next()? == "POSIX";
         let process = words.nth(2)?.parse().ok()?;
-        let inode = words.next()?.rsplit(':').next()?.parse().ok()?;
-        is_posix.then_some(Lock { process, inode })
+        let (device, inode) = words.next()?.rsplit_once(':')?;
+        let inode = inode.parse().ok()?;
+        is_posix.then_some(Lock { process, device, inode })
     })
+}
+
+/// Those that have a lock on the database, and none on the wal-index of the same device.
+fn processes_apart(locks: &str, device: &str, database: u64, wal_index: u64, ourselves: u64) -> HashSet<u64> {
+    let holders = |inode: u64| {
+        let theirs =
+            move |lock: &Lock| (lock.device, lock.inode) == (device, inode) && lock.process != ourselves;
+        parse_locks(locks).filter(theirs).map(|lock| lock.process).collect::<HashSet<_>>()
+    };
+    &holders(database) - &holders(wal_index)
 }
 
 fn share_index(locks: &str, database: u64, wal_index: u64, ourselves: u64) -> bool {
@@ -213,5 +248,11 @@ mod tests {
         assert!(!share_index(&(theirs.clone() + &line(8, 5)), 5, 6, 1), "one more without the index");
         assert!(!share_index(&(line(8, 5) + &line(8, 9) + &theirs), 5, 6, 1), "with another one");
         assert!(!share_index(&ours, 5, 6, 1), "nobody is seen");
+        let apart = |locks: &str| processes_apart(locks, "fe:00", 5, 6, 1);
+        assert_eq!(apart(&(ours.clone() + &theirs)), HashSet::new());
+        assert_eq!(apart(&(ours.clone() + &theirs + &line(8, 5))), HashSet::from([8]), "beside who does");
+        let elsewhere = line(8, 5).replace("fe:00", "00:1a");
+        assert_eq!(apart(&(ours + &theirs + &elsewhere)), HashSet::new(), "another file with that number");
+        assert_eq!(device_in_list(rustix::fs::makedev(0xfe, 0)), "fe:00");
     }
 }

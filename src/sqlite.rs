@@ -175,7 +175,7 @@ impl Handle {
     fn extent_after(&self, mode: CheckpointMode) -> Result<WalExtent, SqliteError> {
         let (frames, backfilled) = self.0.wal_checkpoint_v2(Some(MAIN_DB), mode)?;
         match (u32::try_from(frames), u32::try_from(backfilled)) {
-            (Ok(frames), Ok(backfilled)) => Ok(WalExtent { frames, backfilled }),
+            (Ok(frames), Ok(backfilled)) => Ok(WalExtent { frames, backfilled, salt: None }),
             _ => Err(SqliteError::Other("it is not in WAL mode".to_owned())),
         }
     }

@@ -63,6 +63,8 @@ pub enum Break {
     DatabaseChanged,
     /// The WAL was deleted or replaced under the agent.
     WalReplaced,
+    /// The WAL is another one than the wal-index says, though nobody restarted it.
+    WalOverwritten,
     /// The wal-index was deleted or replaced under the agent: nobody's locks count for who came since.
     WalIndexReplaced,
     /// Somebody had it open by another name, and so with another WAL: nobody knows what is in that.
@@ -104,6 +106,7 @@ impl fmt::Display for Break {
             }
             Break::DatabaseChanged => "the database was changed while the agent did not hold it",
             Break::WalReplaced => "the WAL was deleted or replaced while it was being read",
+            Break::WalOverwritten => "something other than SQLite has written over the -wal",
             Break::WalIndexReplaced => "the database's -shm was deleted or replaced while it was in use",
             Break::UsedApart => "a program had it open by another name, beside which its commits are",
             Break::WalContinued => {

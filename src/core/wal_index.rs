@@ -1,6 +1,6 @@
 //! What the wal-index (`-shm`) says of a WAL (wal.c, `WalIndexHdr` and `WalCkptInfo`).
 
-use super::wal::{ByteOrder, Checksum};
+use super::wal::{ByteOrder, Checksum, Salt};
 
 /// Bytes of the wal-index's beginning: its header, twice, and how many frames are in the database file.
 pub const BEGINNING_LENGTH: usize = BACKFILLED + 4;
@@ -12,16 +12,19 @@ const HEADER_LENGTH: usize = 48;
 const VERSION: u32 = 3_007_000;
 const IS_INIT: usize = 12;
 const FRAMES: usize = 16;
+const SALT: usize = 32;
 /// What is before it is covered by it.
 const CHECKSUM: usize = 40;
 
 /// A WAL at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WalExtent {
     /// Committed frames (mxFrame); 0 when the WAL is empty or about to be written anew.
     pub frames: u32,
     /// Frames that are in the database file, too (nBackfill).
     pub backfilled: u32,
+    /// What the header of the WAL has that this is about, if there are committed frames; `None` where SQLite was asked.
+    pub salt: Option<Salt>,
 }
 
 impl WalExtent {
@@ -47,7 +50,9 @@ impl WalExtent {
             && header[IS_INIT] != 0
             && Checksum::default().extend(ByteOrder::NATIVE, &header[..CHECKSUM]) == checksum;
         let backfilled = backfilled.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))?;
-        is_whole.then_some(WalExtent { frames: word(FRAMES)?, backfilled })
+        let salt = |at: usize| header[at..].first_chunk().map(|bytes| u32::from_be_bytes(*bytes));
+        let salt = Some(Salt(salt(SALT)?, salt(SALT + 4)?));
+        is_whole.then_some(WalExtent { frames: word(FRAMES)?, backfilled, salt })
     }
 }
 
@@ -59,6 +64,7 @@ mod tests {
         let mut header = [0; HEADER_LENGTH];
         header[..4].copy_from_slice(&VERSION.to_ne_bytes());
         header[IS_INIT] = 1;
+        header[SALT..SALT + 8].copy_from_slice(&[0, 0, 0, 5, 0, 0, 0, 6]);
         header[FRAMES..FRAMES + 4].copy_from_slice(&frames.to_ne_bytes());
         let Checksum(first, second) = Checksum::default().extend(ByteOrder::NATIVE, &header[..CHECKSUM]);
         header[CHECKSUM..CHECKSUM + 4].copy_from_slice(&first.to_ne_bytes());
@@ -76,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_header_counts_if_both_copies_say_the_same() {
-        let whole = Some(WalExtent { frames: 7, backfilled: 3 });
+        let whole = Some(WalExtent { frames: 7, backfilled: 3, salt: Some(Salt(5, 6)) });
         assert_eq!(WalExtent::parse(&beginning(header(7), header(7))), whole);
         assert_eq!(WalExtent::parse(&beginning(header(7), header(8))), None);
         assert_eq!(WalExtent::parse(&[0; BEGINNING_LENGTH]), None, "nobody has made it yet");

@@ -2,7 +2,10 @@
 //! `-wal` and a `-shm` beside each name, so that we see none of their commits; and our connection keeps their last close
 //! from bringing them into the file. So we go, and say so.
 
+use super::held::Held;
+use super::left_behind::Paths;
 use super::{Attached, Source, State};
+use crate::core::evidence::Sighting;
 use crate::core::sync::Break;
 use crate::locks;
 use log::warn;
@@ -17,18 +20,24 @@ const PAUSE: Duration = Duration::from_secs(5);
 const SHORT_PAUSE: Duration = Duration::from_millis(100);
 /// Whoever opens a database has no lock on its wal-index yet, for a moment.
 const MOMENT: Duration = Duration::from_secs(1);
+/// How often each program is asked about by itself, beside others that work with our wal-index: all who lock anything wait
+/// for that list.
+const LIST_PAUSE: Duration = Duration::from_secs(60);
 
 /// What is known of such programs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Apart {
     at: Instant,
     since: Option<Instant>,
+    list_at: Instant,
+    /// The file when nobody else had it open, the last time.
+    alone: Option<Sighting>,
 }
 
 impl Apart {
     /// Nothing; it is asked at once.
     pub(super) fn unknown(now: Instant) -> Apart {
-        Apart { at: now, since: None }
+        Apart { at: now, since: None, list_at: now + LIST_PAUSE, alone: None }
     }
 }
 
@@ -38,17 +47,40 @@ impl Source {
         self.apart.map(|apart| apart.at)
     }
 
+    /// Somebody has come: it is asked at once.
+    pub(super) fn ask_apart(&mut self, now: Instant) {
+        if let Some(apart) = &mut self.apart {
+            apart.at = apart.at.min(now);
+        }
+    }
+
+    /// Keeps what the file is while nobody else has it open.
+    pub(super) fn note_alone(&mut self) {
+        if let (Some(apart), Some(sighting)) = (&mut self.apart, self.sighting.filter(|seen| seen.alone)) {
+            apart.alone = Some(sighting);
+        }
+    }
+
+    /// The file before others came, as far as anybody has looked.
+    pub(super) fn seen_alone(&self) -> Option<Sighting> {
+        self.apart.and_then(|apart| apart.alone)
+    }
+
     /// Asks whether everybody who has the database open works with our wal-index, if it is time.
     pub(super) fn look_apart(&mut self, now: Instant) {
-        let Some(Apart { at, since }) = self.apart else { return };
-        if now < at {
-            return;
-        }
+        let Some(apart) = self.apart.filter(|apart| now >= apart.at) else { return };
         let State::Attached(attached) = &self.state else { return };
         let is_apart = attached.is_used_apart().unwrap_or(false);
-        let since = is_apart.then(|| since.unwrap_or(now));
-        let pause = if is_apart { SHORT_PAUSE } else { PAUSE };
-        self.apart = Some(Apart { at: now + pause, since });
+        let is_hidden = !is_apart && now >= apart.list_at && attached.is_any_apart();
+        let since = (is_apart || is_hidden).then(|| apart.since.unwrap_or(now));
+        let pause = match (is_apart, is_hidden) {
+            (true, _) => SHORT_PAUSE,
+            (_, true) => MOMENT,
+            _ => PAUSE,
+        };
+        let is_listed = now >= apart.list_at && !is_hidden;
+        let list_at = if is_listed { now + LIST_PAUSE } else { apart.list_at };
+        self.apart = Some(Apart { at: now + pause, since, list_at, ..apart });
         if self.leaving.is_none() && since.is_some_and(|since| now >= since + MOMENT) {
             // Of a renamed file, the other name is the only one.
             self.leaving = self.replaced().or(Some(Break::UsedApart));
@@ -62,26 +94,52 @@ impl Attached {
         Ok(!locks::is_index_used(self.guard.index().file())? && locks::is_shared(&self.descriptor)?)
     }
 
+    /// Whether one of those who have the database open has not our wal-index. Slow.
+    fn is_any_apart(&self) -> bool {
+        let files = (self.descriptor.metadata(), self.guard.index().file().metadata());
+        locks::is_shared(&self.descriptor).unwrap_or(false)
+            && matches!(files, (Ok(database), Ok(index)) if locks::is_any_apart(&database, &index))
+    }
+
     /// Closes everything while others work with another WAL, without a checkpoint. What is in our WAL and in the file, too,
-    /// must not be read beside what they write into the file: then it is emptied.
-    pub(super) fn let_go_beside_others(mut self, database: &Path) {
-        let is_in_file = self.extent().is_ok_and(|extent| {
-            extent.frames > 0
-                && extent.is_backfilled()
-                && (self.guard.lets_restart()
-                    || self.guard.let_restart(&self.query, extent, |_| true).unwrap_or(false))
-        });
+    /// must not be read beside what they write into the file: then it is emptied. What is in our WAL alone continues the
+    /// file only as long as that is what it was before they came, if that was seen: `before`.
+    pub(super) fn let_go_beside_others(mut self, at: Paths, before: Option<&Sighting>) {
+        let name = at.database.display();
+        let extent = self.extent().unwrap_or_default();
+        let is_in_file = extent.frames > 0
+            && extent.is_backfilled()
+            && (self.guard.lets_restart()
+                || self.guard.let_restart(&self.query, extent, |_| true).unwrap_or(false));
+        let backfilled = (self.capture.shadow.extent().index, extent.backfilled);
+        let before = before.filter(|before| extent.left() > 0 && before.backfilled == backfilled);
+        if let Some(before) = before
+            && let Err(error) = self.keep_left(at, before)
+        {
+            warn!("{name}: cannot write {}: {error}", at.meta.display());
+        }
         let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock, apart: _ } = self;
         drop((query, write_lock));
         if is_in_file && let Some(Err(error)) = checkpointer.as_ref().map(|last| last.empty_wal()) {
-            warn!("{}: cannot empty its -wal: {error}", database.display());
+            warn!("{name}: cannot empty its -wal: {error}");
         }
         drop((checkpointer, capture));
         drop((guard, descriptor, lock));
     }
+
+    fn keep_left(&self, at: Paths, before: &Sighting) -> io::Result<()> {
+        let Some(wal) = self.capture.live_file() else { return Ok(()) };
+        let held = Held::of(&self.descriptor.metadata()?, &wal.metadata()?);
+        held.left(Some(before.stamp)).keep(at.disk, at.meta)
+    }
 }
 
-/// Whether somebody has the database open, and nobody its wal-index. We must have neither.
+/// Whether somebody has the database open, and not its wal-index. We must have neither.
 pub(super) fn is_used_apart(database: &File, wal_index: &Path) -> bool {
-    locks::is_shared(database).unwrap_or(false) && !locks::is_index_shared(wal_index).unwrap_or(false)
+    if !locks::is_shared(database).unwrap_or(false) {
+        return false;
+    }
+    let files = (database.metadata(), std::fs::metadata(wal_index));
+    !locks::is_index_shared(wal_index).unwrap_or(false)
+        || matches!(files, (Ok(database), Ok(index)) if locks::is_any_apart(&database, &index))
 }

@@ -7,7 +7,7 @@ use super::guard::Guard;
 use super::held::{Belonging, Held};
 use super::held_files::HeldFiles;
 use super::inspect::Suspicion;
-use super::left_behind::{self, Fate, LeftBehind, Paths};
+use super::left_behind::{self, LeftBehind, Paths};
 use super::let_go::Resting;
 use super::proof::{self, WalAtPath};
 use super::refusal::Refusal;
@@ -77,32 +77,6 @@ impl Attached {
         (capture.shadow, lock, closed)
     }
 
-    /// Closes everything, without a checkpoint, when another content was put into the database file: beside it, the
-    /// frames of its `-wal` would be read as the new one's. Returns the WAL as long as it has to stay.
-    pub fn let_go_of_overwritten(self, at: Paths) -> Option<LeftBehind> {
-        let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock, apart: _ } = self;
-        let is_at_path = is_at_path(&descriptor, at.database);
-        // Whatever was mixed is gone.
-        let forgotten = Held::forget(at.disk, at.meta);
-        forgotten
-            .unwrap_or_else(|e| warn!("{}: cannot write {}: {e}", at.database.display(), at.meta.display()));
-        let generation = capture.shadow.extent().generation;
-        let mut left = capture.into_live().map(|wal| LeftBehind {
-            // Should it come back, its content is another's all the same: it has no identity.
-            database: Some(descriptor.clone()),
-            ..LeftBehind::of(wal, generation)
-        });
-        // The new content stays locked until our connections are closed: a program that came in before would join our
-        // `-shm`.
-        let fate = left.as_mut().map(|left| match is_at_path {
-            true => left.settle_overwritten(at),
-            false => left.settle(at, None),
-        });
-        drop((query, write_lock, checkpointer));
-        drop((guard, descriptor, lock));
-        left.filter(|_| matches!(fate, Some(Fate::NoDatabase | Fate::Later(_))))
-    }
-
     /// What the wal-index says.
     ///
     /// # Errors
@@ -149,7 +123,7 @@ impl Attached {
     }
 }
 
-fn is_at_path(file: &DatabaseFile, path: &Path) -> bool {
+pub(super) fn is_at_path(file: &DatabaseFile, path: &Path) -> bool {
     FileIdentity::of_path(path) == Some(file.identity())
 }
 

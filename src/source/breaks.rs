@@ -33,6 +33,7 @@ impl Source {
             Break::DatabaseReplaced
             | Break::DatabaseOverwritten
             | Break::WalReplaced
+            | Break::WalOverwritten
             | Break::WalIndexReplaced
             | Break::HeaderInvalid
             | Break::ChainBroken => self.leaving = Some(reason),
@@ -146,6 +147,7 @@ impl Source {
         let reason = self.leaving.take()?;
         // What is still to be inspected was seen after it was written.
         let seen = self.sighting.filter(|_| self.to_inspect.is_none());
+        let before_others = self.seen_alone();
         let attached = self.lend()?;
         self.state = State::Detached;
         self.hold_nothing();
@@ -166,8 +168,18 @@ impl Source {
                 drop(attached);
                 self.await_the_new(reason, now);
             }
+            Break::WalOverwritten => {
+                let name = self.settings.database.display();
+                if attached.let_go_of_overwritten_wal(&self.settings.database) {
+                    // What it is then, a comparison of every page tells.
+                    warn!("{name}: {reason}; let go of it, so that whoever opens it reads what is there now");
+                    self.let_settle(now);
+                } else {
+                    self.refuse(Refusal::WalDamaged(reason), now);
+                }
+            }
             Break::UsedApart => {
-                attached.let_go_beside_others(&self.settings.database);
+                attached.let_go_beside_others(self.paths(), before_others.as_ref());
                 self.forced_break = Some(reason);
                 self.refuse(Refusal::UsedApart, now);
             }

@@ -133,6 +133,9 @@ impl Capture {
                 continue;
             }
             let live = before.and_then(|bytes| WalHeader::parse(&bytes).ok());
+            if extent.frames > 0 && is_another(live, extent) {
+                return Ok(Look::Broken(Break::WalOverwritten));
+            }
             if let Some((header, frames)) = self.settled.filter(|_| extent.frames > 0) {
                 match (header == live, frames == extent.frames) {
                     (true, true) => {
@@ -195,6 +198,14 @@ impl Capture {
                 && shadow.end == Offset::after_frames(shadow.header.page_size(), extent.frames)
         };
         extent.frames == 0 || self.shadow.facts().as_ref().is_some_and(is_copied)
+    }
+
+    /// Whether something other than SQLite has put another WAL into the file. Nobody must be able to write it: who begins
+    /// one writes its header first, and says later in the wal-index that it is there.
+    pub fn is_overwritten(&self, extent: WalExtent) -> bool {
+        let live = self.live_header().ok().flatten().and_then(|bytes| WalHeader::parse(&bytes).ok());
+        let is_copied = live.is_some() && live == self.shadow.facts().map(|facts| facts.header);
+        is_another(live, extent) && (extent.frames > 0 || live.is_some() && !is_copied)
     }
 
     /// The file that is open as the WAL, if one is.
@@ -297,4 +308,9 @@ impl Capture {
         let at = Offset::after_frames(header.page_size(), frames).get();
         Ok(self.read_live(&mut bytes, at)? && FrameHeader::parse(&bytes).salt == header.salt())
     }
+}
+
+/// Whether a header is not that of the WAL that the wal-index speaks of.
+fn is_another(live: Option<WalHeader>, extent: WalExtent) -> bool {
+    extent.salt.is_some_and(|salt| live.is_none_or(|header| header.salt() != salt))
 }

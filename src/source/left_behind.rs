@@ -7,7 +7,8 @@ use super::refusal::Refusal;
 use super::visits::Visits;
 use crate::core::evidence::{DatabaseHeader, Stamp};
 use crate::core::names;
-use crate::core::position::Generation;
+use crate::core::position::{Generation, WAL_HEADER_LENGTH};
+use crate::core::wal::WalHeaderBytes;
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::disk::Disk;
 use crate::locks;
@@ -16,7 +17,7 @@ use rustix::fs::{AtFlags, CWD, linkat};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// So many WALs of replaced files are kept in one folder; the oldest one goes first.
@@ -351,7 +352,7 @@ impl LeftBehind {
     fn move_away(&self, at: Paths, lock: Option<DatabaseFile>) -> Fate {
         let moved = match &self.content {
             Content::InDatabase => remove_name(at.wal, &self.wal).map(|()| None),
-            _ => self.move_to_kept(at).map(Some),
+            _ => self.move_to_kept(at),
         };
         match moved {
             Ok(to) => {
@@ -371,8 +372,8 @@ impl LeftBehind {
     }
 
     /// A file that has the name already is not renamed to it: rename(2) does nothing then. Another file system takes no
-    /// rename.
-    fn move_to_kept(&self, at: Paths) -> io::Result<PathBuf> {
+    /// rename. `None` if somebody had just opened it by its name at the path, to write another one into it: it stays.
+    fn move_to_kept(&self, at: Paths) -> io::Result<Option<PathBuf>> {
         let ours = FileIdentity::of_file(&self.wal)?;
         let names = at.kept_names(self.generation);
         let mut known = match &self.content {
@@ -381,11 +382,22 @@ impl LeftBehind {
         };
         known.extend(names.clone());
         if let Some(name) = known.into_iter().find(|name| FileIdentity::of_path(name) == Some(ours)) {
-            return remove_name(at.wal, &self.wal).map(|()| name);
+            return remove_name(at.wal, &self.wal).map(|()| Some(name));
         }
         let [inside, beside] = names;
+        let before = self.header();
         let move_to = |to: PathBuf| std::fs::rename(at.wal, &to).map(|()| to);
-        move_to(inside).or_else(|_| move_to(beside))
+        let to = move_to(inside).or_else(|_| move_to(beside))?;
+        if before.is_some() && before == self.header() {
+            return Ok(Some(to));
+        }
+        link(&self.wal, at.wal).and_then(|()| remove_name(&to, &self.wal)).map(|()| None)
+    }
+
+    /// `None` of one that is empty.
+    fn header(&self) -> Option<WalHeaderBytes> {
+        let mut header = [0; WAL_HEADER_LENGTH as usize];
+        self.wal.read_exact_at(&mut header, 0).ok().map(|()| header)
     }
 }
 

@@ -151,6 +151,9 @@ fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<O
         return Err(Stay::Broken(reason).into());
     }
     let frames = match attached.look().map_err(failed)? {
+        Look::UpToDate { extent, .. } if attached.capture.is_overwritten(extent) => {
+            return Err(Stay::Broken(Break::WalOverwritten).into());
+        }
         Look::UpToDate { extent, .. } => extent.left(),
         Look::Broken(reason) => return Err(Stay::Broken(reason).into()),
         Look::Copied { .. } | Look::More { .. } | Look::Unsynced { .. } | Look::Again => {

@@ -20,6 +20,7 @@ mod left_behind;
 mod let_go;
 mod look;
 mod outcome;
+mod overwritten;
 mod proof;
 mod recheck;
 mod refusal;
@@ -222,7 +223,7 @@ impl Source {
             place_at: None,
             retry: None,
             wal_index,
-            extent: WalExtent { frames: 0, backfilled: 0 },
+            extent: WalExtent::default(),
             uncopied: None,
             up_to_date_at: None,
             looks: 0,

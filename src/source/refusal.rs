@@ -56,7 +56,7 @@ impl fmt::Display for Refusal {
             Refusal::UsedApart => f.write_str(
                 "a program has this file open by another name (a hard link, or a mount of the file alone), and its \
                  commits are in a -wal beside that name, where they are not seen: let it use this path, or mount the \
-                 folder instead of the file",
+                 folder instead of the file; or it wants the file for itself alone (locking_mode=EXCLUSIVE)",
             ),
             Refusal::NoRoom(shortage) => write!(
                 f,

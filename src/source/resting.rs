@@ -69,6 +69,13 @@ impl Source {
             self.leaving = Some(reason);
             return;
         }
+        if sighting.alone && attached.is_wal_overwritten() {
+            self.leaving = Some(Break::WalOverwritten);
+            return;
+        }
+        if sighting.alone && !is_alone {
+            debug!("{}: nobody else has it open", self.settings.database.display());
+        }
         self.look_around_at = None;
         match writer {
             Writer::Sqlite => {}
@@ -83,6 +90,9 @@ impl Source {
             }
         }
         if !sighting.alone {
+            if is_alone {
+                self.ask_apart(now);
+            }
             (self.let_go_at, self.is_told_to_let_go) = (None, false);
             self.solved(Task::LetGo);
         } else if dirty.any() || self.let_go_at.is_none() {
@@ -91,6 +101,7 @@ impl Source {
             self.let_go_at = quiet.map(|quiet| now + quiet.max(pause));
         }
         self.sighting = Some(sighting);
+        self.note_alone();
     }
 
     /// Whether the file says something. While our own checkpoint writes, its times say nothing; and while what is
@@ -157,6 +168,7 @@ impl Source {
     pub(super) fn sight_after_checkpoint(&mut self, before: Option<Sighting>, stamp: Option<Stamp>) {
         if let Some(before) = before.filter(|before| before.alone) {
             self.sighting = Some(self.sighting_with(before, stamp));
+            self.note_alone();
             self.dirty.closed = true;
         }
     }
@@ -230,7 +242,8 @@ impl Source {
     fn on_stay(&mut self, stay: Stay, now: Instant) {
         let name = self.settings.database.display();
         match &stay {
-            Stay::Used | Stay::Later => {}
+            Stay::Used => self.ask_apart(now),
+            Stay::Later => {}
             Stay::Young(pause) => self.let_go_at = Some(now + *pause),
             Stay::OpenIn(process) if self.stay.as_ref() != Some(&stay) => {
                 info!("{name}: stays attached: {process} has its WAL open, though without a lock");
@@ -272,7 +285,7 @@ impl Source {
         self.is_told_to_let_go = false;
         (self.to_inspect, self.look_around_at, self.apart) = (None, None, None);
         self.checkpoint = CheckpointState::new();
-        (self.extent, self.uncopied) = (WalExtent { frames: 0, backfilled: 0 }, None);
+        (self.extent, self.uncopied) = (WalExtent::default(), None);
         self.problems.remove(&Task::Look);
         self.problems.remove(&Task::Hold);
         self.problems.remove(&Task::Checkpoint);

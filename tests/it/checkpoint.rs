@@ -8,7 +8,7 @@ const POLICY: CheckpointPolicy =
     CheckpointPolicy { min_pages: 1000, max_pages: Some(10_000), interval: Some(Duration::from_secs(60)) };
 
 fn extent(frames: u32, backfilled: u32) -> WalExtent {
-    WalExtent { frames, backfilled }
+    WalExtent { frames, backfilled, salt: None }
 }
 
 #[test]

@@ -18,12 +18,18 @@ pub const COUNT: &str = "SELECT count(*) FROM t";
 
 /// An application with eleven rows, ten of them in the WAL only.
 pub fn place_with_a_wal() -> (Place, Agent, Shell) {
+    place_with_a_wal_and(&[])
+}
+
+/// The same, with an agent that has these variables in its environment.
+pub fn place_with_a_wal_and(environment: &[(&str, &str)]) -> (Place, Agent, Shell) {
     let place = Place::new();
     let mut application = Shell::open(&place.database());
     application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data)");
     application.run("INSERT INTO t VALUES ('first')");
     application.close();
-    let agent = place.streaming_agent(&PATIENT);
+    let agent = place.agent_with(&PATIENT, environment);
+    agent.wait_for_status("streams", is_streaming);
     let mut application = Shell::open(&place.database());
     application.run("PRAGMA wal_autocheckpoint=0");
     for _ in 0..10 {

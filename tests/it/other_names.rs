@@ -1,7 +1,8 @@
 //! A database that gets names which the agent does not know: links, and the name of another database of the same agent.
 
 use crate::moved_away::{
-    COUNT, GONE, PATIENT, assert_replicated, kept_wals, place_with_a_wal, put_another_in_place, rename,
+    COUNT, GONE, PATIENT, assert_replicated, kept_wals, place_with_a_wal, place_with_a_wal_and,
+    put_another_in_place, rename,
 };
 use crate::moved_back::{Restart, assert_is_kept, go_on, hold, restart, work_on};
 use crate::support::agent::Agent;
@@ -183,6 +184,75 @@ fn beside_a_program_that_writes_by_another_name_no_old_wal_stays() {
     assert_eq!((changed, again.value(SOUND)), ("11".to_owned(), "ok".to_owned()));
     again.close();
     assert_replicated(&place, agent);
+}
+
+/// What is in our WAL alone does not continue what others write into the file by another name. It is kept, and they lose
+/// nothing; nor does the file.
+#[test]
+fn beside_a_program_that_writes_by_another_name_a_wal_that_is_not_in_the_file_is_kept() {
+    let (place, agent, application) = place_with_a_wal_and(&[("RUST_LOG", "debug")]);
+    application.close();
+    wait_until("it is seen that nobody is there", DEADLINE, || {
+        agent.log().contains("nobody else has it open")
+    });
+    let other = place.path("other.db");
+    fs::hard_link(place.database(), &other).expect("the folder is ours");
+    let mut program = Shell::open(&other);
+    program.run("CREATE TABLE u (data); INSERT INTO u VALUES ('by another name')");
+    agent.wait_for_status("says so", |status| first(status)["state"] == "refused");
+    program.close();
+    agent.wait_for_status("streams", is_streaming);
+    let mut again = Shell::open(&place.database());
+    assert_eq!(
+        (again.value("SELECT count(*) FROM u"), again.value(SOUND)),
+        ("1".to_owned(), "ok".to_owned())
+    );
+    assert_eq!(kept_wals(&place).len(), 1, "{}", agent.log());
+    again.close();
+    assert_replicated(&place, agent);
+}
+
+/// It only reads: what is in our WAL continues the file as before.
+#[test]
+fn beside_a_program_that_reads_by_another_name_nothing_is_lost() {
+    let (place, agent, application) = place_with_a_wal();
+    application.close();
+    let other = place.path("other.db");
+    fs::hard_link(place.database(), &other).expect("the folder is ours");
+    let mut program = Shell::open(&other);
+    program.value(SOUND);
+    agent.wait_for_status("says so", |status| first(status)["state"] == "refused");
+    program.close();
+    agent.wait_for_status("streams", is_streaming);
+    let mut again = Shell::open(&place.database());
+    assert_eq!(
+        (again.value(COUNT), again.value(SOUND)),
+        ("11".to_owned(), "ok".to_owned()),
+        "{}",
+        agent.log()
+    );
+    again.close();
+    assert_replicated(&place, agent);
+}
+
+/// Beside one that works with our wal-index, the other is found all the same, if not as soon; and once both have gone,
+/// there is one new generation.
+#[test]
+fn a_program_that_has_it_open_by_another_name_is_told_of_beside_one_that_has_it_open_by_its_own() {
+    let (place, agent, mut application) = place_with_a_wal();
+    let other = place.path("other.db");
+    fs::hard_link(place.database(), &other).expect("the folder is ours");
+    let mut program = Shell::open(&other);
+    program.run("INSERT INTO t VALUES ('by another name')");
+    let why =
+        || agent.status().map(|status| first(&status)["refused_because"].to_string()).unwrap_or_default();
+    wait_until("it says so", BEFORE_THE_SLOW_LOOK.max(DEADLINE * 2), || why().contains("by another name"));
+    program.run("DELETE FROM t WHERE data = 'by another name'");
+    program.close();
+    application.run("INSERT INTO t VALUES ('by its own name')");
+    agent.wait_for_status("streams", is_streaming);
+    assert_eq!(agent.log().matches("by another name, beside which").count(), 1, "{}", agent.log());
+    application.close();
 }
 
 /// An application whose later commits stay in the WAL.

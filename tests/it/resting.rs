@@ -319,6 +319,51 @@ fn a_backup_moved_into_place_is_the_database() {
     backups_put_in_place("mv", &moments);
 }
 
+/// A backup of an application that was killed: commits of it are in its `-wal`.
+fn backup_with_a_wal(place: &Place) {
+    let path = place.path("backup/app.db");
+    fs::create_dir_all(place.path("backup")).expect("the folder is ours");
+    let mut killed = Shell::open(&path);
+    killed.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+    killed.run("INSERT INTO t (data) SELECT 'backup' || value FROM generate_series(1, 500)");
+    killed.run("PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO t (data) VALUES ('backup, in its WAL')");
+    killed.kill();
+}
+
+/// Both files are copied over those that the agent holds, one after the other.
+fn a_backup_with_a_wal_is_copied_into_place(suffixes: [&str; 2], last: &str) {
+    let place = Place::new();
+    backup_with_a_wal(&place);
+    let mut first_run = application(&place);
+    let agent = place.streaming_agent(&[]);
+    first_run.run("INSERT INTO t (data) SELECT 'app' || value FROM generate_series(1, 1000)");
+    first_run.run(last);
+    place.wait_until_replicated(&agent);
+    first_run.close();
+    let files = suffixes.map(|suffix| place.path(&format!("backup/app.db{suffix}")));
+    output(Command::new("cp").args(&files).arg(place.path("")));
+    wait_until("the agent has let go", DEADLINE, || !wal_index(&place).exists());
+    let mut second_run = Shell::open(&place.database());
+    second_run.run(".timeout 10000");
+    let when = format!("{suffixes:?} {last}: {}", agent.log());
+    assert_eq!(second_run.value("PRAGMA integrity_check"), "ok", "{when}");
+    assert_eq!(second_run.value("SELECT count(*), min(data LIKE 'backup%') FROM t"), "501|1", "{when}");
+    second_run.run(INSERT);
+    place.wait_until_replicated(&agent);
+    assert_same(&place.database(), &place.restore());
+    place.stop(agent);
+    place.assert_restores();
+}
+
+#[test]
+fn a_backup_with_a_wal_that_is_copied_into_place_is_the_database_with_that_wal() {
+    for suffixes in [["", "-wal"], ["-wal", ""]] {
+        for last in [INSERT, "PRAGMA wal_checkpoint(TRUNCATE)", "PRAGMA wal_checkpoint(FULL)"] {
+            a_backup_with_a_wal_is_copied_into_place(suffixes, last);
+        }
+    }
+}
+
 /// `cp` writes into the file itself. If that falls into the millisecond in which the agent writes it, too, as the last
 /// who has it open, neither can know of the other; so not directly after the close, nor a second later.
 #[test]

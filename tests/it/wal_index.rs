@@ -2,9 +2,11 @@
 
 use crate::support::place::Place;
 use crate::support::sqlite::{Shell, readers_in_all_slots};
+use std::fs;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use wal_agent::core::wal::WalHeader;
 use wal_agent::core::wal_index::WalExtent;
 use wal_agent::locks::WalIndex;
 use wal_agent::sqlite::Handle;
@@ -77,8 +79,12 @@ fn it_says_without_a_lock_what_sqlite_says() {
     for mode in ["PASSIVE", "FULL", "RESTART", "TRUNCATE"] {
         application.run("INSERT INTO t VALUES (zeroblob(10000))");
         let (_, frames, backfilled) = checkpoint(&mut application, mode);
-        let said = WalExtent { frames, backfilled };
+        let salt = index.extent().and_then(|extent| extent.salt);
+        let said = WalExtent { frames, backfilled, salt };
         assert_eq!(index.extent(), Some(said), "after {mode}");
+        let header = fs::read(place.wal()).expect("it is there").first_chunk().copied();
+        let header = header.map(|bytes| WalHeader::parse(&bytes).expect("SQLite has written it"));
+        assert_eq!(header.map(|header| Some(header.salt())), header.map(|_| salt), "after {mode}");
     }
 }
 
