@@ -96,12 +96,6 @@ pub fn is_open_here(file: &Path) -> bool {
     files.any(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()))
 }
 
-/// The byte of SQLite's write lock in `-shm` (wal.c, `WAL_WRITE_LOCK`).
-const WRITE_LOCK: libc::off_t = 120;
-/// So many bytes are locks in `-shm`, from that one on; whoever works with it has the last one (os_unix.c,
-/// `UNIX_SHM_DMS`).
-const INDEX_LOCKS: libc::off_t = 9;
-
 /// The kernel's list of locks (proc(5)).
 const LOCK_LIST: &str = "/proc/locks";
 /// So many readings of it must agree.
@@ -134,16 +128,17 @@ pub fn is_any_apart(database: &Metadata, wal_index: &Metadata) -> bool {
     !always.is_empty()
 }
 
-/// Whether a connection of another process works with this wal-index. We must not: `-shm` is opened and closed here.
+/// Whether a connection of another process works with this wal-index. None of ours may: `-shm` is opened and closed here.
 ///
 /// # Errors
 /// The kernel's.
 pub fn is_index_shared(wal_index: &Path) -> io::Result<bool> {
-    is_locked_by_others(&File::open(wal_index)?, flock(libc::F_WRLCK, WRITE_LOCK, INDEX_LOCKS))
+    is_index_used(&File::open(wal_index)?)
 }
 
-/// The byte that every connection with this wal-index has locked as long as it is open (os_unix.c, `UNIX_SHM_DMS`).
-const INDEX_IN_USE: libc::off_t = WRITE_LOCK + INDEX_LOCKS - 1;
+/// The byte of `-shm` that every connection with it has locked as long as it is open (os_unix.c, `UNIX_SHM_DMS`). Those
+/// before it are locked for moments, also by us.
+const INDEX_IN_USE: libc::off_t = 128;
 
 /// The same, by the one descriptor of it while we have it open.
 ///

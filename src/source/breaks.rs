@@ -5,6 +5,7 @@ use super::compare::{Compared, Doubt, can_settle, report};
 use super::job::LocalJob;
 use super::leave::{LeaveOutcome, LeaveRequest};
 use super::left_behind::Fate;
+use super::look::{LONGEST_PLACE_PAUSE, PLACE_PAUSE};
 use super::recheck::Recheck;
 use super::refusal::Refusal;
 use super::resting::SETTLE_PAUSE;
@@ -103,8 +104,11 @@ impl Source {
             return false;
         };
         if self.break_at.is_some_and(|r| now < r.at) {
-            // Nobody can backfill while read lock 0 is held, and that may be long; a failure is that of the next look, too.
-            let _ = attached.guard.forbid_restart();
+            // Nobody can backfill while read lock 0 is held, or behind the mark of a slot that others have, and that may be
+            // long; a failure is that of the next look, too.
+            let is_in_place = attached.guard.forbid_restart().is_ok_and(|is_ours| is_ours);
+            self.place_at =
+                (!is_in_place).then(|| Recheck::after(self.place_at, PLACE_PAUSE, LONGEST_PLACE_PAUSE, now));
             // Events would only find the same again.
             self.dirty = Dirty::default();
             self.failed(Task::BeginGeneration, &format!("{reason}; that comes back in every generation"));

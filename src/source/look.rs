@@ -11,8 +11,8 @@ use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 /// The pauses before the guard is brought in place again.
-const PLACE_PAUSE: Duration = Duration::from_micros(100);
-const LONGEST_PLACE_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const PLACE_PAUSE: Duration = Duration::from_micros(100);
+pub(super) const LONGEST_PLACE_PAUSE: Duration = Duration::from_millis(50);
 /// Parts copied in one turn, so that one busy database does not keep the others waiting.
 const PARTS_A_TURN: u32 = 16;
 /// How often a turn follows writers that commit while it copies.
@@ -92,6 +92,8 @@ impl Source {
 
     /// Copies what is committed. `None` if not everything is copied, and what follows on that is planned.
     fn copy_all(&mut self, previous: Option<Recheck>, now: Instant) -> Option<Caught> {
+        // The pause for frames in flight may be long, and says nothing of what is in the way now.
+        let previous = previous.filter(|recheck| !recheck.in_flight);
         let (mut uncopied, mut looks) = (0, 0);
         for _ in 0..PARTS_A_TURN {
             if self.has_no_room(uncopied, now) {

@@ -45,7 +45,8 @@ impl Source {
             return Some(now);
         }
         if self.to_inspect.is_none() && self.requested_break.is_some() {
-            return Some(self.break_at.map_or(now, |r| r.at));
+            let place = self.place_at.map(|r| r.at);
+            return [self.break_at.map_or(now, |r| r.at)].into_iter().chain(place).min();
         }
         if self.is_comparing() {
             return (!self.awaits_table()).then_some(now);
