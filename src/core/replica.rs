@@ -62,6 +62,8 @@ pub struct Replica {
     is_unreached: bool,
     /// When the last try after a failure was due.
     last_retry: Option<Instant>,
+    /// The pause is only for a new generation, which need not wait for its end.
+    awaits_generation: bool,
     last_push: Option<Instant>,
     /// Looks in a row that could not be judged.
     looks_again: u32,
@@ -94,6 +96,7 @@ impl Replica {
             retry_at: None,
             is_unreached: false,
             last_retry: None,
+            awaits_generation: false,
             last_push: None,
             looks_again: 0,
             push_until: None,
@@ -124,6 +127,9 @@ impl Replica {
 
     /// Turns to a new generation; what the old one still lacked is not sent any more.
     pub fn begin_generation(&mut self, generation: Generation) {
+        if self.awaits_generation {
+            (self.retry_at, self.last_retry) = (None, None);
+        }
         *self = Replica {
             failures: self.failures,
             retry_at: self.retry_at,
@@ -320,7 +326,9 @@ impl Replica {
     ) -> Finding {
         let Some(job) = self.in_flight.take() else { return Finding::Nothing };
         if let Outcome::Failed(failure) = outcome {
-            return self.on_failure(&job, failure, now, chance);
+            let finding = self.on_failure(&job, failure, now, chance);
+            self.awaits_generation = finding == Finding::ShadowDamaged;
+            return finding;
         }
         match job {
             // That the server answers does not mean that it takes anything.
@@ -329,13 +337,11 @@ impl Replica {
         }
         let was_acked = self.acked;
         let finding = self.on_success(job, outcome, shadow, now);
-        if finding == Finding::Ahead {
-            self.try_later(
-                "it holds more than is in the shadow WAL by now".to_owned(),
-                LONGEST_PAUSE,
-                now,
-                chance,
-            );
+        let halt = finding.halt();
+        self.awaits_generation = halt.is_some();
+        if let Some(why) = halt {
+            // Another look would say the same, and hold up the line of all databases.
+            self.try_later(why.to_owned(), LONGEST_PAUSE, now, chance);
         }
         // A replica that holds nothing at all any more begins again with a snapshot.
         let to = self.acked.unwrap_or((Index::ZERO, Offset::ZERO));

@@ -469,6 +469,42 @@ fn a_replica_whose_last_segment_is_of_another_history_calls_for_a_new_generation
 }
 
 #[test]
+fn whoever_awaits_a_new_generation_looks_ever_more_rarely_and_begins_it_at_once() {
+    let hole = SegmentStart { index: INDEX, start: Offset::new(1000) };
+    let more = LastSegment::Same { compared: Offset::new(5000), end: Some(Offset::new(9000)) };
+    let cases = [
+        (Outcome::Found(listing(FIRST, 50, LastSegment::Other)), Finding::Diverged),
+        (Outcome::Found(listing(hole, 50, SAME)), Finding::Incomplete),
+        (Outcome::Found(listing(FIRST, 50, more)), Finding::Ahead),
+        (failure_by(FailureCause::ShadowDamaged), Finding::ShadowDamaged),
+    ];
+    for (outcome, finding) in cases {
+        let (mut now, mut replica) = (Instant::now(), Replica::new(generation(), Duration::ZERO));
+        let mut pauses = Vec::new();
+        for _ in 0..4 {
+            assert_eq!(replica.next_job(&shadow(5000), now), Some(Job::Look { written: None }));
+            assert_eq!(replica.on_outcome(outcome.clone(), &shadow(5000), now, 0.0), finding);
+            assert_eq!(replica.next_job(&shadow(5000), now), None, "{finding:?}: it would be the same again");
+            let at = replica.next_timeout(&shadow(5000)).expect("it may have changed by then");
+            pauses.push(at - std::mem::replace(&mut now, at));
+        }
+        assert!(pauses.windows(2).all(|pair| pair[0] < pair[1]), "{finding:?}: {pauses:?}");
+        now -= pauses[3];
+        let another = Generation::from_random(2);
+        replica.begin_generation(another);
+        let extent = ShadowExtent { generation: another, ..shadow(0) };
+        assert_eq!(replica.next_job(&extent, now), Some(Job::Look { written: None }), "{finding:?}");
+    }
+    let (now, mut replica) = (Instant::now(), Replica::new(generation(), Duration::ZERO));
+    replica.next_job(&shadow(0), now);
+    replica.on_outcome(failure(), &shadow(0), now, 0.0);
+    let another = Generation::from_random(2);
+    replica.begin_generation(another);
+    let extent = ShadowExtent { generation: another, ..shadow(0) };
+    assert_eq!(replica.next_job(&extent, now), None, "for a server, every generation waits");
+}
+
+#[test]
 fn what_is_looked_at_because_a_part_seems_to_be_missing_stays_as_it_is_if_it_is_there() {
     let now = Instant::now();
     let mut replica = streaming(1000, now);

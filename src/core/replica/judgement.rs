@@ -30,6 +30,20 @@ pub enum Finding {
     ShadowDamaged,
 }
 
+impl Finding {
+    /// Why nothing can be sent before a new generation has begun, where a look has found that.
+    pub(super) fn halt(&self) -> Option<&'static str> {
+        match self {
+            Finding::Ahead => Some("it holds more than is in the shadow WAL by now"),
+            Finding::Diverged => {
+                Some("what it holds does not go on in the shadow WAL: a new generation is to begin")
+            }
+            Finding::Incomplete => Some("a part of what it held is missing: a new generation is to begin"),
+            Finding::Nothing | Finding::Rewound { .. } | Finding::Superseded | Finding::ShadowDamaged => None,
+        }
+    }
+}
+
 /// Whether the WAL on a replica goes on in the shadow.
 pub(super) enum Judgement {
     Continues,
