@@ -12,7 +12,7 @@ use crate::core::position::{Generation, Index, Offset};
 use crate::core::replica::{Failure, FailureCause, Job, Outcome, SegmentStart, SentSnapshot};
 use crate::core::segment::{self, END_MARK, FRAME_HEADER, SegmentTrailer, SnapshotTrailer, Trailer};
 use crate::database_file::DatabaseFile;
-use crate::disk::{Disk, read_full};
+use crate::disk::{Disk, is_unreadable, read_full};
 use crate::precedence::Deference;
 use crate::remote::{Entry, FailureKind, Remote, RemoteError, join, objects_of};
 use crate::shadow::ShadowReadError;
@@ -121,6 +121,9 @@ impl CarryError {
                 if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) =>
             {
                 FailureCause::ShadowDamaged
+            }
+            CarryError::Shadow(ShadowReadError::Disk(e)) if is_unreadable(e) => {
+                FailureCause::ShadowUnreadable
             }
             _ => FailureCause::Other,
         };

@@ -82,6 +82,12 @@ pub fn read_full(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     Ok(done)
 }
 
+/// Whether the disk itself fails to read something. Nothing else need be wrong: it may be one sector.
+pub fn is_unreadable(error: &io::Error) -> bool {
+    // The last two are what file systems say of their own checksums and structures.
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EBADMSG | libc::EUCLEAN))
+}
+
 /// The disk of this machine.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OsDisk;

@@ -19,7 +19,7 @@ use crate::core::scan::{Chain, FrameError};
 use crate::core::shadow::ShadowExtent;
 use crate::core::sync::{Break, ShadowFacts};
 use crate::core::wal::{FrameHeader, WalHeader};
-use crate::disk::{Disk, DiskFile, WalMap};
+use crate::disk::{Disk, DiskFile, WalMap, is_unreadable};
 use begun::{GENERATION_FILE, begun, keep_begun};
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -31,6 +31,8 @@ use volatile::Mark;
 const WINDOW: u64 = 1 << 20;
 /// The most scratch space, in bytes, that a database keeps while only small commits come.
 const LASTING_SCRATCH: u64 = 64 << 10;
+/// So often a shadow that the disk fails to read is tried at a start: it may fail for a moment.
+const MOST_READS: u32 = 3;
 const FRAME_HEADER_LENGTH: usize = 24;
 
 /// Why a range was not copied.
@@ -110,7 +112,21 @@ impl ShadowWal {
     ///
     /// # Errors
     /// The disk's; `Ok(Err)` says why there is nothing to go on from.
-    pub fn recover(disk: Arc<dyn Disk>, meta: &Path, inode: u64) -> io::Result<Result<Self, Break>> {
+    pub fn recover(disk: &Arc<dyn Disk>, meta: &Path, inode: u64) -> io::Result<Result<Self, Break>> {
+        let mut recovered = ShadowWal::try_recover(Arc::clone(disk), meta, inode);
+        for _ in 1..MOST_READS {
+            if recovered.as_ref().is_err_and(is_unreadable) {
+                recovered = ShadowWal::try_recover(Arc::clone(disk), meta, inode);
+            }
+        }
+        match recovered {
+            // The database and its WAL may be readable all the same.
+            Err(error) if is_unreadable(&error) => Ok(Err(Break::ShadowDamaged)),
+            recovered => recovered,
+        }
+    }
+
+    fn try_recover(disk: Arc<dyn Disk>, meta: &Path, inode: u64) -> io::Result<Result<Self, Break>> {
         let Some(begun) = begun(&*disk, meta)? else { return Ok(Err(Break::FirstRun)) };
         let Some(generation) = begun.generation else { return Ok(Err(Break::ShadowDamaged)) };
         if begun.inode != Some(inode) {

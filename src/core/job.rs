@@ -210,6 +210,8 @@ pub enum FailureCause {
     NotTried,
     /// The shadow WAL itself could not be read, or was not valid: trying again will not help.
     ShadowDamaged,
+    /// The disk failed to read the shadow WAL.
+    ShadowUnreadable,
     /// Anything else.
     Other,
 }

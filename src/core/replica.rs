@@ -27,6 +27,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const TIRELESS_INTERVAL: Duration = Duration::from_millis(20);
 /// A shadow that grows while it is compared is looked at again so often at the most: it may have to begin, and to end.
 const MOST_LOOKS_AGAIN: u32 = 3;
+/// A shadow that the disk fails to read is damaged after so many failures in a row: a new generation costs a snapshot, and
+/// a disk may fail for a moment.
+const MOST_UNREADABLE: u32 = 3;
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The pause before a server that did not let us change a time is asked again.
@@ -366,7 +369,11 @@ impl Replica {
         self.try_later(failure.message, longest, now, chance);
         match failure.cause {
             FailureCause::ShadowDamaged => Finding::ShadowDamaged,
-            FailureCause::Disconnected | FailureCause::NotTried | FailureCause::Other => Finding::Nothing,
+            FailureCause::ShadowUnreadable if self.failures >= MOST_UNREADABLE => Finding::ShadowDamaged,
+            FailureCause::ShadowUnreadable
+            | FailureCause::Disconnected
+            | FailureCause::NotTried
+            | FailureCause::Other => Finding::Nothing,
         }
     }
 

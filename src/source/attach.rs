@@ -278,7 +278,7 @@ fn settle_foreign_wal(request: &AttachRequest, database: &DatabaseFile) -> Resul
     let last = ShadowWal::last_begun(&*request.disk, at.meta).map_err(error)?;
     let (Some((generation, inode)), true) = (last, belonging != Belonging::Ours) else { return Ok(()) };
     // Whoever opened the new file may have found an empty WAL of the old one, and used it.
-    let shadow = ShadowWal::recover(Arc::clone(&request.disk), at.meta, inode).map_err(error)?;
+    let shadow = ShadowWal::recover(&request.disk, at.meta, inode).map_err(error)?;
     let copied = shadow.ok().and_then(|shadow| shadow.facts()).map(|facts| facts.header);
     let is_used_by_others =
         belonging == Belonging::Foreign && proof::wal_at(at.wal, copied.as_ref()) != WalAtPath::Copied;
@@ -320,7 +320,7 @@ fn last_shadow(request: &AttachRequest, inode: u64) -> io::Result<Result<ShadowW
     if let Err(reason) = ShadowWal::bind_to_machine(&*request.disk, &request.meta)? {
         return Ok(Err(reason));
     }
-    ShadowWal::recover(Arc::clone(&request.disk), &request.meta, inode)
+    ShadowWal::recover(&request.disk, &request.meta, inode)
 }
 
 /// How what is attached to follows on what was copied.

@@ -56,5 +56,6 @@ mod stop;
 mod support;
 mod sync;
 mod tireless;
+mod unreadable;
 mod volatile;
 mod wal_index;

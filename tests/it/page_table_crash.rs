@@ -177,8 +177,8 @@ fn a_table_left_by_a_disk_that_stopped_at_any_operation_is_right_or_not_used() {
         let disk: Arc<dyn Disk> = Arc::new(StoppingDisk { left: Arc::clone(&left) });
         let ended = replicate(&history, folder.path(), &disk);
         operations += 1;
-        if let Ok(mut shadow) =
-            ShadowWal::recover(Arc::new(OsDisk), folder.path(), 1).expect("the disk works")
+        if let Ok(mut shadow) = ShadowWal::recover(&(Arc::new(OsDisk) as Arc<dyn Disk>), folder.path(), 1)
+            .expect("the disk works")
         {
             let table = SourceTable::of(&mut shadow);
             let (index, end) = (shadow.extent().index.get() as usize, shadow.extent().end.get() as usize);

@@ -505,6 +505,22 @@ fn whoever_awaits_a_new_generation_looks_ever_more_rarely_and_begins_it_at_once(
 }
 
 #[test]
+fn a_shadow_that_cannot_be_read_again_and_again_is_damaged() {
+    let mut now = Instant::now();
+    let mut replica = streaming(1000, now);
+    let findings: Vec<Finding> = (0..3)
+        .map(|_| {
+            replica.next_job(&shadow(5000), now).expect("it is tried again");
+            let failed = failure_by(FailureCause::ShadowUnreadable);
+            let finding = replica.on_outcome(failed, &shadow(5000), now, 0.0);
+            now = replica.next_timeout(&shadow(5000)).unwrap_or(now);
+            finding
+        })
+        .collect();
+    assert_eq!(findings, [Finding::Nothing, Finding::Nothing, Finding::ShadowDamaged]);
+}
+
+#[test]
 fn what_is_looked_at_because_a_part_seems_to_be_missing_stays_as_it_is_if_it_is_there() {
     let now = Instant::now();
     let mut replica = streaming(1000, now);
