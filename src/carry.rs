@@ -262,9 +262,27 @@ fn read_database(
 fn send_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result<SentSnapshot, CarryError> {
     let path =
         order.path(&Object::Snapshot { generation: order.generation, index }.temporary_path(order.attempt));
+    let sent = stream_snapshot(remote, order, index, &path);
+    if sent.is_err() {
+        // No look would find it once another generation has begun. Where the server is gone, it stays.
+        let _ = remote.remove(&path);
+    }
+    sent
+}
+
+fn stream_snapshot(
+    remote: &mut dyn Remote,
+    order: &Order,
+    index: Index,
+    path: &str,
+) -> Result<SentSnapshot, CarryError> {
+    let is_wanted = || match order.progress.cancelled.load(Ordering::Relaxed) {
+        true => Err(CarryError::Cancelled),
+        false => Ok(()),
+    };
     let database = order.database.as_ref().expect("BUG: a snapshot comes with its database");
-    remote.create(&path)?;
-    remote.write_at(&path, 0, &FRAME_HEADER)?;
+    remote.create(path)?;
+    remote.write_at(path, 0, &FRAME_HEADER)?;
     let mut length = FRAME_HEADER.len() as u64;
     let mut read = None;
     order.progress.done.store(0, Ordering::Relaxed);
@@ -274,17 +292,16 @@ fn send_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result
             Ok::<(), CarryError>(())
         },
         |block, raw| {
-            if order.progress.cancelled.load(Ordering::Relaxed) {
-                return Err(CarryError::Cancelled);
-            }
-            remote.write_at(&path, length, block)?;
+            is_wanted()?;
+            remote.write_at(path, length, block)?;
             length += block.len() as u64;
             order.progress.done.fetch_add(raw, Ordering::Relaxed);
             Ok(())
         },
     )?;
-    remote.write_at(&path, length, &END_MARK)?;
-    order.sync(remote, &path)?;
+    remote.write_at(path, length, &END_MARK)?;
+    order.sync(remote, path)?;
+    is_wanted()?;
     let ReadDatabase { page_size, length: database_length, crc } = read.ok_or(CarryError::NotADatabase)?;
     let pages = u32::try_from(database_length / u64::from(page_size.get())).ok();
     let page_count = pages.and_then(PageCount::new).ok_or(CarryError::NotADatabase)?;

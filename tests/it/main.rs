@@ -14,6 +14,7 @@ mod documents;
 mod file_times;
 mod found;
 mod ghost;
+mod given_up;
 mod guard;
 mod hazards;
 mod host_key;
