@@ -190,6 +190,14 @@ impl Order {
         }
         Ok(())
     }
+    /// Gives an object its own name, durably.
+    fn name(&self, remote: &mut dyn Remote, temporary: &str, path: &str) -> Result<(), CarryError> {
+        remote.rename(temporary, path)?;
+        if self.fsync && !remote.sync_name(path)? {
+            self.progress.not_durable.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
 }
 
 /// Compresses pieces on a thread of their own while the caller sends: `produce` calls back with each raw piece, and
@@ -334,7 +342,7 @@ fn publish_snapshot(
     }
     order.sync(remote, &temporary)?;
     let path = order.path(&object.path());
-    remote.rename(&temporary, &path)?;
+    order.name(remote, &temporary, &path)?;
     remote.close(&path);
     Ok(is_older)
 }

@@ -279,7 +279,7 @@ fn write(
             _ => {}
         }
     }
-    remote.rename(&temporary, &path)?;
+    order.name(remote, &temporary, &path)?;
     if replace {
         remote.remove(&set_aside)?;
     }

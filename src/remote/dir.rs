@@ -105,6 +105,10 @@ impl Remote for DirRemote {
         sync_folder_of(to).map_err(error)
     }
 
+    fn sync_name(&mut self, _: &str) -> Result<bool, RemoteError> {
+        Ok(true) // the folder was synced
+    }
+
     fn remove(&mut self, path: &str) -> Result<(), RemoteError> {
         self.handles.close(path);
         match fs::remove_file(path) {

@@ -89,6 +89,12 @@ pub trait Remote: Send {
     /// Gives a whole file its final name; [`FailureKind::Exists`] if that is taken. Writes to the new path go on
     /// without opening it again.
     fn rename(&mut self, from: &str, to: &str) -> Result<(), RemoteError>;
+    /// Makes the name that a file was just given survive a crash of the server, where renaming has not done it. `false` as
+    /// with [`Remote::sync`].
+    fn sync_name(&mut self, path: &str) -> Result<bool, RemoteError> {
+        // A folder cannot be synced from here. The file can, and with it its names: on ext4, XFS and Btrfs, at the least.
+        self.sync(path)
+    }
     /// Removes a file; fine if it is not there.
     fn remove(&mut self, path: &str) -> Result<(), RemoteError>;
     /// Reads from byte `at` until `buffer` is full or the file ends; returns how many bytes. One read after the other,

@@ -48,6 +48,8 @@ struct Driver {
     attempt: u64,
     /// Begin anew after the first failure, as an agent that was killed.
     restarts: bool,
+    /// After each job it is asked what of the server would survive a power cut.
+    loses_power: bool,
 }
 
 impl Driver {
@@ -69,6 +71,7 @@ impl Driver {
             rewound: 0,
             attempt: 0,
             restarts,
+            loses_power: false,
         }
     }
 
@@ -143,6 +146,9 @@ impl Driver {
             let is_rewound = matches!(finding, Finding::Rewound { .. });
             acked.position = if is_rewound { position } else { acked.position.max(position) };
             drop(acked);
+            if self.loses_power {
+                checker(&self.history, &self.acked)(&self.server.copy(true).objects());
+            }
             if failed && std::mem::take(&mut self.restarts) {
                 self.restart();
             }
@@ -353,6 +359,13 @@ fn a_course_without_faults_holds_everything_after_each_commit() {
     assert_eq!((count(0), count(1), count(2)), (2, 1, 1), "{}", driver.server.log());
     let looks = driver.server.log().matches("list generations/feedbeef00000001/wal").count();
     assert_eq!(looks, 3, "two at a start, and one between: {}", driver.server.log());
+}
+
+#[test]
+fn what_is_acknowledged_survives_a_power_cut_of_the_server_with_its_name() {
+    let mut driver = Driver::new(&life(), None, false);
+    driver.loses_power = true;
+    driver.run().assert_whole();
 }
 
 #[test]

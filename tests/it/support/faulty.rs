@@ -38,6 +38,8 @@ type Check = Box<dyn FnMut(&Objects) + Send>;
 
 struct State {
     names: BTreeMap<String, usize>,
+    /// Those that would survive a power cut: of each file, those that it had at its last sync.
+    durable: BTreeMap<String, usize>,
     inodes: Vec<Inode>,
     operations: usize,
     /// Its clock is so many seconds ahead of the number of operations.
@@ -82,6 +84,7 @@ impl FaultyServer {
     pub fn reliable() -> Self {
         FaultyServer(Arc::new(Mutex::new(State {
             names: BTreeMap::new(),
+            durable: BTreeMap::new(),
             inodes: Vec::new(),
             operations: 0,
             ahead: 0,
@@ -118,7 +121,9 @@ impl FaultyServer {
 
     /// Everything that it holds is gone.
     pub fn lose_all(&self) {
-        self.state().names.clear();
+        let mut state = self.state();
+        state.names.clear();
+        state.durable.clear();
     }
 
     /// No fault is left; what a stopped server process has left to do is done.
@@ -133,7 +138,7 @@ impl FaultyServer {
     }
 
     /// Another server that holds the same now. With `synced`, as if this one had lost power: what was written to a
-    /// file since its last sync is gone.
+    /// file since its last sync is gone, and so is a name that it was given since.
     pub fn copy(&self, synced: bool) -> Self {
         let copy = FaultyServer::reliable();
         let state = self.state();
@@ -141,7 +146,9 @@ impl FaultyServer {
             true => Inode { bytes: inode.synced.clone(), ..inode.clone() },
             false => inode.clone(),
         };
-        copy.state().names = state.names.clone();
+        copy.state().names = if synced { state.durable.clone() } else { state.names.clone() };
+        let names = copy.state().names.clone();
+        copy.state().durable = names;
         copy.state().inodes = state.inodes.iter().map(inode).collect();
         copy
     }
@@ -151,7 +158,8 @@ impl FaultyServer {
         let server = FaultyServer::reliable();
         let mut state = server.state();
         for (number, (path, bytes)) in objects.into_iter().enumerate() {
-            state.names.insert(path, number);
+            state.names.insert(path.clone(), number);
+            state.durable.insert(path, number);
             state.inodes.push(Inode { synced: bytes.clone(), bytes, modified: 0 });
         }
         drop(state);
@@ -234,7 +242,13 @@ impl State {
                 file[start..end].copy_from_slice(&bytes);
             }
             Change::Time(inode, seconds) => self.inodes[inode].modified = seconds,
-            Change::Sync(inode) => self.inodes[inode].synced = self.inodes[inode].bytes.clone(),
+            Change::Sync(inode) => {
+                self.inodes[inode].synced = self.inodes[inode].bytes.clone();
+                self.durable.retain(|_, of| *of != inode);
+                self.durable.extend(
+                    self.names.iter().filter(|(_, of)| **of == inode).map(|(name, of)| (name.clone(), *of)),
+                );
+            }
             Change::Rename(from, to) => {
                 if self.names.contains_key(&to) {
                     return Err(FailureKind::Exists);
