@@ -134,9 +134,7 @@ impl Agent {
     /// One database's turn; returns when its next one is due.
     fn turn(&mut self, at: usize, dirty: Dirty, now: Now) -> Option<Instant> {
         let database = &mut self.databases[at];
-        if dirty.any() {
-            database.source.mark(dirty);
-        }
+        database.source.mark(dirty);
         let needs = |room: &ReplicaRoom| room.course.as_ref().is_some_and(Replica::wants_database);
         let extent = database.shadow.as_ref().map(|(extent, _)| extent);
         let behind = extent.and_then(|extent| database.replicas.iter().map(|room| room.lag(extent)).max());

@@ -14,7 +14,7 @@
 //! rooms        event_loop -> agent -> source/ -> page_table -> shadow
 //!                            agent -> worker -> carry -> shadow (read side)      restore/
 //!                                      worker, carry -> precedence
-//! pipes        disk  database_file  sqlite  watch  locks  memory  processor  control  service  remote/
+//! pipes        disk  database_file  rights  sqlite  watch  locks  memory  processor  control  service  remote/
 //!                                                              each opens one outside crate, or one part of the kernel
 //! ground       core/                                          pure: values in, values out
 //! ```
@@ -115,6 +115,9 @@
 //!   it writes old pages over new ones, a last close deletes commits. So it is compared with its path at each event of the
 //!   folder, directly before each checkpoint, and under the lock that keeps everybody out before we let go; a start script
 //!   that removes it behind a crash does no harm without an agent (found by a reviewer: [`source::HeldFiles`]).
+//! - SQLite gives `-wal` and `-shm` the owner and the mode that the database has when they are made, and nobody does later. An
+//!   application comes last: by then we have long made them, before `chown`, and hold them while it is there. So they follow
+//!   the database; where they cannot, we are not the first to open it ([`rights`]; found by a reviewer).
 //! - By another name of the file, a hard link or a mount of it alone, a program has another WAL: none of its commits is seen,
 //!   and our connection keeps its last close from bringing them into the file. Whoever has a lock on the database and none on
 //!   our wal-index for a second is taken for such a program, and we go ([`source`], `apart`; found by a reviewer).
@@ -232,6 +235,7 @@ pub mod precedence;
 pub mod processor;
 pub mod remote;
 pub mod restore;
+pub mod rights;
 pub mod service;
 pub mod shadow;
 pub mod source;

@@ -18,7 +18,8 @@ const WAL: u8 = 1;
 const DATABASE: u8 = 2;
 const FOLDER: u8 = 4;
 const CLOSED: u8 = 8;
-const ALL: u8 = WAL | DATABASE | FOLDER | CLOSED;
+const RIGHTS: u8 = 16;
+const ALL: u8 = WAL | DATABASE | FOLDER | CLOSED | RIGHTS;
 
 /// The files that databases live in, and what was seen of them.
 struct Marks {
@@ -63,7 +64,8 @@ impl Marks {
                 (FOLDER, ALL)
             }
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => (CLOSED, 0),
-            // Opening, our own among it, and changes of mode or times mean nothing.
+            EventKind::Modify(ModifyKind::Metadata(_)) => return self.on_rights(&event.paths),
+            // Opening, our own among it, means nothing.
             _ => return false,
         };
         let mut is_known = is_write;
@@ -75,6 +77,16 @@ impl Marks {
             }
         }
         is_known
+    }
+
+    /// Owner, mode or times of files were changed. Those of `-wal` and `-shm` follow the database's.
+    fn on_rights(&self, paths: &[PathBuf]) -> bool {
+        for path in paths {
+            if let Some(&(database, DATABASE)) = self.files.get(path) {
+                self.mark(database, RIGHTS);
+            }
+        }
+        false
     }
 
     /// The watched folder itself went away. The keeper marks its databases once more when it has watched what is there then.
@@ -174,7 +186,13 @@ impl Watch {
     pub fn take(&self, database: usize) -> Dirty {
         let bits = self.marks.seen[database].swap(0, Ordering::SeqCst);
         let has = |bit| bits & bit != 0;
-        Dirty { wal: has(WAL), database: has(DATABASE), folder: has(FOLDER), closed: has(CLOSED) }
+        Dirty {
+            wal: has(WAL),
+            database: has(DATABASE),
+            folder: has(FOLDER),
+            closed: has(CLOSED),
+            rights: has(RIGHTS),
+        }
     }
 
     fn wish(&self, wish: Wish) {

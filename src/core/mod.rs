@@ -17,6 +17,7 @@ pub mod position;
 pub mod replay;
 pub mod replica;
 pub mod restore;
+pub mod rights;
 pub mod scan;
 pub mod segment;
 pub mod shadow;

@@ -16,13 +16,15 @@ pub struct Dirty {
     pub folder: bool,
     /// Somebody who could write has closed one of them.
     pub closed: bool,
+    /// The database file got another owner or mode, or was touched.
+    pub rights: bool,
 }
 
 impl Dirty {
     /// Look at everything.
-    pub const ALL: Dirty = Dirty { wal: true, database: true, folder: true, closed: true };
+    pub const ALL: Dirty = Dirty { wal: true, database: true, folder: true, closed: true, rights: true };
 
-    /// Whether there is anything to look at.
+    /// Whether there is anything to look at; rights matter only beside what is held.
     pub fn any(self) -> bool {
         self.wal || self.database || self.folder || self.closed
     }

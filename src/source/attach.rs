@@ -11,6 +11,7 @@ use super::left_behind::{self, LeftBehind, Paths};
 use super::let_go::Resting;
 use super::proof::{self, WalAtPath};
 use super::refusal::Refusal;
+use super::rights;
 use crate::core::evidence::{Evidence, Sighting, Stamp};
 use crate::core::position::Generation;
 use crate::core::sync::Break;
@@ -218,6 +219,7 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     if !request.is_needed && !request.wal.exists() && past.holds(stamp) {
         return Ok(AttachOutcome::Resting(Box::new(past.into_resting()?)));
     }
+    rights::refuse_to_shut_out(request, &descriptor)?;
     // Declared before the connections: whatever fails here, they close first.
     let mut guard;
     // First of all: a program that only writes one row may be gone again in a millisecond, and with it the WAL.
@@ -226,6 +228,8 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     // The wal-index is made anew where nobody else has it open.
     query.wal_extent()?;
     guard = Guard::new(WalIndex::open(&request.wal_index).map_err(no_access)?);
+    // At once, for whoever comes next. What cannot be done is found out, and said, once it is held.
+    let _ = rights::share(&descriptor, path, guard.index().file());
     guard.forbid_restart().map_err(no_access)?;
     let (write_lock, checkpointer) =
         (open_ready(path)?, Checkpointer::new(open_ready(path)?, open_ready(path)?));

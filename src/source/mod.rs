@@ -25,6 +25,7 @@ mod proof;
 mod recheck;
 mod refusal;
 mod resting;
+mod rights;
 mod room;
 mod round;
 mod table;
@@ -130,6 +131,7 @@ enum Task {
     Checkpoint,
     LetGo,
     BeginGeneration,
+    Rights,
 }
 
 /// One database.
@@ -182,6 +184,8 @@ pub struct Source {
     look_around_at: Option<Recheck>,
     /// Of who works with another WAL; while it is held.
     apart: Option<Apart>,
+    /// When it is asked again whether `-wal` and `-shm` have the database's rights; while it is held.
+    rights_at: Option<Instant>,
     /// Nobody else is there: when we let go.
     let_go_at: Option<Instant>,
     let_go_again: Option<Recheck>,
@@ -242,6 +246,7 @@ impl Source {
             sighting: None,
             look_around_at: None,
             apart: None,
+            rights_at: None,
             let_go_at: None,
             let_go_again: None,
             is_told_to_let_go: false,
@@ -289,7 +294,9 @@ impl Source {
     /// once in this generation.
     pub fn descriptor(&self) -> Option<DatabaseFile> {
         match &self.state {
-            State::Attached(attached) if self.is_certain() => Some(attached.descriptor.clone()),
+            State::Attached(attached) if self.is_certain() && !self.shuts_out() => {
+                Some(attached.descriptor.clone())
+            }
             _ => None,
         }
     }
@@ -350,6 +357,7 @@ impl Source {
         self.dirty.database |= dirty.database;
         self.dirty.folder |= dirty.folder;
         self.dirty.closed |= dirty.closed;
+        self.dirty.rights |= dirty.rights;
     }
 
     /// Removes shadow files that neither a replica nor the page table needs any more.

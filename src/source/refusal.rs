@@ -1,5 +1,6 @@
 //! Why the agent is not attached to a database.
 
+use crate::core::rights::Rights;
 use crate::core::space::Shortage;
 use crate::core::sync::Break;
 use crate::sqlite::SqliteError;
@@ -17,6 +18,15 @@ pub enum Refusal {
     NotADatabase,
     /// It cannot be opened or written.
     NoAccess(String),
+    /// Its owner and group could not use the `-wal` and `-shm` that we make.
+    ShutsOut {
+        /// What our files have.
+        ours: Rights,
+        /// What the database has.
+        database: Rights,
+        /// Why ours cannot have the same.
+        reason: String,
+    },
     /// Another agent holds the meta folder.
     AnotherAgent(PathBuf),
     /// The meta folder cannot be used.
@@ -43,6 +53,13 @@ impl fmt::Display for Refusal {
             }
             Refusal::NotADatabase => f.write_str("it is not an SQLite database, or it is encrypted"),
             Refusal::NoAccess(reason) => write!(f, "it cannot be opened and written: {reason}"),
+            Refusal::ShutsOut { ours, database, reason } => write!(
+                f,
+                "its application could not use the -wal and -shm that the agent makes ({ours}), for they cannot be given \
+                 the rights of the database ({database}): {reason}; run the agent as the database's owner, or with \
+                 CAP_CHOWN (a systemd service: `User=`, or `AmbientCapabilities=CAP_DAC_OVERRIDE CAP_CHOWN`: systemctl \
+                 edit wal-agent); until then it is replicated only while its application has it open"
+            ),
             Refusal::AnotherAgent(meta) => write!(f, "another agent is using {}", meta.display()),
             Refusal::Meta(reason) => write!(f, "the meta folder cannot be used: {reason}"),
             Refusal::StillOpen => f.write_str(

@@ -98,6 +98,7 @@ impl Source {
         } else if dirty.any() || self.let_go_at.is_none() {
             let pause = self.let_go_again.map_or(Duration::ZERO, |again| again.pause);
             let quiet = self.settings.let_go_after.or(self.is_told_to_let_go.then_some(Duration::ZERO));
+            let quiet = if self.shuts_out() { Some(Duration::ZERO) } else { quiet };
             self.let_go_at = quiet.map(|quiet| now + quiet.max(pause));
         }
         self.sighting = Some(sighting);
@@ -192,7 +193,8 @@ impl Source {
         let is_read = attached.descriptor.is_shared();
         let again = Recheck::after(self.let_go_again, AGAIN_PAUSE, LONGEST_AGAIN_PAUSE, now);
         self.let_go_again = Some(again);
-        if self.is_needed || is_read || !self.is_certain() || !self.is_durable() {
+        let is_needed = self.is_needed && !self.shuts_out();
+        if is_needed || is_read || !self.is_certain() || !self.is_durable() {
             self.let_go_at = Some(again.at);
             return None;
         }
@@ -283,13 +285,14 @@ impl Source {
         (self.urgent_next, self.needs_sync) = (false, false);
         (self.sighting, self.let_go_at, self.settle_at) = (None, None, None);
         self.is_told_to_let_go = false;
-        (self.to_inspect, self.look_around_at, self.apart) = (None, None, None);
+        (self.to_inspect, self.look_around_at, self.apart, self.rights_at) = (None, None, None, None);
         self.checkpoint = CheckpointState::new();
         (self.extent, self.uncopied) = (WalExtent::default(), None);
         self.problems.remove(&Task::Look);
         self.problems.remove(&Task::Hold);
         self.problems.remove(&Task::Checkpoint);
         self.problems.remove(&Task::LetGo);
+        self.problems.remove(&Task::Rights);
     }
 
     /// Whether a database that is not held has changed, and is only not opened yet.

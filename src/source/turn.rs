@@ -41,7 +41,7 @@ impl Source {
         if self.leaving.is_some() && self.must_stay() {
             return None;
         }
-        if self.leaving.is_some() || self.dirty.folder {
+        if self.leaving.is_some() || self.dirty.folder || self.dirty.rights {
             return Some(now);
         }
         if self.to_inspect.is_none() && self.requested_break.is_some() {
@@ -63,7 +63,9 @@ impl Source {
         let around = self.look_around_timeout();
         let durable = self.durable_at(now);
         let apart = self.apart_timeout();
-        let times = [at(self.recheck), place, backfill, checkpoint, let_go, listens, around, durable, apart];
+        let rights = self.rights_at;
+        let times =
+            [at(self.recheck), place, backfill, checkpoint, let_go, listens, around, durable, apart, rights];
         times.into_iter().flatten().min()
     }
 
@@ -143,6 +145,7 @@ impl Source {
             self.leaving = self.replaced().or(self.leaving.take());
         }
         if self.leaving.is_none() {
+            self.look_at_rights(is_asked, now);
             self.look_around(now);
             self.look_apart(now);
         }

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 
 /// The pipes: each carries for one outside thing, and knows no other.
-const PIPES: [&str; 10] = [
+const PIPES: [&str; 11] = [
     "disk",
     "database_file",
+    "rights",
     "sqlite",
     "watch",
     "locks",

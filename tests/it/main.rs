@@ -43,6 +43,7 @@ mod resting;
 mod restore;
 mod restore_damage;
 mod restore_proof;
+mod rights;
 mod rolled_back;
 mod room;
 mod segment;

@@ -41,6 +41,15 @@ impl Agent {
         Agent::spawn_command(&configuration, None, command)
     }
 
+    /// Starts the agent as somebody else, or with other powers: what `setpriv` is to do.
+    pub fn start_as(folder: &Path, configuration: &str, privileges: &[&str]) -> Agent {
+        let configuration = write_configuration(folder, configuration);
+        let agent = agent("replicate", &configuration, None);
+        let mut command = Command::new("setpriv");
+        command.args(privileges).arg(agent.get_program()).args(agent.get_args());
+        Agent::spawn_command(&configuration, None, command)
+    }
+
     /// Starts the agent where the kernel has no inotify watch left.
     pub fn start_without_watches(folder: &Path, configuration: &str) -> Agent {
         let configuration = write_configuration(folder, configuration);

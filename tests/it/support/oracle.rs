@@ -466,6 +466,7 @@ impl Application {
             wal: now[1] != self.seen[1],
             folder: (0..now.len()).any(moved),
             closed: self.has_closed,
+            rights: false,
         };
         self.has_closed = false;
         let seen = match self.random.random_range(0..20) {

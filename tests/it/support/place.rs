@@ -90,12 +90,20 @@ impl Place {
 
     /// The same, with these variables in its environment.
     pub fn agent_with(&self, settings: &[&str], environment: &[(&str, &str)]) -> Agent {
+        Agent::start_with(self.folder.path(), &self.configuration(settings), environment)
+    }
+
+    /// The same, as somebody else or with other powers: what `setpriv` is to do.
+    pub fn agent_as(&self, settings: &[&str], privileges: &[&str]) -> Agent {
+        Agent::start_as(self.folder.path(), &self.configuration(settings), privileges)
+    }
+
+    fn configuration(&self, settings: &[&str]) -> String {
         let settings = settings.iter().map(|line| format!("    {line}\n")).collect::<String>();
         let (database, replica) = (self.database(), self.replica());
         let (database, replica) = (database.display(), replica.display());
         let replicas = format!("    replicas: [{{type: file, path: '{replica}'}}]\n");
-        let configuration = format!("dbs:\n  - path: {database}\n{settings}{replicas}");
-        Agent::start_with(self.folder.path(), &configuration, environment)
+        format!("dbs:\n  - path: {database}\n{settings}{replicas}")
     }
 
     /// The same, once its first snapshot is there and everything committed is replicated.

@@ -39,10 +39,21 @@ impl Shell {
 
     /// The same, in a process with further environment variables.
     pub fn with_environment(database: &Path, environment: &[(&str, &Path)]) -> Shell {
-        let (reader, writer) = io::pipe().expect("there are descriptors left");
-        let complaints = writer.try_clone().expect("there are descriptors left");
         let mut command = Command::new("sqlite3");
         command.envs(environment.iter().copied());
+        Shell::start(command, database)
+    }
+
+    /// The same, by another user, who is in no other group.
+    pub fn open_as(user: u32, database: &Path) -> Shell {
+        let mut command = as_user(user);
+        command.arg("sqlite3");
+        Shell::start(command, database)
+    }
+
+    fn start(mut command: Command, database: &Path) -> Shell {
+        let (reader, writer) = io::pipe().expect("there are descriptors left");
+        let complaints = writer.try_clone().expect("there are descriptors left");
         command.arg("-batch").arg(database).stdin(Stdio::piped()).stdout(writer).stderr(complaints);
         let process = Killed(command.spawn().expect("sqlite3 can be run: see tests/run"));
         drop(command); // and with it our ends of the pipe
@@ -104,6 +115,14 @@ impl Shell {
     pub fn kill(self) {
         drop(self.process);
     }
+}
+
+/// Runs a program as a user, whose only group has the same number.
+pub fn as_user(user: u32) -> Command {
+    let user = user.to_string();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]);
+    command
 }
 
 /// A `writer` program at work.
