@@ -120,7 +120,14 @@
 //!   the database; where they cannot, we are not the first to open it ([`rights`]; found by a reviewer).
 //! - By another name of the file, a hard link or a mount of it alone, a program has another WAL: none of its commits is seen,
 //!   and our connection keeps its last close from bringing them into the file. Whoever has a lock on the database and none on
-//!   our wal-index for a second is taken for such a program, and we go ([`source`], `apart`; found by a reviewer).
+//!   our wal-index for a second is taken for such a program, and we go ([`source`], `apart`; found by a reviewer). Beside
+//!   others that have both, only the kernel's list of all locks tells, and that is slow: it is read once a minute. What is
+//!   in our WAL alone continues the file then only if nobody has written that since it was last seen that nobody was there;
+//!   else it is kept.
+//! - The wal-index says whose salts its WAL has. Another WAL in the file is somebody's backup, copied over it: SQLite, and we,
+//!   would read it by the old wal-index. So that is no next index; we go without a checkpoint, remove `-shm`, and leave the
+//!   WAL to whoever opens it. While nothing is committed in it, only nobody's being there tells it from one that is just
+//!   begun. Left over: `-shm` written over in place with the wal-index of that WAL.
 //! - The kernel's list of locks is read in pieces of a page, and a lock may be in none of them while others come and go: what
 //!   is not there once, is asked for again.
 //! - After a power cut, the shadow may end before what a replica holds, and the WAL may have been restarted since. The first

@@ -94,7 +94,7 @@ fn one_that_stays_half_written_is_none_until_sqlite_has_made_it_anew() {
     let (_application, index) = opened(&place);
     let query = Handle::open(&place.database()).expect("it can be opened");
     let before = query.wal_extent().expect("nobody is in the way");
-    assert_eq!(index.extent(), Some(before));
+    assert_eq!(index.extent().map(|extent| WalExtent { salt: None, ..extent }), Some(before));
     // As a writer leaves it that is killed between its two copies.
     index.file().write_all_at(&[1; 8], 48 + 16).expect("it is open for writing");
     assert_eq!(index.extent(), None);
