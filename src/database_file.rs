@@ -2,11 +2,11 @@
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::collections::HashSet;
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -84,6 +84,18 @@ impl DatabaseFile {
     /// # Errors
     /// The kernel's; or it is a folder, for example, or somebody holds a lease of it, who is told.
     pub fn open(path: &Path) -> io::Result<Option<Self>> {
+        DatabaseFile::open_with(path, File::options().read(true).write(true))
+    }
+
+    /// The first bytes of a file that this process does not have open. Nobody is told that a file was written, since it is
+    /// opened for reading only.
+    pub fn beginning<const LENGTH: usize>(path: &Path) -> Option<[u8; LENGTH]> {
+        let mut beginning = [0; LENGTH];
+        let file = DatabaseFile::open_with(path, File::options().read(true)).ok().flatten()?;
+        file.read_exact_at(&mut beginning, 0).ok().map(|()| beginning)
+    }
+
+    fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<Option<Self>> {
         // Closing a descriptor that can neither read nor write drops no locks.
         let found = openat(CWD, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         let found = File::from(found);
@@ -95,8 +107,7 @@ impl DatabaseFile {
         let Some(entry) = Entry::of(identity) else { return Ok(None) };
         // That file, whatever has come to the path by now; and nobody waits for whoever has a lease of it.
         let found_name = format!("/proc/self/fd/{}", found.as_raw_fd());
-        let mut options = File::options();
-        let file = options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open(found_name)?;
+        let file = options.custom_flags(libc::O_NONBLOCK).open(found_name)?;
         Ok(Some(DatabaseFile(Arc::new(Opened { file, entry }))))
     }
 

@@ -20,6 +20,7 @@ pub mod restore;
 pub mod rights;
 pub mod scan;
 pub mod segment;
+pub mod settling;
 pub mod shadow;
 pub mod space;
 pub mod status;

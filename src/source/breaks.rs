@@ -8,9 +8,9 @@ use super::left_behind::Fate;
 use super::look::{LONGEST_PLACE_PAUSE, PLACE_PAUSE};
 use super::recheck::Recheck;
 use super::refusal::Refusal;
-use super::resting::SETTLE_PAUSE;
 use super::{BREAK_PAUSE, LONGEST_BREAK_PAUSE, Source, State, Task};
 use crate::core::position::Generation;
+use crate::core::settling::SETTLE_PAUSE;
 use crate::core::sync::{Break, Dirty};
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::locks;
@@ -281,7 +281,8 @@ impl Source {
     }
 
     fn let_settle(&mut self, now: Instant) {
-        (self.settle_at, self.dirty, self.retry) = (Some(now + SETTLE_PAUSE), Dirty::ALL, None);
+        (self.settle_at, self.settling) = (Some(now + SETTLE_PAUSE), None);
+        (self.dirty, self.retry) = (Dirty::ALL, None);
     }
 
     /// Whether no WAL of another file is in the way of attaching to what is at the database's path.

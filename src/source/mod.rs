@@ -50,6 +50,7 @@ use crate::core::evidence::Sighting;
 use crate::core::names;
 use crate::core::pace::Pace;
 use crate::core::position::Index;
+use crate::core::settling::Settling;
 use crate::core::shadow::ShadowExtent;
 use crate::core::space::SpaceLimits;
 use crate::core::status::WriteLockHolds;
@@ -195,6 +196,8 @@ pub struct Source {
     stay: Option<Stay>,
     /// When a file that has changed while nobody held it is opened.
     settle_at: Option<Instant>,
+    /// How it changes until then.
+    settling: Option<Settling>,
     is_needed: bool,
     behind: u64,
     is_failing: bool,
@@ -252,6 +255,7 @@ impl Source {
             is_told_to_let_go: false,
             stay: None,
             settle_at: None,
+            settling: None,
             is_needed: false,
             behind: 0,
             is_failing: false,

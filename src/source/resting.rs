@@ -10,15 +10,14 @@ use crate::core::checkpoint::CheckpointState;
 use crate::core::evidence::{DatabaseHeader, Sighting, Stamp, Writer};
 use crate::core::pace::Pace;
 use crate::core::position::Index;
+use crate::core::settling::Settling;
 use crate::core::sync::{Break, Dirty};
 use crate::core::wal_index::WalExtent;
+use crate::database_file::DatabaseFile;
 use log::{debug, error, info, warn};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A file that was put in the database's place, or over it, is opened by us when nothing has happened to it for so
-/// long: it might still be on its way. When its application opens it, so do we, at once.
-pub(super) const SETTLE_PAUSE: Duration = Duration::from_secs(3);
 /// Letting go did not work: the first pause before it is tried again without an event, doubled up to the longest.
 const AGAIN_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_AGAIN_PAUSE: Duration = Duration::from_secs(60);
@@ -283,7 +282,7 @@ impl Source {
         (self.recheck, self.place_at, self.backfill_at) = (None, None, None);
         (self.hot, self.pace) = (false, Pace::default());
         (self.urgent_next, self.needs_sync) = (false, false);
-        (self.sighting, self.let_go_at, self.settle_at) = (None, None, None);
+        (self.sighting, self.let_go_at, self.settle_at, self.settling) = (None, None, None, None);
         self.is_told_to_let_go = false;
         (self.to_inspect, self.look_around_at, self.apart, self.rights_at) = (None, None, None, None);
         self.checkpoint = CheckpointState::new();
@@ -318,14 +317,16 @@ impl Source {
             match proof::stamp_at(&self.settings.database) {
                 None => return true, // attaching finds out whether it is gone
                 Some(stamp) if stamp == resting.evidence.stamp && !self.wal.exists() => {
-                    (self.settle_at, self.up_to_date_at) = (None, Some(now));
+                    (self.settle_at, self.settling, self.up_to_date_at) = (None, None, Some(now));
                     return false;
                 }
                 Some(_) => {}
             }
         }
         if dirty.any() || self.settle_at.is_none() {
-            self.settle_at = Some(now + SETTLE_PAUSE);
+            let header = DatabaseFile::beginning(&self.settings.database);
+            let settling = self.settling.get_or_insert(Settling::new(now));
+            self.settle_at = Some(settling.on_change(header.as_ref(), now));
         }
         self.settle_at.is_some_and(|at| now >= at)
     }

@@ -117,7 +117,7 @@ impl Source {
             }
             return None;
         }
-        (self.dirty, self.settle_at) = (Dirty::default(), None);
+        (self.dirty, self.settle_at, self.settling) = (Dirty::default(), None, None);
         let resting = match std::mem::replace(&mut self.state, State::Detached) {
             State::Resting(resting) => Some(resting),
             other => {

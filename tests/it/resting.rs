@@ -6,7 +6,7 @@ use crate::support::mounted::Mounted;
 use crate::support::place::{Place, first, is_resting, is_streaming, wait_for_page_table};
 use crate::support::process::output;
 use crate::support::sqlite::Shell;
-use crate::support::wait::wait_until;
+use crate::support::wait::{BEFORE_THE_SLOW_LOOK, wait_until};
 use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
@@ -242,6 +242,29 @@ fn a_database_whose_disk_is_too_full_to_let_go_of_it_says_so_and_is_not_read_aga
     assert_eq!(Shell::open(&database).value("SELECT count(*) FROM t"), "1");
     agent.stop();
     assert_same(&database, &place.restore());
+}
+
+#[test]
+fn an_application_that_commits_ever_again_into_a_new_file_without_a_wal_is_followed() {
+    let place = Place::new();
+    application(&place).close();
+    let agent = place.streaming_agent(&["let-go-after: 100ms"]);
+    wait_until_resting(&place, &agent);
+    let mut application = Shell::open(&place.path("new.db"));
+    application.run("CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+    application.close();
+    fs::rename(place.path("new.db"), place.database()).expect("the folder is ours");
+    let mut application = Shell::open(&place.database());
+    assert_eq!(application.value("PRAGMA journal_mode"), "delete");
+    wait_until("it is attached to", BEFORE_THE_SLOW_LOOK, || {
+        application.run(INSERT);
+        agent.status().is_some_and(|status| first(&status)["state"] == "attached")
+    });
+    agent.wait_for_log("was not in WAL mode; it is now");
+    place.wait_until_replicated(&agent);
+    application.close();
+    place.stop(agent);
+    place.assert_restores();
 }
 
 /// What `agent detach` answers: its exit code, and what it says.
