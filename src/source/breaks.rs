@@ -280,7 +280,7 @@ impl Source {
         self.let_settle(now);
     }
 
-    fn let_settle(&mut self, now: Instant) {
+    pub(super) fn let_settle(&mut self, now: Instant) {
         (self.settle_at, self.settling) = (Some(now + SETTLE_PAUSE), None);
         (self.dirty, self.retry) = (Dirty::ALL, None);
     }

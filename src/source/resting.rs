@@ -305,12 +305,25 @@ impl Source {
         if is_due { Some(now) } else { self.settle_at }
     }
 
+    /// Whether somebody seems to have it open.
+    fn is_open(&self) -> bool {
+        self.wal.exists() && self.wal_index.exists()
+    }
+
+    /// Lets a file that has come to where there was none settle, unless somebody has it open.
+    pub(super) fn let_come(&mut self, now: Instant) {
+        let has_come = || std::fs::metadata(&self.settings.database).is_ok_and(|metadata| metadata.len() > 0);
+        if matches!(self.state, State::Absent) && self.dirty.any() && !self.is_open() && has_come() {
+            self.state = State::Detached;
+            self.let_settle(now);
+        }
+    }
+
     /// Whether a database that is not held is to be attached to now: somebody has opened it, a replica needs it, or it
     /// has changed and come to rest.
     pub(super) fn is_wanted(&mut self, now: Instant) -> bool {
         let dirty = std::mem::take(&mut self.dirty);
-        let is_open = self.wal.exists() && self.wal_index.exists();
-        if is_open || self.is_needed || self.requested_break.is_some() {
+        if self.is_open() || self.is_needed || self.requested_break.is_some() {
             return true;
         }
         if let State::Resting(resting) = &self.state {
@@ -323,7 +336,7 @@ impl Source {
                 Some(_) => {}
             }
         }
-        if dirty.any() || self.settle_at.is_none() {
+        if dirty.any() || dirty.rights || self.settle_at.is_none() {
             let header = DatabaseFile::beginning(&self.settings.database);
             let settling = self.settling.get_or_insert(Settling::new(now));
             self.settle_at = Some(settling.on_change(header.as_ref(), now));

@@ -103,6 +103,7 @@ impl Source {
         if (self.dirty.any() || is_retried) && !self.is_busy() && !self.settle_left(now) {
             return None;
         }
+        self.let_come(now);
         let is_due = match self.state {
             State::Absent => self.dirty.any(),
             _ if self.is_busy() => false,

@@ -128,6 +128,20 @@ fn the_service_of_the_package_does_the_same() {
     deployed(&AS_THE_SERVICE);
 }
 
+#[test]
+fn a_database_that_has_just_come_is_not_opened_before_its_application_opens_it() {
+    let place = place();
+    let agent = place.agent(&["let-go-after: never"]);
+    agent.wait_for_status("waits for it", |status| first(status)["state"] == "absent");
+    put_in_place(&place);
+    agent.wait_for_status("has seen it", |status| first(status)["state"] == "attaching");
+    assert!(!is_open(&place), "it was opened before it could be given to anybody");
+    give(&place.database(), APPLICATION);
+    application_writes(&place);
+    place.wait_until_replicated(&agent);
+    place.stop(agent);
+}
+
 /// An access list as the kernel keeps it: for the owner, a user, the group, the most that a list can grant, all others.
 fn access_list(user: u32, permissions: u16) -> Vec<u8> {
     let none = u32::MAX;
