@@ -145,8 +145,9 @@
 //!   not let us, that is said, the replica is failing, and it is tried again each minute.
 //! - What is on a replica is surveyed each hour, without anything in doubt ([`core::survey`]): jobs that clean up by age
 //!   remove the snapshot, and what a server acknowledged without a sync may be names without content after its power cut. A
-//!   long listing keeps no commit waiting; only if something is missing, it is looked at before anything else is sent. A hole
-//!   in the listing is a new generation, since the shadow of what is missing is gone by then.
+//!   long listing keeps no commit waiting; only if something is missing, or shorter than it was acknowledged or found by this
+//!   run, it is looked at before anything else is sent. A hole in the listing is a new generation, since the shadow of what
+//!   is missing is gone by then.
 //!   That another agent replicates to the same place is told by what it has written from one survey to the next.
 //! - A generation belongs to the machine that began it ([`core::machine`]): a clone that went on in it would write the last
 //!   segment anew, and its origin append to a file without a name, and acknowledge that. Where neither the installation nor

@@ -119,7 +119,7 @@ impl ReplicaRoom {
     /// Whether it is time to survey what is there.
     fn begins_survey(&mut self, now: Instant) -> bool {
         let course = self.course.as_ref().filter(|course| course.may_renew());
-        course.is_some_and(|course| self.survey.begin(course.last_segment(), now))
+        course.is_some_and(|course| self.survey.begin(course.last_segment(), course.lengths(), now))
     }
 
     fn next_job(

@@ -84,7 +84,7 @@ fn folders(order: &Order) -> [String; 2] {
 /// Whether it is an object of a generation, which is in the listing then.
 fn add(listing: &mut Listing, entry: &Entry) -> bool {
     if let Some(index) = names::parse_snapshot(&entry.name) {
-        listing.snapshots.push(index);
+        listing.snapshots.push((index, entry.size));
     } else if let Some((index, start)) = names::parse_segment(&entry.name) {
         listing.segments.push((SegmentStart { index, start }, entry.size));
     } else {

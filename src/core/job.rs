@@ -120,8 +120,8 @@ pub struct SentSnapshot {
 /// A listing of one generation on the replica.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Listing {
-    /// The indexes of its snapshots.
-    pub snapshots: Vec<Index>,
+    /// The indexes of its snapshots, and their lengths on the replica.
+    pub snapshots: Vec<(Index, u64)>,
     /// Its segments and their lengths on the replica.
     pub segments: Vec<(SegmentStart, u64)>,
     /// What the last segment is; `None` if there is none.
@@ -156,7 +156,7 @@ impl Listing {
 
     /// The newest snapshot.
     pub fn snapshot(&self) -> Option<Index> {
-        self.snapshots.iter().max().copied()
+        self.snapshots.iter().map(|(index, _)| *index).max()
     }
 
     /// Whether there is a snapshot, and everything behind it, as [`Listing::is_whole_from`] tells.

@@ -5,10 +5,12 @@
 
 mod activity;
 mod judgement;
+mod lengths;
 mod tail;
 
 use super::page_table::DatabaseState;
 use super::position::{Generation, Index, Offset, Position};
+use super::segment::TRAILER_LENGTH;
 use super::shadow::ShadowExtent;
 use judgement::{Judgement, is_as_left, judge_last};
 use std::time::{Duration, Instant};
@@ -19,6 +21,7 @@ pub use super::job::{
 };
 pub use activity::{Activity, SUPERSEDED};
 pub use judgement::Finding;
+pub use lengths::Lengths;
 pub use tail::{SEGMENT_AGE, SEGMENT_LENGTH, cut_of};
 
 /// The pause after the first failure; doubled after each, and shortened by up to a half at random.
@@ -74,6 +77,7 @@ pub struct Replica {
     push_until: Option<(Index, Offset)>,
     /// The segment that was written last, and its length when that was acknowledged.
     last_segment: Option<(SegmentStart, u64)>,
+    lengths: Option<Lengths>,
     /// A part of what was there seems to be missing, and nothing else is in doubt.
     is_to_be_looked_at: bool,
     /// The snapshot that a restore does not take, and when its time is to be changed again.
@@ -104,6 +108,7 @@ impl Replica {
             looks_again: 0,
             push_until: None,
             last_segment: None,
+            lengths: None,
             is_to_be_looked_at: false,
             superseded: None,
             sync_interval,
@@ -126,6 +131,11 @@ impl Replica {
     /// The segment that this run has written last, and its length when that was acknowledged.
     pub fn last_segment(&self) -> Option<(SegmentStart, u64)> {
         self.last_segment
+    }
+
+    /// How long what it holds must be, as far as this run knows.
+    pub fn lengths(&self) -> Option<Lengths> {
+        self.lengths
     }
 
     /// Turns to a new generation; what the old one still lacked is not sent any more.
@@ -398,6 +408,7 @@ impl Replica {
             (Job::SendSnapshot { index }, Outcome::SnapshotSent(sent)) => {
                 // The reading is over, so nothing in it is newer than what the shadow holds now.
                 let state = shadow.state_at(shadow.index, shadow.end);
+                self.lengths = Some(Lengths::beginning(index));
                 let snapshot = Snapshot::Sent { sent, valid_from: (shadow.index, shadow.end), state };
                 match &mut self.phase {
                     Phase::Streaming { snapshot: present, .. } => *present = snapshot,
@@ -418,6 +429,8 @@ impl Replica {
                         if is_older { Snapshot::Older { index, behind } } else { Snapshot::Published };
                 }
                 self.superseded = self.superseded.filter(|_| is_older);
+                let published = sent.length + TRAILER_LENGTH as u64;
+                self.lengths.iter_mut().for_each(|lengths| lengths.on_published(published));
             }
             (Job::RenewSnapshot { index }, Outcome::SnapshotRenewed { is_newest }) => {
                 if let Phase::Streaming { snapshot, .. } = &mut self.phase {
@@ -436,14 +449,14 @@ impl Replica {
                     tail.move_to(end, self.state_ahead);
                     // A segment that is written anew may be the last of an index that is acknowledged as a whole.
                     self.acked = self.acked.max(Some((tail.index, end)));
-                    self.last_segment = Some((segment, length));
+                    self.has_written(segment, length);
                 }
             }
             (Job::SendSealed { segment, .. }, Outcome::Appended { length, .. }) => {
                 if let Phase::Streaming { tail, .. } = &mut self.phase {
                     // It may be written anew, and more be acknowledged already.
                     self.acked = self.acked.max(tail.leave_index().map(|next| (next, Offset::ZERO)));
-                    self.last_segment = Some((segment, length));
+                    self.has_written(segment, length);
                 }
             }
             (Job::Extend { segment, .. }, Outcome::Appended { end, length }) => {
@@ -451,10 +464,12 @@ impl Replica {
                     tail.open = tail.open.map(|open| OpenSegment { length, ..open });
                     tail.move_to(end, self.state_ahead);
                     self.acked = Some((tail.index, end));
-                    self.last_segment = Some((segment, length));
+                    self.has_written(segment, length);
                 }
             }
-            (Job::Seal { last_of_index, .. }, Outcome::Sealed) => {
+            (Job::Seal { segment, length, last_of_index, .. }, Outcome::Sealed) => {
+                let sealed = length + TRAILER_LENGTH as u64;
+                self.lengths.iter_mut().for_each(|lengths| lengths.on_written(segment, sealed));
                 if let Phase::Streaming { tail, .. } = &mut self.phase {
                     tail.closed = tail.open.take();
                     if last_of_index && let Some(next) = tail.leave_index() {
@@ -467,6 +482,11 @@ impl Replica {
         Finding::Nothing
     }
 
+    fn has_written(&mut self, segment: SegmentStart, length: u64) {
+        self.last_segment = Some((segment, length));
+        self.lengths.iter_mut().for_each(|lengths| lengths.on_written(segment, length));
+    }
+
     /// Whether there was no doubt, and everything is there as it was left.
     fn is_confirmed_by(&self, listing: &Listing, shadow: &ShadowExtent) -> bool {
         let wanted = |index| {
@@ -474,7 +494,12 @@ impl Replica {
             held.or(shadow.end_of(index))
         };
         let is_as_left = is_as_left(listing, self.last_segment, wanted);
-        self.is_restorable() && listing.is_whole() && is_as_left && !listing.is_older
+        let is_whole = listing.is_whole() && self.are_lengths_kept(listing);
+        self.is_restorable() && is_whole && is_as_left && !listing.is_older
+    }
+
+    fn are_lengths_kept(&self, listing: &Listing) -> bool {
+        self.lengths.is_none_or(|lengths| lengths.are_kept_in(listing))
     }
 
     /// Finds the replica's place in the shadow from a listing.
@@ -491,7 +516,7 @@ impl Replica {
         let tail = match (last, listing.snapshot()) {
             (None, None) => {
                 self.phase = Phase::Empty;
-                (self.acked, self.last_segment) = (None, None);
+                (self.acked, self.last_segment, self.lengths) = (None, None, None);
                 return Finding::Nothing;
             }
             (None, Some(index)) => Tail::at(index, Offset::ZERO),
@@ -513,9 +538,11 @@ impl Replica {
             Judgement::Stops(finding) => return finding,
         }
         self.looks_again = 0;
-        if !listing.is_whole_from(listing.snapshot().unwrap_or(shadow.index)) {
+        let is_whole = listing.is_whole_from(listing.snapshot().unwrap_or(shadow.index));
+        if !is_whole || !self.are_lengths_kept(listing) {
             return Finding::Incomplete;
         }
+        self.lengths = Lengths::of(listing);
         // What the doubtful segment holds was acknowledged; it stays in place until its successor is whole.
         // One that was written anew in larger blocks may be shorter, and hold more.
         let reaches = |acked| match listing.last {

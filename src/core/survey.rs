@@ -3,6 +3,7 @@
 //! asked for, beside the WAL, which does not wait for a long listing.
 
 use super::job::{SegmentStart, Surveyed};
+use super::replica::Lengths;
 use std::time::{Duration, Instant};
 
 /// The longest pause before the first survey of a generation, with which the others are compared; shortened by up to a half
@@ -18,6 +19,8 @@ pub struct Survey {
     is_under_way: bool,
     /// The segment that was written last when it began, with its length.
     written: Option<(SegmentStart, u64)>,
+    /// How long everything must be that was complete then.
+    lengths: Option<Lengths>,
     /// When other generations were last written by the server's clock, as far as surveys have seen.
     others: Option<Option<i64>>,
     is_shared: bool,
@@ -36,10 +39,15 @@ impl Survey {
     }
 
     /// Begins one, if it is time.
-    pub fn begin(&mut self, written: Option<(SegmentStart, u64)>, now: Instant) -> bool {
+    pub fn begin(
+        &mut self,
+        written: Option<(SegmentStart, u64)>,
+        lengths: Option<Lengths>,
+        now: Instant,
+    ) -> bool {
         let is_time = self.next_timeout().is_some_and(|at| now >= at);
         if is_time {
-            (self.is_under_way, self.written) = (true, written);
+            (self.is_under_way, self.written, self.lengths) = (true, written, lengths);
         }
         is_time
     }
@@ -64,7 +72,8 @@ impl Survey {
         let last_is_there = self.written.is_none_or(|(written, least)| {
             listing.segments.iter().any(|&(name, length)| name == written && length >= least)
         });
-        last_is_there && listing.is_whole()
+        let are_kept = self.lengths.is_none_or(|lengths| lengths.are_kept_in(listing));
+        last_is_there && are_kept && listing.is_whole()
     }
 }
 
@@ -80,7 +89,7 @@ mod tests {
         let segment =
             |&(start, length)| (SegmentStart { index: Index::ZERO, start: Offset::new(start) }, length);
         let segments = starts.iter().map(segment).collect();
-        Listing { snapshots: vec![Index::ZERO], segments, last: None, is_older: false }
+        Listing { snapshots: vec![(Index::ZERO, 100)], segments, last: None, is_older: false }
     }
 
     fn surveyed(listing: Listing, others: Option<i64>) -> Surveyed {
@@ -90,18 +99,18 @@ mod tests {
     #[test]
     fn a_replica_is_surveyed_once_an_hour_or_more_often() {
         let (now, mut survey) = (Instant::now(), Survey::default());
-        assert_eq!((survey.next_timeout(), survey.begin(None, now)), (None, false));
+        assert_eq!((survey.next_timeout(), survey.begin(None, None, now)), (None, false));
         survey.plan(now, 1.0);
         survey.plan(now, 0.0);
         let at = now + FIRST_PAUSE / 2;
         assert_eq!(survey.next_timeout(), Some(at), "it was planned already");
-        assert!(!survey.begin(None, at - Duration::from_millis(1)));
-        assert!(survey.begin(None, at));
-        assert!(!survey.begin(None, at) && survey.next_timeout().is_none(), "one at a time");
+        assert!(!survey.begin(None, None, at - Duration::from_millis(1)));
+        assert!(survey.begin(None, None, at));
+        assert!(!survey.begin(None, None, at) && survey.next_timeout().is_none(), "one at a time");
         assert!(!survey.end(None), "nobody knows");
         survey.plan(at, 0.0);
         assert_eq!(survey.next_timeout(), Some(at + FIRST_PAUSE));
-        assert!(survey.begin(None, at + FIRST_PAUSE));
+        assert!(survey.begin(None, None, at + FIRST_PAUSE));
         survey.end(Some(&surveyed(listing(&[]), None)));
         survey.plan(at, 0.0);
         assert_eq!(survey.next_timeout(), Some(at + SURVEY_PAUSE));
@@ -113,7 +122,7 @@ mod tests {
             let mut survey = Survey::default();
             survey.plan(Instant::now(), 0.0);
             let second = SegmentStart { start: Offset::new(1000), ..FIRST };
-            assert!(survey.begin(Some((second, 80)), Instant::now() + SURVEY_PAUSE));
+            assert!(survey.begin(Some((second, 80)), None, Instant::now() + SURVEY_PAUSE));
             survey.end(Some(&surveyed(listing, None)))
         };
         assert!(!is_missed(listing(&[(0, 100), (1000, 80)])));
@@ -131,7 +140,7 @@ mod tests {
         let (now, mut survey) = (Instant::now(), Survey::default());
         let mut is_shared_after = |others| {
             survey.plan(now, 0.0);
-            assert!(survey.begin(None, now + SURVEY_PAUSE));
+            assert!(survey.begin(None, None, now + SURVEY_PAUSE));
             survey.end(Some(&surveyed(listing(&[(0, 100)]), others)));
             survey.is_shared()
         };

@@ -10,6 +10,7 @@ mod cloned;
 mod config;
 mod control;
 mod crash;
+mod cut_short;
 mod documents;
 mod file_times;
 mod found;

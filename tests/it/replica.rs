@@ -7,10 +7,11 @@ use wal_agent::core::page_table::{DatabaseChecksum, DatabaseState};
 use wal_agent::core::position::{Generation, Index, Offset, Position};
 use wal_agent::core::replica::{
     Activity, Failure, FailureCause, Finding, Job, LastSegment, Listing, Outcome, Replica, SEGMENT_AGE,
-    SEGMENT_LENGTH, SegmentStart, SentSnapshot,
+    SEGMENT_LENGTH, SegmentStart, SentSnapshot, Surveyed,
 };
-use wal_agent::core::segment::SnapshotTrailer;
+use wal_agent::core::segment::{SnapshotTrailer, TRAILER_LENGTH};
 use wal_agent::core::shadow::ShadowExtent;
+use wal_agent::core::survey::{SURVEY_PAUSE, Survey};
 use wal_agent::worker::login_pause;
 
 const INDEX: Index = Index::ZERO;
@@ -52,7 +53,12 @@ const FIRST: SegmentStart = SegmentStart { index: INDEX, start: Offset::ZERO };
 /// A replica with a snapshot and a segment of so many bytes.
 fn listing(segment: SegmentStart, length: u64, last: LastSegment) -> Listing {
     let segments = vec![(segment, length)];
-    Listing { snapshots: vec![INDEX], segments, last: Some(last), is_older: false }
+    Listing {
+        snapshots: vec![(INDEX, 100 + TRAILER_LENGTH as u64)],
+        segments,
+        last: Some(last),
+        is_older: false,
+    }
 }
 
 fn failure() -> Outcome {
@@ -556,8 +562,11 @@ fn a_listing_with_a_hole_calls_for_a_new_generation() {
         let named = segments.iter().map(|&(number, start, length)| {
             (SegmentStart { index: index(number), start: Offset::new(start) }, length)
         });
-        let listing =
-            Listing { snapshots: vec![index(1)], segments: named.collect(), ..listing(FIRST, 50, SAME) };
+        let listing = Listing {
+            snapshots: vec![(index(1), 100)],
+            segments: named.collect(),
+            ..listing(FIRST, 50, SAME)
+        };
         let (now, shadow) = (Instant::now(), ShadowExtent { index: index(3), ..shadow(5000) });
         let mut replica = Replica::new(generation(), Duration::ZERO);
         replica.next_job(&shadow, now);
@@ -572,6 +581,77 @@ fn a_listing_with_a_hole_calls_for_a_new_generation() {
         assert_eq!(found(&segments), Finding::Incomplete, "{segments:?}");
         segments.remove(at);
         assert_eq!(found(&segments), Finding::Incomplete, "{segments:?}");
+    }
+}
+
+#[test]
+fn what_became_shorter_than_it_was_acknowledged_calls_for_a_new_generation() {
+    let now = Instant::now();
+    let mut replica = streaming(1000, now);
+    // The first segment is sealed, and another one begun.
+    let second = SegmentStart { index: INDEX, start: Offset::new(1000) };
+    let later = now + SEGMENT_AGE;
+    for outcome in [Outcome::Sealed, Outcome::Appended { end: Offset::new(5000), length: 70 }] {
+        replica.next_job(&shadow(5000), later).expect("there is something to send");
+        replica.on_outcome(outcome, &shadow(5000), later, 0.0);
+    }
+    let trailer = TRAILER_LENGTH as u64;
+    let found = |snapshot, first, last| Listing {
+        snapshots: vec![(INDEX, snapshot)],
+        segments: vec![(FIRST, first), (second, last)],
+        ..listing(FIRST, 50, SAME)
+    };
+    let look = |replica: &Replica, listing: Listing| {
+        let mut replica = replica.clone();
+        replica.look_again();
+        assert!(matches!(replica.next_job(&shadow(5000), later), Some(Job::Look { .. })));
+        replica.on_outcome(Outcome::Found(listing), &shadow(5000), later, 0.0)
+    };
+    let survey = |replica: &Replica, listing: Listing| {
+        let mut survey = Survey::default();
+        survey.plan(now, 0.0);
+        assert!(survey.begin(replica.last_segment(), replica.lengths(), now + SURVEY_PAUSE));
+        survey.end(Some(&Surveyed { listing, ours: None, others: None }))
+    };
+    let whole = found(100 + trailer, 50 + trailer, 70);
+    assert_eq!((look(&replica, whole.clone()), survey(&replica, whole)), (Finding::Nothing, false));
+    for cut in [found(99 + trailer, 50 + trailer, 70), found(100 + trailer, 49 + trailer, 70)] {
+        assert!(survey(&replica, cut.clone()), "{cut:?}");
+        assert_eq!(look(&replica, cut.clone()), Finding::Incomplete, "{cut:?}");
+    }
+    // As after a power cut of the server: the last one is told by its content.
+    assert!(matches!(look(&replica, found(100 + trailer, 50 + trailer, 40)), Finding::Rewound { .. }));
+    let lost = Listing { segments: vec![(FIRST, 40)], ..found(100 + trailer, 0, 0) };
+    assert!(matches!(look(&replica, lost), Finding::Rewound { .. }));
+    let without_snapshot = Listing { snapshots: Vec::new(), ..found(0, 20, 70) };
+    assert_eq!(look(&replica, without_snapshot), Finding::Nothing, "it begins anew with another one");
+}
+
+#[test]
+fn what_was_listed_first_must_not_become_shorter() {
+    let now = Instant::now();
+    let mut replica = Replica::new(generation(), Duration::ZERO);
+    let second = SegmentStart { index: INDEX, start: Offset::new(1000) };
+    let found = |snapshot, first| Listing {
+        snapshots: vec![(INDEX, snapshot)],
+        segments: vec![(FIRST, first), (second, 70)],
+        ..listing(FIRST, 50, SAME)
+    };
+    let whole = Outcome::Found(found(100, 50));
+    let appended = Outcome::Appended { end: Offset::new(5000), length: 70 };
+    for outcome in [whole, appended] {
+        replica.next_job(&shadow(5000), now);
+        assert_eq!(replica.on_outcome(outcome, &shadow(5000), now, 0.0), Finding::Nothing);
+    }
+    for (listing, finding) in [
+        (found(100, 50), Finding::Nothing),
+        (found(50, 50), Finding::Incomplete),
+        (found(100, 25), Finding::Incomplete),
+    ] {
+        let mut replica = replica.clone();
+        replica.look_again();
+        replica.next_job(&shadow(5000), now);
+        assert_eq!(replica.on_outcome(Outcome::Found(listing), &shadow(5000), now, 0.0), finding);
     }
 }
 

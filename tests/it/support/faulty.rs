@@ -126,6 +126,16 @@ impl FaultyServer {
         state.durable.clear();
     }
 
+    /// Of the first object whose path contains this, half is gone.
+    pub fn cut_short(&self, part: &str) {
+        let mut state = self.state();
+        let inode = state.names.iter().find(|(path, _)| path.contains(part)).map(|(_, inode)| *inode);
+        let inode = &mut state.inodes[inode.expect("there is such an object")];
+        let half = inode.bytes.len() / 2;
+        inode.bytes.truncate(half);
+        inode.synced.truncate(half);
+    }
+
     /// No fault is left; what a stopped server process has left to do is done.
     pub fn heal(&self) {
         self.state().faults.clear();
