@@ -14,7 +14,10 @@ use crate::core::settling::Settling;
 use crate::core::sync::{Break, Dirty};
 use crate::core::wal_index::WalExtent;
 use crate::database_file::DatabaseFile;
+use crate::rights;
 use log::{debug, error, info, warn};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -310,9 +313,12 @@ impl Source {
         self.wal.exists() && self.wal_index.exists()
     }
 
-    /// Lets a file that has come to where there was none settle, unless somebody has it open.
+    /// Lets a file that has come to where there was none settle, unless somebody has it open: it is root's, who may be about
+    /// to give it to its application.
     pub(super) fn let_come(&mut self, now: Instant) {
-        let has_come = || std::fs::metadata(&self.settings.database).is_ok_and(|metadata| metadata.len() > 0);
+        let is_given = |metadata: Metadata| metadata.len() > 0 && metadata.uid() == 0;
+        let is_root = rights::maker() == 0;
+        let has_come = || is_root && std::fs::metadata(&self.settings.database).is_ok_and(is_given);
         if matches!(self.state, State::Absent) && self.dirty.any() && !self.is_open() && has_come() {
             self.state = State::Detached;
             self.let_settle(now);
