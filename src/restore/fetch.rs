@@ -141,7 +141,11 @@ fn fetch(
     let path = join(connection.root, path);
     let mut at = 0;
     loop {
-        let most = (size.saturating_sub(at) + BEYOND).min(READ);
+        let most = match size.checked_sub(at) {
+            // It has grown since it was listed, nobody knows how far.
+            None if may_grow => READ,
+            listed => (listed.unwrap_or_default() + BEYOND).min(READ),
+        };
         let bytes = read(connection, &path, at, most as usize).map_err(|error| {
             Stopped::Failed(match error.kind {
                 FailureKind::NotFound => RestoreError::Vanished { object },

@@ -43,6 +43,7 @@ mod restart;
 mod resting;
 mod restore;
 mod restore_damage;
+mod restore_output;
 mod restore_proof;
 mod rights;
 mod rolled_back;
