@@ -146,14 +146,19 @@ impl Output {
         checked.map_err(RestoreError::Check)?;
         synced.map_err(local("fsync", path))?;
         refuse_existing(&self.target)?;
-        let folder = folder(&self.target).to_owned();
+        let folder_path = folder(&self.target).to_owned();
+        // What cannot be opened is met before there is anything under the name.
+        let folder = File::open(&folder_path).map_err(local("open", &folder_path))?;
         let target = self.target;
         self.file.persist_noclobber(&target).map_err(|error| match error.error.kind() {
             io::ErrorKind::AlreadyExists => RestoreError::Exists { path: target.clone() },
             _ => RestoreError::Local { action: "name", path: target.clone(), source: error.error },
         })?;
-        let synced = File::open(&folder).and_then(|folder| folder.sync_all());
-        synced.map_err(local("fsync", &folder))?;
+        folder.sync_all().map_err(|error| {
+            // Whoever is told that it failed must find nothing under the name, and can try again.
+            let _ = std::fs::remove_file(&target);
+            local("fsync", &folder_path)(error)
+        })?;
         Ok(self.length)
     }
 
