@@ -154,7 +154,10 @@ impl Drop for SftpRemote {
 impl Remote for SftpRemote {
     fn list(&mut self, folder: &str) -> Result<Vec<Entry>, RemoteError> {
         match self.sftp.opendir(Path::new(folder)).map_err(Failure::from) {
-            Ok(mut open) => read_folder(&mut open).map_err(|failure| self.failed("list", folder, failure)),
+            Ok(mut open) => {
+                let ask = |name: &Path| self.sftp.lstat(&Path::new(folder).join(name)).map_err(Failure::from);
+                read_folder(&mut open, ask).map_err(|failure| self.failed("list", folder, failure))
+            }
             Err(Failure { kind: FailureKind::NotFound, .. }) => Ok(Vec::new()),
             Err(failure) => Err(self.failed("list", folder, failure)),
         }
@@ -300,11 +303,15 @@ fn read_full(open: &mut OpenFile, at: u64, buffer: &mut [u8]) -> Result<usize, F
     Ok(done)
 }
 
-fn read_folder(open: &mut ssh2::File) -> Result<Vec<Entry>, Failure> {
+/// All entries of a folder; `ask` is for what the server does not list of one.
+fn read_folder(
+    open: &mut ssh2::File,
+    ask: impl Fn(&Path) -> Result<FileStat, Failure>,
+) -> Result<Vec<Entry>, Failure> {
     let mut entries = Vec::new();
     loop {
         match open.readdir() {
-            Ok((name, stat)) => entries.extend(entry(&name, &stat)),
+            Ok((name, stat)) => entries.extend(entry(&name, stat, &ask)?),
             Err(error) if error.code() == ErrorCode::Session(raw::LIBSSH2_ERROR_FILE) => return Ok(entries),
             Err(error) => return Err(error.into()),
         }
@@ -315,15 +322,33 @@ fn read_folder(open: &mut ssh2::File) -> Result<Vec<Entry>, Failure> {
     }
 }
 
-/// `None` for `.` and `..`, and for names that are not text: none of ours.
-fn entry(name: &Path, stat: &FileStat) -> Option<Entry> {
+/// `None` for `.` and `..`, for names that are not text: none of ours; and for what is removed meanwhile. A length that is
+/// not known must not count as none: what is empty is removed.
+fn entry(
+    name: &Path,
+    listed: FileStat,
+    ask: impl Fn(&Path) -> Result<FileStat, Failure>,
+) -> Result<Option<Entry>, Failure> {
+    let Some(text) = name.file_name().and_then(|name| name.to_str()) else { return Ok(None) };
+    let stat = match listed.size {
+        None if !listed.is_dir() => match ask(name) {
+            Err(Failure { kind: FailureKind::NotFound, .. }) => return Ok(None),
+            asked => asked?,
+        },
+        _ => listed,
+    };
     let is_folder = stat.is_dir();
-    Some(Entry {
-        name: name.file_name()?.to_str()?.to_owned(),
-        size: if is_folder { 0 } else { stat.size.unwrap_or(0) },
+    let size = if is_folder { Some(0) } else { stat.size };
+    let unknown = || Failure {
+        kind: FailureKind::Other,
+        reason: format!("the server does not tell how long {text} is; it cannot hold a replica"),
+    };
+    Ok(Some(Entry {
+        name: text.to_owned(),
+        size: size.ok_or_else(unknown)?,
         modified: stat.mtime.and_then(|seconds| i64::try_from(seconds).ok()),
         is_folder,
-    })
+    }))
 }
 
 fn milliseconds(duration: Duration) -> u32 {
@@ -378,5 +403,29 @@ fn kind_of_answer(answer: i32) -> FailureKind {
         raw::LIBSSH2_FX_PERMISSION_DENIED | raw::LIBSSH2_FX_WRITE_PROTECT => FailureKind::Denied,
         raw::LIBSSH2_FX_NO_SPACE_ON_FILESYSTEM | raw::LIBSSH2_FX_QUOTA_EXCEEDED => FailureKind::Full,
         _ => FailureKind::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_size(size: Option<u64>) -> FileStat {
+        FileStat { size, uid: None, gid: None, perm: Some(0o100_640), atime: None, mtime: None }
+    }
+
+    #[test]
+    fn a_length_that_is_not_listed_is_asked_for_and_never_taken_for_none() {
+        let listed = |listed, asked: Result<Option<u64>, FailureKind>| {
+            let failure = |kind| Failure { kind, reason: String::new() };
+            let ask = |_: &Path| asked.map(of_size).map_err(failure);
+            let entry = entry(Path::new("00000000.snapshot.lz4"), of_size(listed), ask);
+            entry.map(|entry| entry.map(|entry| entry.size)).map_err(|failure| failure.kind)
+        };
+        assert_eq!(listed(Some(7), Err(FailureKind::Other)), Ok(Some(7)), "it is not asked");
+        assert_eq!(listed(None, Ok(Some(7))), Ok(Some(7)));
+        assert_eq!(listed(None, Err(FailureKind::NotFound)), Ok(None), "it is gone");
+        assert_eq!(listed(None, Ok(None)), Err(FailureKind::Other), "nobody knows");
+        assert_eq!(listed(None, Err(FailureKind::Disconnected)), Err(FailureKind::Disconnected));
     }
 }
