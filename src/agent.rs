@@ -334,7 +334,7 @@ impl Database {
             Outcome::Surveyed(found) => {
                 let name = self.source.database().display().to_string();
                 if let Some(room) = self.replicas.get_mut(replica) {
-                    room.on_survey(&name, generation, found.as_ref().ok(), now, chance);
+                    room.on_survey(&name, generation, found.as_ref(), now, chance);
                 }
                 return;
             }

@@ -5,7 +5,7 @@ use crate::carry::{Order, Progress};
 use crate::config::{Durability, ReplicaConfig};
 use crate::core::lag::Lag;
 use crate::core::position::{Generation, Position};
-use crate::core::replica::{Activity, Job, Replica, SUPERSEDED, Surveyed};
+use crate::core::replica::{Activity, Failure, Job, Replica, SUPERSEDED, Surveyed};
 use crate::core::shadow::ShadowExtent;
 use crate::core::status::{PastError, ReplicaState, ReplicaStatus};
 use crate::core::survey::Survey;
@@ -154,22 +154,30 @@ impl ReplicaRoom {
         &mut self,
         database: &str,
         generation: Generation,
-        found: Option<&Surveyed>,
+        found: Result<&Surveyed, &Failure>,
         now: Now,
         chance: f64,
     ) {
         let Some(course) = self.course.as_mut().filter(|course| course.generation() == generation) else {
             return;
         };
-        let was_shared = self.survey.is_shared();
-        if self.survey.end(found) {
+        let (was_shared, was_failing) = (self.survey.is_shared(), self.survey.is_failing());
+        if self.survey.end(found.ok()) {
             course.look_again();
         }
-        if let Some(index) = found.and_then(Surveyed::superseded) {
+        if let Some(index) = found.ok().and_then(Surveyed::superseded) {
             course.renew(index, now.mono);
         }
         self.survey.plan(now.mono, chance);
         let name = &self.config.name;
+        match found {
+            Err(Failure { message, .. }) if !was_failing => warn!(
+                "{database}: replica {name}: what is there could not be listed, so that nobody would notice if a part of it \
+                 were gone: {message}; it is tried again by itself"
+            ),
+            Ok(_) if was_failing => info!("{database}: replica {name}: what is there can be listed again"),
+            _ => {}
+        }
         match (was_shared, self.survey.is_shared()) {
             (false, true) => warn!("{database}: replica {name}: {SHARED}"),
             (true, false) => {

@@ -24,6 +24,7 @@ pub struct Survey {
     /// When other generations were last written by the server's clock, as far as surveys have seen.
     others: Option<Option<i64>>,
     is_shared: bool,
+    is_failing: bool,
 }
 
 impl Survey {
@@ -54,7 +55,7 @@ impl Survey {
 
     /// Ends it with what was found, if it was; whether a part of what was there is missing.
     pub fn end(&mut self, found: Option<&Surveyed>) -> bool {
-        (self.is_under_way, self.at) = (false, None);
+        (self.is_under_way, self.at, self.is_failing) = (false, None, found.is_none());
         let Some(found) = found else { return false };
         let before = self.others;
         self.is_shared = before.is_some_and(|before| found.others > before);
@@ -65,6 +66,11 @@ impl Survey {
     /// Whether somebody else has written other generations since the survey before.
     pub fn is_shared(&self) -> bool {
         self.is_shared
+    }
+
+    /// Whether the last one has found nothing: then nobody knows whether everything is there.
+    pub fn is_failing(&self) -> bool {
+        self.is_failing
     }
 
     /// Whether everything is there up to what was written last. Behind that, it may grow meanwhile.
@@ -107,11 +113,15 @@ mod tests {
         assert!(!survey.begin(None, None, at - Duration::from_millis(1)));
         assert!(survey.begin(None, None, at));
         assert!(!survey.begin(None, None, at) && survey.next_timeout().is_none(), "one at a time");
+        assert!(!survey.is_failing());
         assert!(!survey.end(None), "nobody knows");
+        assert!(survey.is_failing());
         survey.plan(at, 0.0);
         assert_eq!(survey.next_timeout(), Some(at + FIRST_PAUSE));
         assert!(survey.begin(None, None, at + FIRST_PAUSE));
+        assert!(survey.is_failing(), "until one has found something");
         survey.end(Some(&surveyed(listing(&[]), None)));
+        assert!(!survey.is_failing());
         survey.plan(at, 0.0);
         assert_eq!(survey.next_timeout(), Some(at + SURVEY_PAUSE));
     }
