@@ -9,16 +9,19 @@ use std::fs::{self, DirEntry, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// More folders than this are not known again: as many as a thousand databases write into.
 const MOST_FOLDERS: usize = 4096;
 
+/// Which folder it is: device, inode, and when it was made, where the file system tells, because inodes are given again.
+type FolderIdentity = (u64, u64, Option<SystemTime>);
+
 /// This machine's folders as a destination.
 pub struct DirRemote {
     handles: Handles<File>,
-    /// Device and inode of each folder that was written into: another file system may be mounted there by now.
-    folders: HashMap<String, (u64, u64)>,
+    /// Each folder that was written into: another file system may be mounted there by now.
+    folders: HashMap<String, FolderIdentity>,
 }
 
 impl DirRemote {
@@ -34,7 +37,7 @@ impl DirRemote {
         if self.folders.len() >= MOST_FOLDERS {
             self.folders.clear();
         }
-        let identity = (metadata.dev(), metadata.ino());
+        let identity = (metadata.dev(), metadata.ino(), metadata.created().ok());
         let before = self.folders.insert(folder.to_owned(), identity);
         Ok(before.is_some_and(|before| before != identity))
     }

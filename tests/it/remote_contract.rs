@@ -385,3 +385,25 @@ fn any_kind_of_client_key_lets_in() {
         connect(&SftpLocation { key_path: Some(key), ..server.location() });
     }
 }
+
+#[test]
+fn a_folder_that_was_removed_and_made_again_is_another_one_though_its_number_is_given_again() {
+    let folder = temporary_folder();
+    let inside = folder.path().join("inside");
+    let path = inside.join("file").to_str().expect("temporary folders have plain names").to_owned();
+    let mut remote = DirRemote::new();
+    fs::create_dir(&inside).expect("the folder is ours");
+    assert!(!remote.create(&path).expect("create"), "it is the first time");
+    assert!(!remote.create(&path).expect("create"), "it is the same one");
+    let born = || fs::metadata(&inside).expect("it is there").created().ok();
+    let before = born();
+    loop {
+        fs::remove_dir_all(&inside).expect("the folder is ours");
+        fs::create_dir(&inside).expect("the folder is ours");
+        // The clock of a file system goes in steps of milliseconds.
+        if before.is_none() || born() != before {
+            break;
+        }
+    }
+    assert!(remote.create(&path).expect("create"));
+}
