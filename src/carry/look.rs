@@ -4,11 +4,11 @@ use super::segments::open_shadow;
 use super::{BLOCK, CarryError, MOST_OBJECTS, Order, newest_of_others};
 use crate::core::checksum::Crc64;
 use crate::core::frame::FrameDecoder;
-use crate::core::names;
+use crate::core::names::{self, Object};
 use crate::core::position::Offset;
 use crate::core::replica::{LastSegment, Listing, SegmentStart, Surveyed};
 use crate::core::segment::{self, EMPTY_LENGTH, SegmentTrailer, TRAILER_LENGTH, Trailer};
-use crate::remote::{Entry, Remote, join};
+use crate::remote::{Entry, FailureKind, Remote, RemoteError, join};
 use crate::shadow::{ShadowReadError, ShadowReader};
 use std::cmp::Ordering;
 use std::io;
@@ -54,10 +54,24 @@ pub(super) fn look(
         });
         remote.close(&path);
     }
+    if let Some(index) = listing.snapshot().filter(|_| order.fsync) {
+        sync_name(remote, &order.path(&Object::Snapshot { generation: order.generation, index }.path()))?;
+    }
     // A machine that was set back to an image of itself does not know of generations that it has begun since.
     let earlier = if written.is_none() { MOST_EARLIER } else { 0 };
     listing.is_older = newest_of_others(remote, order, earlier)?.is_some_and(|others| Some(others) >= newest);
     Ok(listing)
+}
+
+/// A snapshot's name may be there, and not be durable: nobody knows how far its publication came. Where it cannot be synced,
+/// the next survey misses it.
+fn sync_name(remote: &mut dyn Remote, path: &str) -> Result<(), RemoteError> {
+    let synced = remote.sync_name(path);
+    remote.close(path);
+    match synced {
+        Err(error) if error.kind == FailureKind::Disconnected => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// What is there, by names, lengths and times. Touches nothing: others may be about to write.

@@ -341,9 +341,28 @@ impl LeftBehind {
         if FileIdentity::of_path(at.wal) != FileIdentity::of_file(&self.wal).ok() {
             return Fate::Gone;
         }
-        match &self.database {
+        let before = self.header();
+        let fate = match &self.database {
             Some(file) if lock_out(file) => self.move_away(at, None),
             _ => self.mixed(at),
+        };
+        if matches!(fate, Fate::MovedAway(_)) && self.header() != before {
+            self.put_back(at);
+        }
+        fate
+    }
+
+    /// Gives it the name back that it had. Somebody had just opened it by that, to write another one into it.
+    fn put_back(&self, at: Paths) {
+        let ours = FileIdentity::of_file(&self.wal).ok();
+        let kept =
+            at.kept_names(self.generation).into_iter().find(|name| FileIdentity::of_path(name) == ours);
+        let Some(kept) = kept else { return };
+        match link(&self.wal, at.wal).and_then(|()| remove_name(&kept, &self.wal)) {
+            Ok(()) => info!("{}: another -wal was just written into it; it is back", at.database.display()),
+            Err(e) => {
+                warn!("{}: the -wal that was just written is {}: {e}", at.database.display(), kept.display())
+            }
         }
     }
 
@@ -352,7 +371,7 @@ impl LeftBehind {
     fn move_away(&self, at: Paths, lock: Option<DatabaseFile>) -> Fate {
         let moved = match &self.content {
             Content::InDatabase => remove_name(at.wal, &self.wal).map(|()| None),
-            _ => self.move_to_kept(at),
+            _ => self.move_to_kept(at).map(Some),
         };
         match moved {
             Ok(to) => {
@@ -372,8 +391,8 @@ impl LeftBehind {
     }
 
     /// A file that has the name already is not renamed to it: rename(2) does nothing then. Another file system takes no
-    /// rename. `None` if somebody had just opened it by its name at the path, to write another one into it: it stays.
-    fn move_to_kept(&self, at: Paths) -> io::Result<Option<PathBuf>> {
+    /// rename.
+    fn move_to_kept(&self, at: Paths) -> io::Result<PathBuf> {
         let ours = FileIdentity::of_file(&self.wal)?;
         let names = at.kept_names(self.generation);
         let mut known = match &self.content {
@@ -382,16 +401,11 @@ impl LeftBehind {
         };
         known.extend(names.clone());
         if let Some(name) = known.into_iter().find(|name| FileIdentity::of_path(name) == Some(ours)) {
-            return remove_name(at.wal, &self.wal).map(|()| Some(name));
+            return remove_name(at.wal, &self.wal).map(|()| name);
         }
         let [inside, beside] = names;
-        let before = self.header();
         let move_to = |to: PathBuf| std::fs::rename(at.wal, &to).map(|()| to);
-        let to = move_to(inside).or_else(|_| move_to(beside))?;
-        if before.is_some() && before == self.header() {
-            return Ok(Some(to));
-        }
-        link(&self.wal, at.wal).and_then(|()| remove_name(&to, &self.wal)).map(|()| None)
+        move_to(inside).or_else(|_| move_to(beside))
     }
 
     /// `None` of one that is empty.
