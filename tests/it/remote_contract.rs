@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -20,6 +20,9 @@ use wal_agent::remote::{Entry, FailureKind, MAX_OPEN, Remote, RemoteError, join}
 
 /// Far below any deadline: what must not wait for one.
 const AT_ONCE: Duration = Duration::from_secs(5);
+
+/// So many folders are made to get one with a number that was given before.
+const MOST_FOLDERS: usize = 10_000;
 
 /// A destination, and its folder as the test sees it.
 struct Place<'a> {
@@ -395,13 +398,18 @@ fn a_folder_that_was_removed_and_made_again_is_another_one_though_its_number_is_
     fs::create_dir(&inside).expect("the folder is ours");
     assert!(!remote.create(&path).expect("create"), "it is the first time");
     assert!(!remote.create(&path).expect("create"), "it is the same one");
-    let born = || fs::metadata(&inside).expect("it is there").created().ok();
-    let before = born();
-    loop {
+    remote.close(&path);
+    let identity = || {
+        let metadata = fs::metadata(&inside).expect("it is there");
+        (metadata.ino(), metadata.created().ok())
+    };
+    let before = identity();
+    // Not every file system gives a number again; and its clock goes in steps of milliseconds.
+    for _ in 0..MOST_FOLDERS {
         fs::remove_dir_all(&inside).expect("the folder is ours");
         fs::create_dir(&inside).expect("the folder is ours");
-        // The clock of a file system goes in steps of milliseconds.
-        if before.is_none() || born() != before {
+        let again = identity();
+        if again.0 == before.0 && again.1 != before.1 {
             break;
         }
     }
