@@ -4,8 +4,9 @@
 
 use super::held::Held;
 use super::left_behind::Paths;
+use super::proof;
 use super::{Attached, Source, State};
-use crate::core::evidence::Sighting;
+use crate::core::evidence::{Sighting, Stamp};
 use crate::core::sync::Break;
 use crate::locks;
 use log::warn;
@@ -103,7 +104,7 @@ impl Attached {
 
     /// Closes everything while others work with another WAL, without a checkpoint. What is in our WAL and in the file, too,
     /// must not be read beside what they write into the file: then it is emptied. What is in our WAL alone continues the
-    /// file only as long as that is what it was before they came, if that was seen: `before`.
+    /// file only as long as that is what it was before they came, as far as that was seen: `before`.
     pub(super) fn let_go_beside_others(mut self, at: Paths, before: Option<&Sighting>) {
         let name = at.database.display();
         let extent = self.extent().unwrap_or_default();
@@ -112,8 +113,8 @@ impl Attached {
             && (self.guard.lets_restart()
                 || self.guard.let_restart(&self.query, extent, |_| true).unwrap_or(false));
         let backfilled = (self.capture.shadow.extent().index, extent.backfilled);
-        let before = before.filter(|before| extent.left() > 0 && before.backfilled == backfilled);
-        if let Some(before) = before
+        let before = before.filter(|before| before.backfilled == backfilled).map(|before| before.stamp);
+        if extent.left() > 0
             && let Err(error) = self.keep_left(at, before)
         {
             warn!("{name}: cannot write {}: {error}", at.meta.display());
@@ -127,10 +128,12 @@ impl Attached {
         drop((guard, descriptor, lock));
     }
 
-    fn keep_left(&self, at: Paths, before: &Sighting) -> io::Result<()> {
+    /// Their last closes write the file only once we have gone, so that what it is now will mostly do.
+    fn keep_left(&self, at: Paths, before: Option<Stamp>) -> io::Result<()> {
         let Some(wal) = self.capture.live_file() else { return Ok(()) };
         let held = Held::of(&self.descriptor.metadata()?, &wal.metadata()?);
-        held.left(Some(before.stamp)).keep(at.disk, at.meta)
+        let stamp = before.map_or_else(|| proof::stamp_of(&self.descriptor), Ok)?;
+        held.left(Some(stamp)).keep(at.disk, at.meta)
     }
 }
 
