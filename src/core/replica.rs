@@ -352,6 +352,7 @@ impl Replica {
         self.awaits_generation = halt.is_some();
         if let Some(why) = halt {
             // Another look would say the same, and hold up the line of all databases.
+            self.is_unreached = false;
             self.try_later(why.to_owned(), LONGEST_PAUSE, now, chance);
         }
         // A replica that holds nothing at all any more begins again with a snapshot.

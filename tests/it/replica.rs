@@ -501,6 +501,14 @@ fn whoever_awaits_a_new_generation_looks_ever_more_rarely_and_begins_it_at_once(
         let extent = ShadowExtent { generation: another, ..shadow(0) };
         assert_eq!(replica.next_job(&extent, now), Some(Job::Look { written: None }), "{finding:?}");
     }
+    let (mut now, mut replica) = (Instant::now(), Replica::new(generation(), Duration::ZERO));
+    for outcome in [failure(), Outcome::Found(listing(FIRST, 50, LastSegment::Other))] {
+        assert!(replica.next_job(&shadow(5000), now).is_some());
+        replica.on_outcome(outcome, &shadow(5000), now, 0.0);
+        now = replica.next_timeout(&shadow(5000)).expect("it looks again");
+    }
+    replica.on_server_answers();
+    assert_eq!(replica.next_timeout(&shadow(5000)), Some(now), "it does not wait for the server");
     let (now, mut replica) = (Instant::now(), Replica::new(generation(), Duration::ZERO));
     replica.next_job(&shadow(0), now);
     replica.on_outcome(failure(), &shadow(0), now, 0.0);
