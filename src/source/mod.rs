@@ -189,6 +189,8 @@ pub struct Source {
     rights_at: Option<Instant>,
     /// Nobody else is there: when we let go.
     let_go_at: Option<Instant>,
+    /// Since when nobody else was there, nor has written.
+    quiet_since: Option<Instant>,
     let_go_again: Option<Recheck>,
     /// Somebody has asked to let go, and nobody has come since.
     is_told_to_let_go: bool,
@@ -251,6 +253,7 @@ impl Source {
             apart: None,
             rights_at: None,
             let_go_at: None,
+            quiet_since: None,
             let_go_again: None,
             is_told_to_let_go: false,
             stay: None,

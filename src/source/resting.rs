@@ -21,6 +21,9 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Whoever opens a database, and is not seen to have it open, and does not write, may have failed to. That puts letting
+/// go off by so many times `let-go-after` at most.
+const MOST_PUT_OFF: u32 = 10;
 /// Letting go did not work: the first pause before it is tried again without an event, doubled up to the longest.
 const AGAIN_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_AGAIN_PAUSE: Duration = Duration::from_secs(60);
@@ -95,13 +98,17 @@ impl Source {
             if is_alone {
                 self.ask_apart(now);
             }
-            (self.let_go_at, self.is_told_to_let_go) = (None, false);
+            (self.let_go_at, self.is_told_to_let_go, self.quiet_since) = (None, false, None);
             self.solved(Task::LetGo);
         } else if dirty.any() || self.let_go_at.is_none() {
             let pause = self.let_go_again.map_or(Duration::ZERO, |again| again.pause);
             let quiet = self.settings.let_go_after.or(self.is_told_to_let_go.then_some(Duration::ZERO));
             let quiet = if self.shuts_out() { Some(Duration::ZERO) } else { quiet };
-            self.let_go_at = quiet.map(|quiet| now + quiet.max(pause));
+            let since = self.quiet_since.filter(|_| !dirty.wal && !dirty.database).unwrap_or(now);
+            self.quiet_since = Some(since);
+            let latest = |quiet: Duration| since.checked_add(quiet.saturating_mul(MOST_PUT_OFF));
+            let at = |quiet| latest(quiet).map_or(now + quiet, |latest| latest.min(now + quiet));
+            self.let_go_at = quiet.map(|quiet| at(quiet).max(now + pause));
         }
         self.sighting = Some(sighting);
         self.note_alone();
@@ -200,7 +207,8 @@ impl Source {
             self.let_go_at = Some(again.at);
             return None;
         }
-        self.let_go_at = None;
+        // If it fails, it is put off anew.
+        (self.let_go_at, self.quiet_since) = (None, None);
         Some(LocalJob::LetGo(LetGoRequest {
             attached: self.lend()?,
             database: self.settings.database.clone(),
@@ -286,7 +294,7 @@ impl Source {
         (self.hot, self.pace) = (false, Pace::default());
         (self.urgent_next, self.needs_sync) = (false, false);
         (self.sighting, self.let_go_at, self.settle_at, self.settling) = (None, None, None, None);
-        self.is_told_to_let_go = false;
+        (self.quiet_since, self.is_told_to_let_go) = (None, false);
         (self.to_inspect, self.look_around_at, self.apart, self.rights_at) = (None, None, None, None);
         self.checkpoint = CheckpointState::new();
         (self.extent, self.uncopied) = (WalExtent::default(), None);

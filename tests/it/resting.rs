@@ -245,6 +245,22 @@ fn a_database_whose_disk_is_too_full_to_let_go_of_it_says_so_and_is_not_read_aga
 }
 
 #[test]
+fn a_database_that_is_opened_again_and_again_by_who_does_not_use_it_is_let_go_of() {
+    let place = Place::new();
+    let mut application = application(&place);
+    application.run(INSERT);
+    let agent = place.streaming_agent(&["let-go-after: 500ms"]);
+    application.close();
+    wait_until("it is let go of", BEFORE_THE_SLOW_LOOK, || {
+        fs::File::options().append(true).open(place.database()).expect("it is there");
+        !place.wal().exists()
+    });
+    agent.wait_for_status("lets go", is_resting);
+    place.stop(agent);
+    place.assert_restores();
+}
+
+#[test]
 fn an_application_that_commits_ever_again_into_a_new_file_without_a_wal_is_followed() {
     let place = Place::new();
     application(&place).close();
