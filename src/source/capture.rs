@@ -205,7 +205,9 @@ impl Capture {
     pub fn is_overwritten(&self, extent: WalExtent) -> bool {
         let live = self.live_header().ok().flatten().and_then(|bytes| WalHeader::parse(&bytes).ok());
         let is_copied = live.is_some() && live == self.shadow.facts().map(|facts| facts.header);
-        is_another(live, extent) && (extent.frames > 0 || live.is_some() && !is_copied)
+        // Of a header alone, a new wal-index says nothing, not even its salts.
+        let has_frames = || self.has_frame_behind(live, 0).unwrap_or(false);
+        is_another(live, extent) && (extent.frames > 0 || !is_copied && has_frames())
     }
 
     /// The file that is open as the WAL, if one is.

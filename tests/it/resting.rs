@@ -403,6 +403,23 @@ fn a_backup_with_a_wal_that_is_copied_into_place_is_the_database_with_that_wal()
     }
 }
 
+/// As a writer leaves it that is killed at the very beginning: a new wal-index says nothing of it.
+#[test]
+fn a_wal_of_nothing_but_a_header_is_nobodys_backup() {
+    let place = Place::new();
+    let mut killed = application(&place);
+    killed.run(INSERT);
+    killed.kill();
+    let wal = fs::read(place.wal()).expect("it is there");
+    Shell::open(&place.database()).close();
+    fs::write(place.wal(), &wal[..32]).expect("the folder is ours");
+    let agent = place.agent(&[]);
+    agent.wait_for_status("lets go", is_resting);
+    assert!(!agent.log().contains("written over"), "{}", agent.log());
+    place.stop(agent);
+    place.assert_restores();
+}
+
 /// `cp` writes into the file itself. If that falls into the millisecond in which the agent writes it, too, as the last
 /// who has it open, neither can know of the other; so not directly after the close, nor a second later.
 #[test]
