@@ -54,12 +54,12 @@ pub(super) fn look(
         });
         remote.close(&path);
     }
-    if let Some(index) = listing.snapshot().filter(|_| order.fsync) {
-        sync_name(remote, &order.path(&Object::Snapshot { generation: order.generation, index }.path()))?;
-    }
     // A machine that was set back to an image of itself does not know of generations that it has begun since.
     let earlier = if written.is_none() { MOST_EARLIER } else { 0 };
     listing.is_older = newest_of_others(remote, order, earlier)?.is_some_and(|others| Some(others) >= newest);
+    if let Some(index) = listing.snapshot().filter(|_| order.fsync) {
+        sync_name(remote, &order.path(&Object::Snapshot { generation: order.generation, index }.path()))?;
+    }
     Ok(listing)
 }
 

@@ -346,18 +346,23 @@ impl LeftBehind {
             Some(file) if lock_out(file) => self.move_away(at, None),
             _ => self.mixed(at),
         };
-        if matches!(fate, Fate::MovedAway(_)) && self.header() != before {
-            self.put_back(at);
+        if matches!(fate, Fate::MovedAway(_)) {
+            self.put_back_another(at, before);
         }
         fate
     }
 
-    /// Gives it the name back that it had. Somebody had just opened it by that, to write another one into it.
-    fn put_back(&self, at: Paths) {
+    /// Gives it the name back that it had if somebody had just opened it by that, to write another one into it. One that was
+    /// empty may still be.
+    fn put_back_another(&self, at: Paths, before: Option<WalHeaderBytes>) {
         let ours = FileIdentity::of_file(&self.wal).ok();
         let kept =
             at.kept_names(self.generation).into_iter().find(|name| FileIdentity::of_path(name) == ours);
         let Some(kept) = kept else { return };
+        let is_awaited = || before.is_none() && locks::process_with(&kept).is_some();
+        if self.header() == before && !is_awaited() {
+            return;
+        }
         match link(&self.wal, at.wal).and_then(|()| remove_name(&kept, &self.wal)) {
             Ok(()) => info!("{}: another -wal was just written into it; it is back", at.database.display()),
             Err(e) => {

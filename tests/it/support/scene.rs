@@ -95,7 +95,9 @@ pub fn is_all_acknowledged(status: &Value) -> bool {
     status["health"] == "healthy"
         && databases.iter().all(|database| {
             let replicas = database["replicas"].as_array().expect("a database has replicas");
-            let is_there = |replica: &Value| replica["position"] == database["position"];
+            // What is seen, and not copied yet, is behind the position.
+            let is_there =
+                |replica: &Value| replica["position"] == database["position"] && replica["lag_bytes"] == 0;
             database["position"].is_string() && replicas.iter().all(is_there)
         })
 }
