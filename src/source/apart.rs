@@ -9,7 +9,7 @@ use super::{Attached, Source, State};
 use crate::core::evidence::{Sighting, Stamp};
 use crate::core::sync::Break;
 use crate::locks;
-use log::warn;
+use log::{debug, warn};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -82,7 +82,12 @@ impl Source {
         let is_listed = now >= apart.list_at && !is_hidden;
         let list_at = if is_listed { now + LIST_PAUSE } else { apart.list_at };
         self.apart = Some(Apart { at: now + pause, since, list_at, ..apart });
-        if self.leaving.is_none() && since.is_some_and(|since| now >= since + MOMENT) {
+        let is_certain = since.is_some_and(|since| now >= since + MOMENT);
+        // A program that has opened and closed our wal-index by itself has lost its locks on it, and works with it all the same.
+        if is_certain && is_apart && locks::process_with(&self.wal_index).is_some() {
+            debug!("{}: a program works with it that has lost its lock", self.settings.database.display());
+            self.apart = Some(Apart { at: now + PAUSE, since: None, list_at, ..apart });
+        } else if is_certain && self.leaving.is_none() {
             // Of a renamed file, the other name is the only one.
             self.leaving = self.replaced().or(Some(Break::UsedApart));
         }

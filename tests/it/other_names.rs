@@ -6,6 +6,7 @@ use crate::moved_away::{
 };
 use crate::moved_back::{Restart, assert_is_kept, go_on, hold, restart, work_on};
 use crate::support::agent::Agent;
+use crate::support::oracle::{Answer, Process};
 use crate::support::place::{Place, first, is_streaming};
 use crate::support::scene::of_database;
 use crate::support::sqlite::Shell;
@@ -209,6 +210,25 @@ fn beside_a_program_that_writes_by_another_name_a_wal_that_is_not_in_the_file_is
     );
     assert_eq!(kept_wals(&place).len(), 1, "{}", agent.log());
     again.close();
+    assert_replicated(&place, agent);
+}
+
+/// POSIX drops all locks that a process has on a file when it closes any descriptor of it: then the kernel knows of no lock
+/// on the wal-index, and all the same nobody works with another one.
+#[test]
+fn a_program_that_has_lost_its_locks_on_the_wal_index_is_not_taken_for_one_with_another_name() {
+    let place = Place::new();
+    let mut program = Process::start();
+    let mut tell = |line: String| assert!(matches!(program.tell(&line), Answer::Ok(_)), "{line}");
+    tell(format!("open c {}", place.database().display()));
+    tell("sql c PRAGMA journal_mode=wal; CREATE TABLE t (data)".to_owned());
+    let agent = place.agent_with(&PATIENT, &[("RUST_LOG", "debug")]);
+    agent.wait_for_status("streams", is_streaming);
+    tell(format!("copy {} {}", place.path("app.db-shm").display(), place.path("copy").display()));
+    agent.wait_for_log("a program works with it that has lost its lock");
+    tell("sql c INSERT INTO t VALUES ('later')".to_owned());
+    tell("close c".to_owned());
+    assert!(!agent.log().contains("by another name"), "{}", agent.log());
     assert_replicated(&place, agent);
 }
 

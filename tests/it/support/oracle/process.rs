@@ -32,7 +32,7 @@ impl Process {
         Process { child, answers: BufReader::new(stdout) }
     }
 
-    pub(super) fn tell(&mut self, line: &str) -> Answer {
+    pub fn tell(&mut self, line: &str) -> Answer {
         let stdin = self.child.0.stdin.as_mut().expect("BUG: stdin is a pipe");
         if writeln!(stdin, "{line}").is_err() {
             return Answer::Died;
