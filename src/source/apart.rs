@@ -84,7 +84,10 @@ impl Source {
         self.apart = Some(Apart { at: now + pause, since, list_at, ..apart });
         let is_certain = since.is_some_and(|since| now >= since + MOMENT);
         // A program that has opened and closed our wal-index by itself has lost its locks on it, and works with it all the same.
-        if is_certain && is_apart && locks::process_with(&self.wal_index).is_some() {
+        // Asked once more afterwards: it may just have ended.
+        let is_there =
+            || locks::process_with(&self.wal_index).is_some() || !attached.is_used_apart().unwrap_or(false);
+        if is_certain && is_apart && is_there() {
             debug!("{}: a program works with it that has lost its lock", self.settings.database.display());
             self.apart = Some(Apart { at: now + PAUSE, since: None, list_at, ..apart });
         } else if is_certain && self.leaving.is_none() {
