@@ -148,6 +148,8 @@ pub struct AttachRequest {
     pub resting: Option<Box<Resting>>,
     /// Whether it must be held even if nobody else has it open and nothing has changed.
     pub is_needed: bool,
+    /// Whether there was none a moment ago: what has come since is seen in the next turn, and settles first.
+    pub is_awaited: bool,
 }
 
 impl AttachRequest {
@@ -190,7 +192,7 @@ pub fn attach(request: AttachRequest) -> AttachOutcome {
     }
     match std::fs::metadata(&request.database) {
         // An empty file has no page size yet: switching it to WAL mode would choose one for the application.
-        Ok(metadata) if metadata.len() > 0 => {}
+        Ok(metadata) if metadata.len() > 0 && !request.is_awaited => {}
         Ok(_) => return AttachOutcome::Absent,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return match hidden(&request.database) {

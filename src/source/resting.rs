@@ -16,7 +16,6 @@ use crate::core::wal_index::WalExtent;
 use crate::database_file::DatabaseFile;
 use crate::rights;
 use log::{debug, error, info, warn};
-use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -322,15 +321,18 @@ impl Source {
     }
 
     /// Lets a file that has come to where there was none settle, unless somebody has it open: it is root's, who may be about
-    /// to give it to its application.
-    pub(super) fn let_come(&mut self, now: Instant) {
-        let is_given = |metadata: Metadata| metadata.len() > 0 && metadata.uid() == 0;
-        let is_root = rights::maker() == 0;
-        let has_come = || is_root && std::fs::metadata(&self.settings.database).is_ok_and(is_given);
-        if matches!(self.state, State::Absent) && self.dirty.any() && !self.is_open() && has_come() {
+    /// to give it to its application. Returns whether there is still none.
+    pub(super) fn let_come(&mut self, now: Instant) -> bool {
+        if !matches!(self.state, State::Absent) || !self.dirty.any() {
+            return false;
+        }
+        let come = std::fs::metadata(&self.settings.database).ok().filter(|metadata| metadata.len() > 0);
+        let Some(come) = come else { return true };
+        if rights::maker() == 0 && come.uid() == 0 && !self.is_open() {
             self.state = State::Detached;
             self.let_settle(now);
         }
+        false
     }
 
     /// Whether a database that is not held is to be attached to now: somebody has opened it, a replica needs it, or it

@@ -103,7 +103,7 @@ impl Source {
         if (self.dirty.any() || is_retried) && !self.is_busy() && !self.settle_left(now) {
             return None;
         }
-        self.let_come(now);
+        let is_awaited = self.let_come(now);
         let is_due = match self.state {
             State::Absent => self.dirty.any(),
             _ if self.is_busy() => false,
@@ -136,6 +136,7 @@ impl Source {
             forced_break: self.forced_break.clone(),
             resting,
             is_needed: self.is_needed || self.requested_break.is_some(),
+            is_awaited,
         }))
     }
 
