@@ -122,6 +122,10 @@ pub fn is_any_apart(database: &Metadata, wal_index: &Metadata) -> bool {
     };
     let mut always = apart();
     for _ in 1..LOCK_LISTS {
+        // Mostly there is nobody: then one reading is enough.
+        if always.is_empty() {
+            return false;
+        }
         let again = apart();
         always.retain(|process| again.contains(process));
     }
@@ -172,24 +176,22 @@ fn parse_locks(locks: &str) -> impl Iterator<Item = Lock<'_>> {
     })
 }
 
+/// Other processes that have a lock on a file; `device` is `None` where only its number is known for certain.
+fn holders(locks: &str, device: Option<&str>, inode: u64, ourselves: u64) -> HashSet<u64> {
+    let is_it = |lock: &Lock| lock.inode == inode && device.is_none_or(|device| lock.device == device);
+    let theirs = parse_locks(locks).filter(|lock| is_it(lock) && lock.process != ourselves);
+    theirs.map(|lock| lock.process).collect()
+}
+
 /// Those that have a lock on the database, and none on the wal-index of the same device.
 fn processes_apart(locks: &str, device: &str, database: u64, wal_index: u64, ourselves: u64) -> HashSet<u64> {
-    let holders = |inode: u64| {
-        let theirs =
-            move |lock: &Lock| (lock.device, lock.inode) == (device, inode) && lock.process != ourselves;
-        parse_locks(locks).filter(theirs).map(|lock| lock.process).collect::<HashSet<_>>()
-    };
+    let holders = |inode| holders(locks, Some(device), inode, ourselves);
     &holders(database) - &holders(wal_index)
 }
 
 fn share_index(locks: &str, database: u64, wal_index: u64, ourselves: u64) -> bool {
-    let holders = |inode: u64| {
-        let theirs = move |lock: &Lock| lock.inode == inode && lock.process != ourselves;
-        parse_locks(locks).filter(theirs).map(|lock| lock.process)
-    };
-    let mut with_database = holders(database).peekable();
-    with_database.peek().is_some()
-        && with_database.all(|process| holders(wal_index).any(|other| other == process))
+    let with_database = holders(locks, None, database, ourselves);
+    !with_database.is_empty() && with_database.is_subset(&holders(locks, None, wal_index, ourselves))
 }
 
 /// A lock that belongs to an open file instead of the process: SQLite's connections in this process meet it as those of

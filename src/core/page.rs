@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+/// How a database file begins (SQLite file format, 1.3.1).
+pub const DATABASE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// Length of a frame header in bytes (SQLite file format, 4.1).
 pub const FRAME_HEADER_LENGTH: u64 = 24;
 

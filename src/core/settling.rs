@@ -1,6 +1,7 @@
 //! When a database file that we do not hold, and that changes, has come to rest, or will not.
 
 use super::evidence::DatabaseHeader;
+use super::page::DATABASE_MAGIC;
 use std::time::{Duration, Instant};
 
 /// A file that was put in the database's place, or over it, is opened by us when nothing has happened to it for so
@@ -39,8 +40,7 @@ impl Settling {
 
 /// What each commit without a WAL makes greater (file format 1.3.7).
 fn change_counter(header: &DatabaseHeader) -> Option<u32> {
-    let counter =
-        header.starts_with(b"SQLite format 3\0").then(|| header[24..28].try_into().ok()).flatten()?;
+    let counter = header.starts_with(DATABASE_MAGIC).then(|| header[24..28].try_into().ok()).flatten()?;
     Some(u32::from_be_bytes(counter))
 }
 
@@ -50,7 +50,7 @@ mod tests {
 
     fn header(counter: u32) -> DatabaseHeader {
         let mut header = [0; 100];
-        header[..16].copy_from_slice(b"SQLite format 3\0");
+        header[..16].copy_from_slice(DATABASE_MAGIC);
         header[24..28].copy_from_slice(&counter.to_be_bytes());
         header
     }

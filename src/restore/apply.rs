@@ -8,7 +8,7 @@ use super::report::Cut;
 use crate::core::frame::{Ending, FrameDecoder};
 use crate::core::inventory::Segment;
 use crate::core::names::Object;
-use crate::core::page::PageSize;
+use crate::core::page::{DATABASE_MAGIC, PageSize};
 use crate::core::position::{Index, Offset, Position};
 use crate::core::replay::{Frames, Replay, ReplayFault};
 use crate::core::restore::{Note, PlannedIndex, RestoreGap, RestorePlan};
@@ -16,8 +16,7 @@ use crate::core::segment::{SegmentTrailer, SnapshotTrailer, Trailer};
 use crate::core::wal::Salt;
 use std::collections::HashSet;
 
-/// How a database file begins, and where its header says how large a page is (SQLite file format, 1.3).
-const DATABASE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
+/// The header of a database file says how large a page is (SQLite file format, 1.3).
 const DATABASE_HEADER: usize = 100;
 
 /// What carrying out a plan came to.

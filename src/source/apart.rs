@@ -10,7 +10,7 @@ use crate::core::evidence::{Sighting, Stamp};
 use crate::core::sync::Break;
 use crate::locks;
 use log::{debug, warn};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -105,9 +105,7 @@ impl Attached {
 
     /// Whether one of those who have the database open has not our wal-index. Slow.
     fn is_any_apart(&self) -> bool {
-        let files = (self.descriptor.metadata(), self.guard.index().file().metadata());
-        locks::is_shared(&self.descriptor).unwrap_or(false)
-            && matches!(files, (Ok(database), Ok(index)) if locks::is_any_apart(&database, &index))
+        is_one_apart(&self.descriptor, self.guard.index().file().metadata())
     }
 
     /// Closes everything while others work with another WAL, without a checkpoint. What is in our WAL and in the file, too,
@@ -147,10 +145,14 @@ impl Attached {
 
 /// Whether somebody has the database open, and not its wal-index. We must have neither.
 pub(super) fn is_used_apart(database: &File, wal_index: &Path) -> bool {
-    if !locks::is_shared(database).unwrap_or(false) {
-        return false;
-    }
-    let files = (database.metadata(), std::fs::metadata(wal_index));
-    !locks::is_index_shared(wal_index).unwrap_or(false)
-        || matches!(files, (Ok(database), Ok(index)) if locks::is_any_apart(&database, &index))
+    let is_index_shared = || locks::is_index_shared(wal_index).unwrap_or(false);
+    locks::is_shared(database).unwrap_or(false)
+        && (!is_index_shared() || is_one_apart(database, std::fs::metadata(wal_index)))
+}
+
+/// Whether one of those who have the database open has not this wal-index. Slow.
+fn is_one_apart(database: &File, wal_index: io::Result<Metadata>) -> bool {
+    let files = (database.metadata(), wal_index);
+    locks::is_shared(database).unwrap_or(false)
+        && matches!(files, (Ok(database), Ok(index)) if locks::is_any_apart(&database, &index))
 }

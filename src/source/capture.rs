@@ -189,7 +189,7 @@ impl Capture {
 
     /// Whether everything that the wal-index says is committed, of the WAL that is there now, is in the shadow.
     pub fn holds(&self, extent: WalExtent) -> bool {
-        let live = self.live_header().ok().flatten().and_then(|bytes| WalHeader::parse(&bytes).ok());
+        let live = self.live_wal();
         if self.settled.is_some_and(|(header, frames)| header == live && frames == extent.frames) {
             return true;
         }
@@ -203,7 +203,7 @@ impl Capture {
     /// Whether something other than SQLite has put another WAL into the file. Nobody must be able to write it: who begins
     /// one writes its header first, and says later in the wal-index that it is there.
     pub fn is_overwritten(&self, extent: WalExtent) -> bool {
-        let live = self.live_header().ok().flatten().and_then(|bytes| WalHeader::parse(&bytes).ok());
+        let live = self.live_wal();
         let is_copied = live.is_some() && live == self.shadow.facts().map(|facts| facts.header);
         // Of a header alone, a new wal-index says nothing, not even its salts.
         let has_frames = || self.has_frame_behind(live, 0).unwrap_or(false);
@@ -279,9 +279,17 @@ impl Capture {
     }
 
     /// The first 32 bytes of the live WAL; `None` if it is shorter.
-    fn live_header(&self) -> Result<Option<WalHeaderBytes>, LookError> {
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn live_header(&self) -> Result<Option<WalHeaderBytes>, LookError> {
         let mut bytes = [0; WAL_HEADER_LENGTH as usize];
         Ok(self.read_live(&mut bytes, 0)?.then_some(bytes))
+    }
+
+    /// The same, if it is valid.
+    fn live_wal(&self) -> Option<WalHeader> {
+        self.live_header().ok().flatten().and_then(|bytes| WalHeader::parse(&bytes).ok())
     }
 
     /// Fills `buffer` from the live WAL; `false` if it ends before.

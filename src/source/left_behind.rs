@@ -336,31 +336,27 @@ impl LeftBehind {
         }
     }
 
-    /// Moves the WAL away from its own file, whose content is another's now.
-    pub fn settle_overwritten(&mut self, at: Paths) -> Fate {
+    /// Moves the WAL, which has the header of `ours`, away from its own file, whose content is another's now.
+    pub fn settle_overwritten(&mut self, at: Paths, ours: Option<WalHeaderBytes>) -> Fate {
         if FileIdentity::of_path(at.wal) != FileIdentity::of_file(&self.wal).ok() {
             return Fate::Gone;
         }
-        let before = self.header();
         let fate = match &self.database {
             Some(file) if lock_out(file) => self.move_away(at, None),
             _ => self.mixed(at),
         };
         if matches!(fate, Fate::MovedAway(_)) {
-            self.put_back_another(at, before);
+            self.put_back_another(at, ours);
         }
         fate
     }
 
     /// Gives it the name back that it had if somebody had just opened it by that, to write another one into it. One that was
     /// empty may still be.
-    fn put_back_another(&self, at: Paths, before: Option<WalHeaderBytes>) {
-        let ours = FileIdentity::of_file(&self.wal).ok();
-        let kept =
-            at.kept_names(self.generation).into_iter().find(|name| FileIdentity::of_path(name) == ours);
-        let Some(kept) = kept else { return };
-        let is_awaited = || before.is_none() && locks::process_with(&kept).is_some();
-        if self.header() == before && !is_awaited() {
+    fn put_back_another(&self, at: Paths, ours: Option<WalHeaderBytes>) {
+        let Ok(Some(kept)) = self.kept_name(at) else { return };
+        let is_awaited = || ours.is_none() && locks::process_with(&kept).is_some();
+        if self.header() == ours && !is_awaited() {
             return;
         }
         match link(&self.wal, at.wal).and_then(|()| remove_name(&kept, &self.wal)) {
@@ -398,19 +394,23 @@ impl LeftBehind {
     /// A file that has the name already is not renamed to it: rename(2) does nothing then. Another file system takes no
     /// rename.
     fn move_to_kept(&self, at: Paths) -> io::Result<PathBuf> {
-        let ours = FileIdentity::of_file(&self.wal)?;
-        let names = at.kept_names(self.generation);
-        let mut known = match &self.content {
-            Content::Named(name) => vec![name.clone()],
-            _ => Vec::new(),
-        };
-        known.extend(names.clone());
-        if let Some(name) = known.into_iter().find(|name| FileIdentity::of_path(name) == Some(ours)) {
+        if let Some(name) = self.kept_name(at)? {
             return remove_name(at.wal, &self.wal).map(|()| name);
         }
-        let [inside, beside] = names;
+        let [inside, beside] = at.kept_names(self.generation);
         let move_to = |to: PathBuf| std::fs::rename(at.wal, &to).map(|()| to);
         move_to(inside).or_else(|_| move_to(beside))
+    }
+
+    /// The name by which it is kept, if it has one.
+    fn kept_name(&self, at: Paths) -> io::Result<Option<PathBuf>> {
+        let ours = FileIdentity::of_file(&self.wal)?;
+        let named = match &self.content {
+            Content::Named(name) => Some(name.clone()),
+            _ => None,
+        };
+        let mut known = named.into_iter().chain(at.kept_names(self.generation));
+        Ok(known.find(|name| FileIdentity::of_path(name) == Some(ours)))
     }
 
     /// `None` of one that is empty.

@@ -14,6 +14,8 @@ impl Attached {
     /// Closes everything, without a checkpoint, when another content was put into the database file: beside it, the
     /// frames of its `-wal` would be read as the new one's. Returns the WAL as long as it has to stay.
     pub fn let_go_of_overwritten(self, at: Paths) -> Option<LeftBehind> {
+        // From before it is asked whose it is: what is there later may be another's.
+        let ours = self.capture.live_header().ok().flatten();
         if self.is_wal_overwritten() {
             // What was put there with it.
             self.let_go_of_overwritten_wal(at.database);
@@ -34,7 +36,7 @@ impl Attached {
         // The new content stays locked until our connections are closed: a program that came in before would join our
         // `-shm`.
         let fate = left.as_mut().map(|left| match is_at_path {
-            true => left.settle_overwritten(at),
+            true => left.settle_overwritten(at, ours),
             false => left.settle(at, None),
         });
         drop((query, write_lock, checkpointer));

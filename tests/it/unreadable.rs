@@ -42,6 +42,16 @@ impl Failing {
         self.place.agent_with(&[], &[("LD_PRELOAD", names[0]), ("UNREADABLE", names[1])])
     }
 
+    /// Everything is replicated, and from then on the shadow cannot be read.
+    fn begin(&self) -> (Shell, Agent) {
+        let mut application = Shell::open(&self.place.database());
+        application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data BLOB)");
+        let agent = self.agent();
+        self.place.wait_until_replicated(&agent);
+        self.fail(&agent.generation());
+        (application, agent)
+    }
+
     fn fail(&self, generation: &str) {
         let folder = self.place.path(".app.db-agent").join("generations").join(generation);
         let shadow = folder.join("wal/00000000.wal");
@@ -53,11 +63,7 @@ impl Failing {
 fn a_shadow_that_cannot_be_read_while_it_is_sent_is_followed_by_a_new_generation() {
     let failing = Failing::new();
     let place = &failing.place;
-    let mut application = Shell::open(&place.database());
-    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data BLOB)");
-    let agent = failing.agent();
-    place.wait_until_replicated(&agent);
-    failing.fail(&agent.generation());
+    let (mut application, agent) = failing.begin();
     application.run("INSERT INTO t VALUES (randomblob(3000))");
     agent.wait_for_log(DAMAGED);
     place.wait_until_replicated(&agent);
@@ -69,11 +75,7 @@ fn a_shadow_that_cannot_be_read_while_it_is_sent_is_followed_by_a_new_generation
 fn a_shadow_that_cannot_be_read_at_a_start_is_followed_by_a_new_generation() {
     let failing = Failing::new();
     let place = &failing.place;
-    let mut application = Shell::open(&place.database());
-    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data BLOB)");
-    let agent = failing.agent();
-    place.wait_until_replicated(&agent);
-    failing.fail(&agent.generation());
+    let (mut application, agent) = failing.begin();
     agent.kill();
     application.run("INSERT INTO t VALUES (randomblob(3000))");
     let agent = failing.agent();

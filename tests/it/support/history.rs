@@ -240,8 +240,8 @@ pub fn committed_end(wal: &[u8]) -> usize {
 
 /// The same WAL under other salts.
 pub fn with_salt(wal: &[u8], salt: Salt) -> Vec<u8> {
-    let order = WalHeader::parse(wal.first_chunk().unwrap()).unwrap().order();
-    let page_size = WalHeader::parse(wal.first_chunk().unwrap()).unwrap().page_size();
+    let header = WalHeader::parse(wal.first_chunk().unwrap()).unwrap();
+    let (order, page_size) = (header.order(), header.page_size());
     let salt = [salt.0.to_be_bytes(), salt.1.to_be_bytes()].concat();
     let mut wal = wal.to_vec();
     wal[16..24].copy_from_slice(&salt);
