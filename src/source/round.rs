@@ -264,7 +264,9 @@ fn locked_part(attached: &mut Attached, database: &Path, budget: Duration) -> Re
     let mut extent = copy_all(attached, Some(until))?;
     if extent.left() > 0 {
         let patience = until.saturating_duration_since(Instant::now());
-        extent = checkpoint(attached, database, Some(until), patience)?;
+        checkpoint(attached, database, Some(until), patience)?;
+        // SQLite does not say of which WAL it speaks.
+        extent = attached.extent()?;
     }
     while extent.is_backfilled() && Instant::now() < until {
         // The application's checkpoint may just be about to give read lock 0 back.

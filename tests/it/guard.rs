@@ -52,6 +52,27 @@ fn two_writers_and_urgent_rounds_lose_nothing() {
     two_writers_and_an_eager_agent(100, |status| rounds(status) > Some(5));
 }
 
+/// Whatever is left to do under the write lock: when that is done, the writer waits no longer, whatever time there is.
+#[test]
+fn an_urgent_round_gives_the_write_lock_back_when_it_is_done() {
+    let place = Place::new();
+    let database = place.database();
+    Writer::start(&database, &["--commits", "1"]).finish();
+    let application = Shell::open(&database);
+    let agent = place.streaming_agent(&["max-checkpoint-page-count: 2000", "max-write-block: 10s"]);
+    let rows = ["--size", "1-100", "--synchronous", "OFF", "--autocheckpoint", "0"];
+    let writer = Writer::start(&database, &rows);
+    let holds = |status: &Value, what: &str| first(status)["write_lock_holds"][what].as_u64();
+    let status =
+        agent.wait_for_status("has held the write lock", |status| holds(status, "count") >= Some(10));
+    drop(writer.finish());
+    assert!(holds(&status, "max_micros") < Some(10_000_000), "{status}");
+    place.wait_until_replicated(&agent);
+    place.stop(agent);
+    place.assert_restores();
+    application.close();
+}
+
 #[test]
 fn the_wal_of_a_writer_that_never_pauses_is_restarted_again_and_again() {
     let place = Place::new();
