@@ -12,6 +12,7 @@ use super::let_go::Resting;
 use super::proof::{self, WalAtPath};
 use super::refusal::Refusal;
 use super::rights;
+use super::went_on::went_on;
 use crate::core::evidence::{Evidence, Sighting, Stamp};
 use crate::core::position::Generation;
 use crate::core::sync::Break;
@@ -283,12 +284,18 @@ fn settle_foreign_wal(request: &AttachRequest, database: &DatabaseFile) -> Resul
     let belonging = judged.map_err(error)?;
     let last = ShadowWal::last_begun(&*request.disk, at.meta).map_err(error)?;
     let (Some((generation, inode)), true) = (last, belonging != Belonging::Ours) else { return Ok(()) };
-    // Whoever opened the new file may have found an empty WAL of the old one, and used it.
     let shadow = ShadowWal::recover(&request.disk, at.meta, inode).map_err(error)?;
-    let copied = shadow.ok().and_then(|shadow| shadow.facts()).map(|facts| facts.header);
-    let is_used_by_others =
-        belonging == Belonging::Foreign && proof::wal_at(at.wal, copied.as_ref()) != WalAtPath::Copied;
-    if copied.is_none() || is_used_by_others {
+    let Ok(mut shadow) = shadow else { return Ok(()) };
+    let Some(facts) = shadow.facts() else { return Ok(()) };
+    let is_used = match belonging {
+        // Whoever opened the new file may have found an empty WAL of the old one, and used it.
+        Belonging::Foreign => proof::wal_at(at.wal, Some(&facts.header)) != WalAtPath::Copied,
+        _ => went_on(&mut shadow, database, &wal).unwrap_or_else(|error| {
+            warn!("{}: cannot tell whether its -wal continues it: {error}", at.database.display());
+            false
+        }),
+    };
+    if is_used {
         return Ok(());
     }
     let old = Some(database.clone()).filter(|_| belonging != Belonging::Foreign);

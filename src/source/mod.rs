@@ -31,6 +31,7 @@ mod round;
 mod table;
 mod turn;
 mod visits;
+mod went_on;
 
 pub use attach::{AttachOutcome, AttachRequest, Attached, attach};
 pub use capture::{Look, LookError};
