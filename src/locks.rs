@@ -6,6 +6,7 @@ mod wal_index;
 
 pub use wal_index::{Slot, WalIndex, cut_off};
 
+use log::debug;
 use nix::fcntl::{FcntlArg, fcntl};
 use std::collections::HashSet;
 use std::fs::{File, Metadata};
@@ -72,20 +73,23 @@ pub fn let_in(database: &File) -> io::Result<()> {
 /// The first other process that has a file open, by name and number; locks do not show a child that inherited its
 /// connection. Processes that we may not look into are passed over.
 pub fn process_with(file: &Path) -> Option<String> {
-    let (wanted, name) = (std::fs::metadata(file).ok()?, file.file_name()?);
+    let wanted = std::fs::metadata(file).ok()?;
     let processes = std::fs::read_dir("/proc").ok()?.flatten();
-    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let has_it = |pid: u32| {
-        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        // The name first: looking at whatever else is open there could hang, as with a network file system.
-        let is_named = |path: &PathBuf| std::fs::read_link(path).is_ok_and(|to| to.file_name() == Some(name));
-        let paths = descriptors.map(|entry| entry.path()).filter(is_named);
-        let mut files = paths.filter_map(|path| std::fs::metadata(path).ok());
-        files.any(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()))
-    };
-    let pid = pids.find(|pid| *pid != std::process::id() && has_it(*pid))?;
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok());
+    let pid = pids.find(|pid| *pid != u64::from(std::process::id()) && has_open(*pid, file, &wanted))?;
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Some(format!("{} (process {pid})", name.trim()))
+}
+
+/// Whether a process has a file open, as far as we may look into it.
+fn has_open(process: u64, file: &Path, wanted: &Metadata) -> bool {
+    let descriptors = std::fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+    // The name first: looking at whatever else is open there could hang, as with a network file system.
+    let is_named =
+        |path: &PathBuf| std::fs::read_link(path).is_ok_and(|to| to.file_name() == file.file_name());
+    let paths = descriptors.map(|entry| entry.path()).filter(is_named);
+    let mut files = paths.filter_map(|path| std::fs::metadata(path).ok());
+    files.any(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()))
 }
 
 /// Whether this process has a file open.
@@ -112,13 +116,15 @@ pub fn all_share_index(database: &File, wal_index: &File) -> bool {
     })
 }
 
-/// Whether another process has a lock on a database and none on this wal-index, in all readings. `false` where that
-/// cannot be seen. As slow as [`all_share_index`].
-pub fn is_any_apart(database: &Metadata, wal_index: &Metadata) -> bool {
-    let device = device_in_list(database.dev());
+/// Whether another process has a lock on a database and none on this wal-index, in all readings, nor has that open. `false`
+/// where that cannot be seen. As slow as [`all_share_index`].
+pub fn is_any_apart(database: &Metadata, wal_index: &Path) -> bool {
+    let Ok(index) = std::fs::metadata(wal_index) else { return false };
+    let (device, ourselves) = (device_in_list(database.dev()), u64::from(std::process::id()));
     let apart = || {
         let locks = std::fs::read_to_string(LOCK_LIST).unwrap_or_default();
-        processes_apart(&locks, &device, database.ino(), wal_index.ino(), u64::from(std::process::id()))
+        let device = device_of_lock(&locks, database.ino(), ourselves).unwrap_or(&device);
+        processes_apart(&locks, device, database.ino(), index.ino(), ourselves)
     };
     let mut always = apart();
     for _ in 1..LOCK_LISTS {
@@ -129,7 +135,13 @@ pub fn is_any_apart(database: &Metadata, wal_index: &Metadata) -> bool {
         let again = apart();
         always.retain(|process| again.contains(process));
     }
-    !always.is_empty()
+    always.into_iter().any(|process| {
+        let works_with_it = has_open(process, wal_index, &index);
+        if works_with_it {
+            debug!("{}: process {process} has lost its locks on it", wal_index.display());
+        }
+        !works_with_it
+    })
 }
 
 /// Whether a connection of another process works with this wal-index. None of ours may: `-shm` is opened and closed here.
@@ -162,6 +174,13 @@ struct Lock<'a> {
 /// A device as the list has it: major and minor number, in hexadecimal digits.
 fn device_in_list(device: u64) -> String {
     format!("{:02x}:{:02x}", rustix::fs::major(device), rustix::fs::minor(device))
+}
+
+/// The device that the list has for a file on which we have a lock: that of the file system, which on btrfs is not that
+/// of its files.
+fn device_of_lock(locks: &str, inode: u64, ourselves: u64) -> Option<&str> {
+    let mut ours = parse_locks(locks).filter(|lock| lock.process == ourselves);
+    ours.find(|lock| lock.inode == inode).map(|lock| lock.device)
 }
 
 /// Lines are `1: POSIX  ADVISORY  WRITE 4711 fe:00:10357871 120 121`: kind, pid, device and inode, first and last byte.
@@ -249,7 +268,12 @@ mod tests {
         assert_eq!(apart(&(ours.clone() + &theirs)), HashSet::new());
         assert_eq!(apart(&(ours.clone() + &theirs + &line(8, 5))), HashSet::from([8]), "beside who does");
         let elsewhere = line(8, 5).replace("fe:00", "00:1a");
-        assert_eq!(apart(&(ours + &theirs + &elsewhere)), HashSet::new(), "another file with that number");
+        assert_eq!(
+            apart(&(ours.clone() + &theirs + &elsewhere)),
+            HashSet::new(),
+            "another file with that number"
+        );
+        assert_eq!((device_of_lock(&ours, 5, 1), device_of_lock(&theirs, 5, 1)), (Some("fe:00"), None));
         assert_eq!(device_in_list(rustix::fs::makedev(0xfe, 0)), "fe:00");
     }
 }

@@ -9,8 +9,8 @@ use super::{Attached, Source, State};
 use crate::core::evidence::{Sighting, Stamp};
 use crate::core::sync::Break;
 use crate::locks;
-use log::{debug, warn};
-use std::fs::{File, Metadata};
+use log::warn;
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -71,26 +71,24 @@ impl Source {
     pub(super) fn look_apart(&mut self, now: Instant) {
         let Some(apart) = self.apart.filter(|apart| now >= apart.at) else { return };
         let State::Attached(attached) = &self.state else { return };
-        let is_apart = attached.is_used_apart().unwrap_or(false);
-        let is_hidden = !is_apart && now >= apart.list_at && attached.is_any_apart();
-        let since = (is_apart || is_hidden).then(|| apart.since.unwrap_or(now));
-        let pause = match (is_apart, is_hidden) {
-            (true, _) => SHORT_PAUSE,
-            (_, true) => MOMENT,
-            _ => PAUSE,
+        let is_unlocked = attached.is_index_unlocked().unwrap_or(false);
+        let is_suspected = apart.since.is_some_and(|since| now >= since + MOMENT);
+        // What is slow waits until it is no moment any more.
+        let is_listed = now >= apart.list_at || is_unlocked && is_suspected;
+        let is_apart = match is_listed {
+            true => is_used_apart(&attached.descriptor, &self.wal_index, is_unlocked),
+            false => is_unlocked,
         };
-        let is_listed = now >= apart.list_at && !is_hidden;
-        let list_at = if is_listed { now + LIST_PAUSE } else { apart.list_at };
+        let since = is_apart.then(|| apart.since.unwrap_or(now));
+        let pause = match (is_apart, is_listed) {
+            (true, true) => MOMENT,
+            (true, false) => SHORT_PAUSE,
+            (false, _) => PAUSE,
+        };
+        let list_at = if is_listed && !is_apart { now + LIST_PAUSE } else { apart.list_at };
         self.apart = Some(Apart { at: now + pause, since, list_at, ..apart });
-        let is_certain = since.is_some_and(|since| now >= since + MOMENT);
-        // A program that has opened and closed our wal-index by itself has lost its locks on it, and works with it all the same.
-        // Asked once more afterwards: it may just have ended.
-        let is_there =
-            || locks::process_with(&self.wal_index).is_some() || !attached.is_used_apart().unwrap_or(false);
-        if is_certain && is_apart && is_there() {
-            debug!("{}: a program works with it that has lost its lock", self.settings.database.display());
-            self.apart = Some(Apart { at: now + PAUSE, since: None, list_at, ..apart });
-        } else if is_certain && self.leaving.is_none() {
+        let is_certain = is_listed && is_apart && is_suspected;
+        if is_certain && self.leaving.is_none() {
             // Of a renamed file, the other name is the only one.
             self.leaving = self.replaced().or(Some(Break::UsedApart));
         }
@@ -98,14 +96,9 @@ impl Source {
 }
 
 impl Attached {
-    /// Whether others have the database open, and none of them our wal-index.
-    fn is_used_apart(&self) -> io::Result<bool> {
+    /// Whether others have the database open, and none of them has a lock on our wal-index.
+    fn is_index_unlocked(&self) -> io::Result<bool> {
         Ok(!locks::is_index_used(self.guard.index().file())? && locks::is_shared(&self.descriptor)?)
-    }
-
-    /// Whether one of those who have the database open has not our wal-index. Slow.
-    fn is_any_apart(&self) -> bool {
-        is_one_apart(&self.descriptor, self.guard.index().file().metadata())
     }
 
     /// Closes everything while others work with another WAL, without a checkpoint. What is in our WAL and in the file, too,
@@ -143,16 +136,14 @@ impl Attached {
     }
 }
 
-/// Whether somebody has the database open, and not its wal-index. We must have neither.
-pub(super) fn is_used_apart(database: &File, wal_index: &Path) -> bool {
-    let is_index_shared = || locks::is_index_shared(wal_index).unwrap_or(false);
-    locks::is_shared(database).unwrap_or(false)
-        && (!is_index_shared() || is_one_apart(database, std::fs::metadata(wal_index)))
+/// Whether somebody has the database open, and not its wal-index, on which nobody else may have a lock if it `is_unlocked`. A
+/// program that has opened and closed that by itself has lost its locks on it, and works with it all the same. Slow.
+pub(super) fn is_used_apart(database: &File, wal_index: &Path, is_unlocked: bool) -> bool {
+    let is_nobodys = is_unlocked && locks::process_with(wal_index).is_none();
+    // Asked afterwards: whoever was there may just have ended.
+    (is_nobodys || is_listed_apart(database, wal_index)) && locks::is_shared(database).unwrap_or(false)
 }
 
-/// Whether one of those who have the database open has not this wal-index. Slow.
-fn is_one_apart(database: &File, wal_index: io::Result<Metadata>) -> bool {
-    let files = (database.metadata(), wal_index);
-    locks::is_shared(database).unwrap_or(false)
-        && matches!(files, (Ok(database), Ok(index)) if locks::is_any_apart(&database, &index))
+fn is_listed_apart(database: &File, wal_index: &Path) -> bool {
+    database.metadata().is_ok_and(|database| locks::is_any_apart(&database, wal_index))
 }

@@ -213,7 +213,11 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let opened = DatabaseFile::open(path).map_err(|e| Refusal::NoAccess(remedy(path, &e)))?;
     let descriptor = opened.ok_or(Refusal::StillOpen)?;
     let no_access = |e: io::Error| Refusal::NoAccess(e.to_string());
-    if request.forced_break == Some(Break::UsedApart) && is_used_apart(&descriptor, &request.wal_index) {
+    // Opened and closed here: none of our connections may have it.
+    let is_unlocked = || !locks::is_index_shared(&request.wal_index).unwrap_or(false);
+    if request.forced_break == Some(Break::UsedApart)
+        && is_used_apart(&descriptor, &request.wal_index, is_unlocked())
+    {
         return Err(Refusal::UsedApart);
     }
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;

@@ -63,3 +63,4 @@ mod tireless;
 mod unreadable;
 mod volatile;
 mod wal_index;
+mod went_on;

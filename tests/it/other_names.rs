@@ -217,16 +217,33 @@ fn beside_a_program_that_writes_by_another_name_a_wal_that_is_not_in_the_file_is
 /// on the wal-index, and all the same nobody works with another one.
 #[test]
 fn a_program_that_has_lost_its_locks_on_the_wal_index_is_not_taken_for_one_with_another_name() {
+    lost_locks(false);
+}
+
+/// Of them, only a list tells, which is read once a minute.
+#[test]
+fn nor_is_it_beside_another_that_has_them() {
+    lost_locks(true);
+}
+
+fn lost_locks(is_beside_another: bool) {
     let place = Place::new();
     let mut program = Process::start();
     let mut tell = |line: String| assert!(matches!(program.tell(&line), Answer::Ok(_)), "{line}");
     tell(format!("open c {}", place.database().display()));
     tell("sql c PRAGMA journal_mode=wal; CREATE TABLE t (data)".to_owned());
+    let another = is_beside_another.then(|| {
+        let mut another = Shell::open(&place.database());
+        another.value(COUNT);
+        another
+    });
     let agent = place.agent_with(&PATIENT, &[("RUST_LOG", "debug")]);
     agent.wait_for_status("streams", is_streaming);
     tell(format!("copy {} {}", place.path("app.db-shm").display(), place.path("copy").display()));
-    agent.wait_for_log("a program works with it that has lost its lock");
+    agent.wait_for_log("has lost its locks on it");
     tell("sql c INSERT INTO t VALUES ('later')".to_owned());
+    place.wait_until_replicated(&agent);
+    another.into_iter().for_each(Shell::close);
     tell("close c".to_owned());
     assert!(!agent.log().contains("by another name"), "{}", agent.log());
     assert_replicated(&place, agent);
@@ -457,36 +474,4 @@ fn what_others_made_of_a_renamed_file_is_kept_though_the_agent_was_restarted() {
     assert_is_kept(&place, &agent);
     assert_eq!(Shell::open(&place.database()).value(COUNT), "2", "{}", agent.log());
     assert_replicated(&place, agent);
-}
-
-/// Both were written since the agent has left them, by their own program: its commits are nowhere else.
-#[test]
-fn a_program_that_goes_on_with_a_file_that_was_away_and_is_killed_loses_nothing() {
-    for (stays_in_its_wal, is_moved_again) in [(true, true), (false, true), (false, false)] {
-        let (place, agent, mut application) = place_with_a_wal();
-        let (database, aside) = (place.database(), place.path("aside.db"));
-        let mut reader = Shell::open(&database);
-        if stays_in_its_wal {
-            reader.run("BEGIN; SELECT count(*) FROM t");
-        }
-        rename(&database, &aside);
-        agent.wait_for_log(GONE);
-        let agent = restart(agent, Restart::Stopped, || {
-            rename(&aside, &database);
-            application.run("INSERT INTO t VALUES ('in both'); PRAGMA wal_checkpoint(PASSIVE)");
-            application.run("INSERT INTO t VALUES ('only in the WAL')");
-            application.kill();
-            reader.kill();
-            if is_moved_again {
-                rename(&database, &aside);
-                rename(&aside, &database);
-            }
-        });
-        agent.wait_for_status("streams", is_streaming);
-        let mut application = Shell::open(&database);
-        assert_eq!(application.value(COUNT), "13", "{stays_in_its_wal} {is_moved_again}: {}", agent.log());
-        assert_eq!(application.value(SOUND), "ok");
-        application.close();
-        assert_replicated(&place, agent);
-    }
 }
