@@ -61,6 +61,8 @@ pub struct Replica {
     acked: Option<(Index, Offset)>,
     /// Failures since something was last sent, or found to be there.
     failures: u32,
+    /// How often the shadow could not be read since it last could.
+    unreadable: u32,
     retry_at: Option<Instant>,
     /// Whether the pause is only for a server that could not be reached.
     is_unreached: bool,
@@ -98,6 +100,7 @@ impl Replica {
             state_ahead: None,
             acked: None,
             failures: 0,
+            unreadable: 0,
             retry_at: None,
             is_unreached: false,
             last_retry: None,
@@ -321,6 +324,7 @@ impl Replica {
 
     fn works_again(&mut self) {
         (self.retry_at, self.last_retry, self.last_error) = (None, None, None);
+        self.unreadable = 0;
         if self.is_restorable() {
             // Before, all would be sent again without a pause where only the last step fails.
             self.failures = 0;
@@ -376,9 +380,10 @@ impl Replica {
         };
         self.is_unreached = is_unreached;
         self.try_later(failure.message, longest, now, chance);
+        self.unreadable += u32::from(failure.cause == FailureCause::ShadowUnreadable);
         match failure.cause {
             FailureCause::ShadowDamaged => Finding::ShadowDamaged,
-            FailureCause::ShadowUnreadable if self.failures >= MOST_UNREADABLE => Finding::ShadowDamaged,
+            FailureCause::ShadowUnreadable if self.unreadable >= MOST_UNREADABLE => Finding::ShadowDamaged,
             FailureCause::ShadowUnreadable
             | FailureCause::Disconnected
             | FailureCause::NotTried
