@@ -62,6 +62,8 @@ pub struct Order {
     pub database: Option<DatabaseFile>,
     /// Whether acknowledged means that the server's fsync answered.
     pub fsync: bool,
+    /// The generation before it, if it was this run's: what is unfinished of a snapshot there stays so.
+    pub left: Option<Generation>,
     /// Whether a segment of this generation was written there, so that its folder must be there.
     pub has_written: bool,
     /// How far a snapshot has come.
@@ -272,7 +274,7 @@ fn send_snapshot(remote: &mut dyn Remote, order: &Order, index: Index) -> Result
         order.path(&Object::Snapshot { generation: order.generation, index }.temporary_path(order.attempt));
     let sent = stream_snapshot(remote, order, index, &path);
     if sent.is_err() {
-        // No look would find it once another generation has begun. Where the server is gone, it stays.
+        // Where the server is gone, a look of this run finds it, also once another generation has begun.
         let _ = remote.remove(&path);
     }
     sent

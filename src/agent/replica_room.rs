@@ -36,6 +36,8 @@ pub struct ReplicaRoom {
     pub(super) snapshot_read_after: u32,
     /// While stopping: the position before which everything was acknowledged.
     held: Option<Position>,
+    /// The generation before the present one, if this run has followed it.
+    left: Option<Generation>,
 }
 
 impl ReplicaRoom {
@@ -53,6 +55,7 @@ impl ReplicaRoom {
             was_streaming: false,
             snapshot_read_after: 0,
             held: None,
+            left: None,
         }
     }
 
@@ -61,6 +64,7 @@ impl ReplicaRoom {
         match &mut self.course {
             Some(course) if course.generation() == generation => {}
             Some(course) => {
+                self.left = Some(course.generation());
                 course.begin_generation(generation);
                 // What is still being sent of the last one is of no use any more.
                 self.progress.cancelled.store(true, Ordering::Relaxed);
@@ -111,6 +115,7 @@ impl ReplicaRoom {
             disk: Arc::clone(disk),
             database: descriptor,
             fsync: self.config.durability == Durability::Fsync,
+            left: self.left,
             has_written: self.course.as_ref().is_some_and(|course| course.last_segment().is_some()),
             progress: Arc::clone(&self.progress),
         })

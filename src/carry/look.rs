@@ -1,7 +1,7 @@
 //! Looking what a replica holds of a generation.
 
 use super::segments::open_shadow;
-use super::{BLOCK, CarryError, MOST_OBJECTS, Order, newest_of_others};
+use super::{BLOCK, CarryError, MOST_OBJECTS, Order, listed, newest_of_others};
 use crate::core::checksum::Crc64;
 use crate::core::frame::FrameDecoder;
 use crate::core::names::{self, Object};
@@ -60,7 +60,19 @@ pub(super) fn look(
     if let Some(index) = listing.snapshot().filter(|_| order.fsync) {
         sync_name(remote, &order.path(&Object::Snapshot { generation: order.generation, index }.path()))?;
     }
+    if let Some(left) = order.left {
+        remove_unfinished(remote, &order.path(&names::snapshots_folder(left)))?;
+    }
     Ok(listing)
+}
+
+/// A snapshot that was sent, or half of it, when another generation began. What was set aside there is somebody's only one.
+fn remove_unfinished(remote: &mut dyn Remote, folder: &str) -> Result<(), RemoteError> {
+    let is_unfinished = |name: &str| names::is_temporary(name) && names::parse_set_aside(name).is_none();
+    for entry in listed(remote, folder)?.iter().filter(|entry| is_unfinished(&entry.name)) {
+        remote.remove(&join(folder, &entry.name))?;
+    }
+    Ok(())
 }
 
 /// A snapshot's name may be there, and not be durable: nobody knows how far its publication came. Where it cannot be synced,

@@ -1,5 +1,4 @@
-//! A snapshot that is given up, or cannot be read to its end, leaves nothing on the server: no look would find it in the
-//! folder of an earlier generation.
+//! A snapshot that is given up, or cannot be read to its end, leaves nothing on the server.
 
 use crate::support::faulty::FaultyServer;
 use crate::support::history::{generation, scratch};
@@ -8,8 +7,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use wal_agent::carry::{Carrier, CarryError};
-use wal_agent::core::position::Index;
+use wal_agent::carry::{Carrier, CarryError, Order};
+use wal_agent::core::names::Object;
+use wal_agent::core::position::{Generation, Index};
 use wal_agent::core::replica::Job;
 use wal_agent::disk::OsDisk;
 use wal_agent::shadow::ShadowWal;
@@ -62,4 +62,21 @@ fn a_snapshot_of_what_is_no_database_leaves_nothing_on_the_server() {
     let order = order(SNAPSHOT, 7, &shadow, folder.path());
     Carrier::default().carry(&mut *server.connect(), &order).expect_err("it is no database");
     assert_eq!(server.objects().len(), 0, "{}", server.log());
+}
+
+/// The connection was cut, or another generation began between the last byte and the name.
+#[test]
+fn what_an_earlier_generation_has_left_of_a_snapshot_is_removed_by_the_next_look() {
+    let folder = scratch();
+    put_database(folder.path());
+    let shadow = shadow(folder.path());
+    let left = Generation::from_random(0xaa);
+    let snapshot = Object::Snapshot { generation: left, index: Index::ZERO };
+    let unfinished = snapshot.temporary_path(1);
+    let others = [snapshot.path(), snapshot.set_aside_path(1)];
+    let objects = others.iter().chain([&unfinished]).map(|name| (name.clone(), vec![1; 100]));
+    let server = FaultyServer::holding(objects.collect());
+    let order = Order { left: Some(left), ..order(Job::Look { written: None }, 7, &shadow, folder.path()) };
+    Carrier::default().carry(&mut *server.connect(), &order).expect("the server is there");
+    assert_eq!(server.objects().into_keys().collect::<Vec<_>>(), others, "{}", server.log());
 }
