@@ -197,9 +197,11 @@
 //!   taken for a writer, so that the last commits are in the kept WAL only.
 //! - A program that is killed in a checkpoint leaves a file that may be no database without its WAL, and may be one that
 //!   others work on under its other name. That a checkpoint was cut off, the wal-index says (`nBackfillAttempted`); it says
-//!   the same after a recovery, so it only opens the question. While we are attached, the pages answer it. Afterwards
-//!   nothing can: the WAL is kept aside, for joining it to what others have written would destroy that, and the log says
-//!   what to do if SQLite calls the file malformed.
+//!   the same after a recovery, so it only opens the question. While we are attached, the pages answer it. Behind a restart
+//!   they do if the WAL has commits from after we had left it: it stays if it was written after the file, or if every page
+//!   that is not what the page table says is in the WAL, so that nobody reads it from the file. Otherwise the WAL is kept
+//!   aside, for joining it to what others have written would destroy that, and the log says what to do if SQLite calls the
+//!   file malformed.
 //! - Where that cannot be (the file was removed, or a program has it open), the WAL stays where it is: the name may come
 //!   back, or somebody is moving both files. It gets a second name in the meta folder at once, that of its generation (or
 //!   beside the database, if that is on another file system), because SQLite removes a WAL beside an empty database; one that
