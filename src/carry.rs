@@ -62,8 +62,8 @@ pub struct Order {
     pub database: Option<DatabaseFile>,
     /// Whether acknowledged means that the server's fsync answered.
     pub fsync: bool,
-    /// The generation before it, if it was this run's: what is unfinished of a snapshot there stays so.
-    pub left: Option<Generation>,
+    /// Generations of this run before it: nobody will finish a snapshot of theirs any more.
+    pub left: Vec<Generation>,
     /// Whether a segment of this generation was written there, so that its folder must be there.
     pub has_written: bool,
     /// How far a snapshot has come.

@@ -123,7 +123,7 @@ pub fn is_any_apart(database: &Metadata, wal_index: &Path) -> bool {
     let (device, ourselves) = (device_in_list(database.dev()), u64::from(std::process::id()));
     let apart = || {
         let locks = std::fs::read_to_string(LOCK_LIST).unwrap_or_default();
-        let device = device_of_lock(&locks, database.ino(), ourselves).unwrap_or(&device);
+        let device = device_of_lock(&locks, database.ino(), ourselves, &device);
         processes_apart(&locks, device, database.ino(), index.ino(), ourselves)
     };
     let mut always = apart();
@@ -176,11 +176,13 @@ fn device_in_list(device: u64) -> String {
     format!("{:02x}:{:02x}", rustix::fs::major(device), rustix::fs::minor(device))
 }
 
-/// The device that the list has for a file on which we have a lock: that of the file system, which on btrfs is not that
-/// of its files.
-fn device_of_lock(locks: &str, inode: u64, ourselves: u64) -> Option<&str> {
-    let mut ours = parse_locks(locks).filter(|lock| lock.process == ourselves);
-    ours.find(|lock| lock.inode == inode).map(|lock| lock.device)
+/// The device that the list has for a file on which we have a lock: that of the file system, which on btrfs is not the
+/// `usual` one, that of its files. On another file system, there may be a lock of ours on a file with the same number.
+fn device_of_lock<'a>(locks: &'a str, inode: u64, ourselves: u64, usual: &'a str) -> &'a str {
+    let is_ours = |lock: &Lock| lock.process == ourselves && lock.inode == inode;
+    let mut ours = parse_locks(locks).filter(is_ours).map(|lock| lock.device).peekable();
+    let first = ours.peek().copied().unwrap_or(usual);
+    if ours.any(|device| device == usual) { usual } else { first }
 }
 
 /// Lines are `1: POSIX  ADVISORY  WRITE 4711 fe:00:10357871 120 121`: kind, pid, device and inode, first and last byte.
@@ -273,7 +275,10 @@ mod tests {
             HashSet::new(),
             "another file with that number"
         );
-        assert_eq!((device_of_lock(&ours, 5, 1), device_of_lock(&theirs, 5, 1)), (Some("fe:00"), None));
+        let device = |locks: &str, usual| device_of_lock(locks, 5, 1, usual).to_owned();
+        let both = line(1, 5).replace("fe:00", "00:1a") + &ours;
+        assert_eq!([device(&ours, "00:2a"), device(&theirs, "00:2a")], ["fe:00", "00:2a"], "as on btrfs");
+        assert_eq!([device(&both, "fe:00"), device(&both, "00:1a")], ["fe:00", "00:1a"], "the same number");
         assert_eq!(device_in_list(rustix::fs::makedev(0xfe, 0)), "fe:00");
     }
 }

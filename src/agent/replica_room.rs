@@ -21,6 +21,9 @@ use std::time::{Duration, Instant};
 const SHARED: &str = "another agent, or Litestream, replicates to this place, and a restore takes what was written last: give \
                       each database of each machine a place of its own, or stop that one";
 
+/// In so many generations, what was left unfinished is removed by each look: a server may be away while they change.
+const MOST_LEFT: usize = 4;
+
 /// One replica and what status says of it.
 pub struct ReplicaRoom {
     pub(super) config: ReplicaConfig,
@@ -36,8 +39,8 @@ pub struct ReplicaRoom {
     pub(super) snapshot_read_after: u32,
     /// While stopping: the position before which everything was acknowledged.
     held: Option<Position>,
-    /// The generation before the present one, if this run has followed it.
-    left: Option<Generation>,
+    /// The generations before the present one that this run has followed last.
+    left: Vec<Generation>,
 }
 
 impl ReplicaRoom {
@@ -55,7 +58,7 @@ impl ReplicaRoom {
             was_streaming: false,
             snapshot_read_after: 0,
             held: None,
-            left: None,
+            left: Vec::new(),
         }
     }
 
@@ -64,7 +67,8 @@ impl ReplicaRoom {
         match &mut self.course {
             Some(course) if course.generation() == generation => {}
             Some(course) => {
-                self.left = Some(course.generation());
+                self.left.insert(0, course.generation());
+                self.left.truncate(MOST_LEFT);
                 course.begin_generation(generation);
                 // What is still being sent of the last one is of no use any more.
                 self.progress.cancelled.store(true, Ordering::Relaxed);
@@ -115,7 +119,7 @@ impl ReplicaRoom {
             disk: Arc::clone(disk),
             database: descriptor,
             fsync: self.config.durability == Durability::Fsync,
-            left: self.left,
+            left: self.left.clone(),
             has_written: self.course.as_ref().is_some_and(|course| course.last_segment().is_some()),
             progress: Arc::clone(&self.progress),
         })

@@ -60,17 +60,21 @@ pub(super) fn look(
     if let Some(index) = listing.snapshot().filter(|_| order.fsync) {
         sync_name(remote, &order.path(&Object::Snapshot { generation: order.generation, index }.path()))?;
     }
-    if let Some(left) = order.left {
-        remove_unfinished(remote, &order.path(&names::snapshots_folder(left)))?;
+    for left in &order.left {
+        remove_unfinished(remote, &order.path(&names::snapshots_folder(*left)))?;
     }
     Ok(listing)
 }
 
-/// A snapshot that was sent, or half of it, when another generation began. What was set aside there is somebody's only one.
+/// A snapshot that was sent, or half of it, when another generation began. What was set aside there is somebody's only one. What
+/// cannot be removed is in nobody's way.
 fn remove_unfinished(remote: &mut dyn Remote, folder: &str) -> Result<(), RemoteError> {
     let is_unfinished = |name: &str| names::is_temporary(name) && names::parse_set_aside(name).is_none();
     for entry in listed(remote, folder)?.iter().filter(|entry| is_unfinished(&entry.name)) {
-        remote.remove(&join(folder, &entry.name))?;
+        match remote.remove(&join(folder, &entry.name)) {
+            Err(error) if error.kind == FailureKind::Disconnected => return Err(error),
+            _ => {}
+        }
     }
     Ok(())
 }

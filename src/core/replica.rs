@@ -324,10 +324,9 @@ impl Replica {
 
     fn works_again(&mut self) {
         (self.retry_at, self.last_retry, self.last_error) = (None, None, None);
-        self.unreadable = 0;
         if self.is_restorable() {
             // Before, all would be sent again without a pause where only the last step fails.
-            self.failures = 0;
+            (self.failures, self.unreadable) = (0, 0);
         }
     }
 

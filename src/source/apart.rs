@@ -132,7 +132,8 @@ impl Attached {
         let Some(wal) = self.capture.live_file() else { return Ok(()) };
         let held = Held::of(&self.descriptor.metadata()?, &wal.metadata()?);
         let stamp = before.map_or_else(|| proof::stamp_of(&self.descriptor), Ok)?;
-        held.left(Some(stamp)).keep(at.disk, at.meta)
+        let is_used = locks::is_index_used(self.guard.index().file())?;
+        held.left(Some(stamp), is_used).keep(at.disk, at.meta)
     }
 }
 

@@ -12,7 +12,7 @@ use super::let_go::Resting;
 use super::proof::{self, WalAtPath};
 use super::refusal::Refusal;
 use super::rights;
-use super::went_on::went_on;
+use super::went_on::continues;
 use crate::core::evidence::{Evidence, Sighting, Stamp};
 use crate::core::position::Generation;
 use crate::core::sync::Break;
@@ -213,12 +213,14 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let opened = DatabaseFile::open(path).map_err(|e| Refusal::NoAccess(remedy(path, &e)))?;
     let descriptor = opened.ok_or(Refusal::StillOpen)?;
     let no_access = |e: io::Error| Refusal::NoAccess(e.to_string());
-    // Opened and closed here: none of our connections may have it.
-    let is_unlocked = || !locks::is_index_shared(&request.wal_index).unwrap_or(false);
-    if request.forced_break == Some(Break::UsedApart)
-        && is_used_apart(&descriptor, &request.wal_index, is_unlocked())
-    {
-        return Err(Refusal::UsedApart);
+    if request.forced_break == Some(Break::UsedApart) {
+        // With a lock of ours, the list says which device it is.
+        let _ = locks::let_in(&descriptor);
+        // Opened and closed here: no connection of ours may have it.
+        let is_unlocked = !locks::is_index_shared(&request.wal_index).unwrap_or(false);
+        if is_used_apart(&descriptor, &request.wal_index, is_unlocked) {
+            return Err(Refusal::UsedApart);
+        }
     }
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
     let past = Past::of(request, resting, stamp.inode)?;
@@ -294,10 +296,8 @@ fn settle_foreign_wal(request: &AttachRequest, database: &DatabaseFile) -> Resul
     let is_used = match belonging {
         // Whoever opened the new file may have found an empty WAL of the old one, and used it.
         Belonging::Foreign => proof::wal_at(at.wal, Some(&facts.header)) != WalAtPath::Copied,
-        _ => went_on(&mut shadow, database, &wal).unwrap_or_else(|error| {
-            warn!("{}: cannot tell whether its -wal continues it: {error}", at.database.display());
-            false
-        }),
+        _ => continues(&mut shadow, held, at.database, database, &wal)
+            .map_err(|e| Refusal::NoAccess(e.to_string()))?,
     };
     if is_used {
         return Ok(());

@@ -35,11 +35,22 @@ enum Fit {
     Whole,
     /// Somebody has opened the file with the WAL of the one that was there before.
     Mixed,
-    /// The file was not at its path any more when its WAL was left there. As long as size and mtime stay, the WAL
-    /// continues it.
-    Away(u64, Duration),
+    /// The file was not at its path any more when its WAL was left there, or others used it by another name. As long as
+    /// size and mtime stay, the WAL continues it.
+    Away(Away),
     /// The same, and it was removed, or written by others: the WAL continues nothing that could come back.
     Lost,
+}
+
+/// A database file when it was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Away {
+    /// Its size, in bytes.
+    pub size: u64,
+    /// Its mtime.
+    pub modified: Duration,
+    /// Whether a program had it open, with the WAL: what becomes of both from then on is that program's.
+    pub is_used: bool,
 }
 
 /// A database file and its WAL.
@@ -68,9 +79,19 @@ impl Held {
         Held { database, wal, fit: Fit::Whole }
     }
 
-    /// The same, with the database file as it was when it went away; `None` if the WAL does not continue it.
-    pub fn left(self, stamp: Option<Stamp>) -> Held {
-        Held { fit: stamp.map_or(Fit::Lost, |stamp| Fit::Away(stamp.size, stamp.modified)), ..self }
+    /// The same, with the database file as it was when it went away; `None` if the WAL does not continue it. `is_used` as in
+    /// [`Away`].
+    pub fn left(self, stamp: Option<Stamp>, is_used: bool) -> Held {
+        let away = stamp.map(|Stamp { size, modified, .. }| Away { size, modified, is_used });
+        Held { fit: away.map_or(Fit::Lost, Fit::Away), ..self }
+    }
+
+    /// The database file when it was left, if the WAL continued it then.
+    pub fn away(&self) -> Option<Away> {
+        match self.fit {
+            Fit::Away(away) => Some(away),
+            _ => None,
+        }
     }
 
     /// The same, where the WAL is that of another file.
@@ -100,7 +121,7 @@ impl Held {
         Ok(match self.fit {
             _ if now.database != self.database => Belonging::Foreign,
             Fit::Lost => Belonging::Doubtful,
-            Fit::Away(size, modified) if (size, modified) != (stamp.size, stamp.modified) => {
+            Fit::Away(away) if (away.size, away.modified) != (stamp.size, stamp.modified) => {
                 Belonging::Doubtful
             }
             _ => Belonging::Ours,
@@ -135,7 +156,9 @@ impl Held {
             Fit::Whole => "here".to_owned(),
             Fit::Mixed => "mixed".to_owned(),
             Fit::Lost => "lost".to_owned(),
-            Fit::Away(size, modified) => format!("away {size} {}", modified.as_nanos()),
+            Fit::Away(Away { size, modified, is_used }) => {
+                format!("{} {size} {}", if is_used { "used" } else { "away" }, modified.as_nanos())
+            }
         };
         format!("{} {} {fit}\n", birth(self.database), birth(self.wal))
     }
@@ -149,7 +172,10 @@ impl Held {
             "here" => Fit::Whole,
             "mixed" => Fit::Mixed,
             "lost" => Fit::Lost,
-            "away" => Fit::Away(words.next()?.parse().ok()?, time(words.next()?)?),
+            word @ ("away" | "used") => {
+                let (size, modified) = (words.next()?.parse().ok()?, time(words.next()?)?);
+                Fit::Away(Away { size, modified, is_used: word == "used" })
+            }
             _ => return None,
         };
         words.next().is_none().then_some(Held { database, wal, fit })
@@ -164,8 +190,9 @@ mod tests {
     fn a_line_comes_back_and_no_other_line_does() {
         let birth = |inode| Birth { inode, at: Duration::new(1_795_000_000, 17) };
         let here = Held { database: birth(7), wal: birth(8), fit: Fit::Whole };
-        let away = Fit::Away(4096, Duration::new(1_795_000_001, 0));
-        for held in [here, here.mixed(), Held { fit: away, ..here }, here.left(None)] {
+        let modified = Duration::new(1_795_000_001, 0);
+        let away = |is_used| Held { fit: Fit::Away(Away { size: 4096, modified, is_used }), ..here };
+        for held in [here, here.mixed(), away(false), away(true), here.left(None, true)] {
             let line = held.to_line();
             assert_eq!(Held::parse(&line), Some(held));
             for end in 0..line.len() {

@@ -166,7 +166,7 @@ fn remember(left: &LeftBehind, at: Paths) {
     }
     let keep = || {
         let held = Held::of(&database.metadata()?, &left.wal.metadata()?);
-        held.left(left.seen.map(|seen| seen.stamp)).keep(at.disk, at.meta)
+        held.left(left.seen.map(|seen| seen.stamp), left.is_used).keep(at.disk, at.meta)
     };
     let result = match left.content {
         Content::InDatabase => Held::forget(at.disk, at.meta),

@@ -1,68 +1,110 @@
-//! Whether a WAL that we had left with its file, both of which were written since, still continues it. Its program may have
-//! gone on and been killed: then SQLite recovers from it, and its commits are nowhere else. Or others have worked on the
-//! file by another name: then, laid over that, it would make it malformed.
+//! Whether a WAL that we had left with its file, which was written since, still continues it. Its program may have gone on and
+//! been killed: then SQLite recovers from it, and its commits may be nowhere else. Or others have worked on the file by
+//! another name: then, laid over that, it could make it malformed.
 
+use super::held::Held;
 use crate::core::page::PageNumber;
+use crate::core::page_table::{Entries, PageEntry};
 use crate::core::position::Offset;
 use crate::core::scan::Chain;
-use crate::core::sync::ShadowFacts;
 use crate::core::wal::WalHeader;
+use crate::database_file::DatabaseFile;
 use crate::disk::read_full;
 use crate::page_table::{SourceTable, TableError};
 use crate::shadow::ShadowWal;
-use std::collections::HashSet;
+use log::{info, warn};
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Read at once, in bytes.
 const WINDOW: u64 = 1 << 20;
 
-/// Whether the WAL has commits that were made after we had left, and continues the file. In doubt it does not.
+/// Whether that of the database at `path` does. Only a program that had both open when we left, or has committed since, can have been killed with it. Reads
+/// all of both.
 ///
 /// # Errors
-/// What could not be read, or that there is no page table to compare with.
-pub(super) fn went_on(shadow: &mut ShadowWal, database: &File, wal: &File) -> Result<bool, TableError> {
-    let Some(copied) = shadow.facts() else { return Ok(false) };
-    let mut header = [0; 32];
-    let read = wal.read_exact_at(&mut header, 0).ok().and_then(|()| WalHeader::parse(&header).ok());
-    let Some(header) = read else { return Ok(false) };
-    let pages = Committed::read(wal, header)?;
-    if !pages.is_behind(&copied, header) {
+/// What could not be read.
+pub(super) fn continues(
+    shadow: &mut ShadowWal,
+    held: Held,
+    path: &Path,
+    database: &DatabaseFile,
+    wal: &File,
+) -> io::Result<bool> {
+    let (Some(away), Some(copied), Some(header)) = (held.away(), shadow.facts(), header_of(wal)) else {
+        return Ok(false);
+    };
+    let committed = Committed::read(wal, header)?;
+    let is_restarted = header != copied.header;
+    let went_on = committed.end > if is_restarted { Offset::ZERO } else { copied.end };
+    if !went_on && !away.is_used {
         return Ok(false);
     }
-    if is_last_writer(wal, database)? {
+    let written = modified(database)?;
+    // In the same tick of the clock, a commit behind a checkpoint is likelier than anything else. What was copied over the file
+    // with its old time was not written by its program.
+    if went_on && modified(wal)? >= written && written >= away.modified {
+        info!("{}: its -wal was written last, and stays with it", path.display());
         return Ok(true);
     }
-    let difference = SourceTable::of(shadow).compare_file(database)?;
+    let table = SourceTable::of(shadow);
+    let difference = match table.compare_file(database) {
+        Ok(difference) => difference,
+        Err(TableError::Cancelled | TableError::NotADatabase) => return Ok(false),
+        Err(TableError::Disk(error) | TableError::Database(error)) => return Err(error),
+        Err(error) => return Err(io::Error::other(error)),
+    };
     // A page of the WAL is not read from the file, whatever is there.
-    Ok(difference.pages.iter().all(|number| pages.numbers.contains(number)))
+    let is_laid_over = |number: &PageNumber| committed.pages.contains_key(number);
+    let continues = difference.pages.iter().all(is_laid_over)
+        // Other WALs may have come and gone; this one was being checkpointed.
+        || is_restarted && committed.is_any_in(database)?;
+    if continues {
+        warn!(
+            "{}: was written after the agent had left it with its -wal, which stays there, as the program has left it that \
+             had both: should others have worked on the file meanwhile, check it with PRAGMA integrity_check",
+            path.display()
+        );
+    }
+    Ok(continues)
 }
 
-/// Whether the WAL was written after anything had happened to the file.
-fn is_last_writer(wal: &File, database: &File) -> io::Result<bool> {
-    let (wal, database) = (wal.metadata()?, database.metadata()?);
-    Ok((wal.mtime(), wal.mtime_nsec()) > (database.ctime(), database.ctime_nsec()))
+fn header_of(wal: &File) -> Option<WalHeader> {
+    let mut header = [0; 32];
+    wal.read_exact_at(&mut header, 0).ok()?;
+    WalHeader::parse(&header).ok()
 }
 
-/// What is committed in a WAL: which pages, and where the last commit ends.
+fn modified(file: &File) -> io::Result<Duration> {
+    Ok(file.metadata()?.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// What the commits of a WAL have made of its pages, and where the last one ends.
 struct Committed {
-    numbers: HashSet<PageNumber>,
+    entries: Entries,
+    pages: HashMap<PageNumber, HashSet<PageEntry>>,
     end: Offset,
 }
 
 impl Committed {
     fn read(wal: &File, header: WalHeader) -> io::Result<Committed> {
-        let mut committed = Committed { numbers: HashSet::new(), end: Offset::ZERO };
+        let entries = Entries::of_size(header.page_size());
+        let mut committed = Committed { entries, pages: HashMap::new(), end: Offset::ZERO };
         let (mut chain, mut open) = (Chain::new(header), Vec::new());
         let frame = header.page_size().frame_length();
         let mut bytes = vec![0; (WINDOW / frame * frame) as usize];
         loop {
             let read = read_full(wal, &mut bytes, chain.end().get())?;
-            let taken = chain.extend(&bytes[..read], |frame, _| {
-                open.extend(frame.page);
+            let taken = chain.extend(&bytes[..read], |frame, page| {
+                open.extend(frame.page.map(|number| (number, entries.of(number, page))));
                 if frame.commit.is_some() {
-                    committed.numbers.extend(open.drain(..));
+                    for (number, entry) in open.drain(..) {
+                        committed.pages.entry(number).or_default().insert(entry);
+                    }
                 }
             });
             if !taken.is_ok_and(|taken| taken > 0) {
@@ -72,9 +114,16 @@ impl Committed {
         }
     }
 
-    /// Whether some of it is not what was copied.
-    fn is_behind(&self, copied: &ShadowFacts, header: WalHeader) -> bool {
-        let from = if header == copied.header { copied.end } else { Offset::ZERO };
-        self.end > from
+    /// Whether a page of it is in the file.
+    fn is_any_in(&self, database: &File) -> io::Result<bool> {
+        let size = u64::from(self.entries.page_size().get());
+        let mut page = vec![0; size as usize];
+        for (number, entries) in &self.pages {
+            let read = read_full(database, &mut page, u64::from(number.get() - 1) * size)?;
+            if read == page.len() && entries.contains(&self.entries.of(*number, &page)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }

@@ -76,7 +76,7 @@ fn what_an_earlier_generation_has_left_of_a_snapshot_is_removed_by_the_next_look
     let others = [snapshot.path(), snapshot.set_aside_path(1)];
     let objects = others.iter().chain([&unfinished]).map(|name| (name.clone(), vec![1; 100]));
     let server = FaultyServer::holding(objects.collect());
-    let order = Order { left: Some(left), ..order(Job::Look { written: None }, 7, &shadow, folder.path()) };
+    let order = Order { left: vec![left], ..order(Job::Look { written: None }, 7, &shadow, folder.path()) };
     Carrier::default().carry(&mut *server.connect(), &order).expect("the server is there");
     assert_eq!(server.objects().into_keys().collect::<Vec<_>>(), others, "{}", server.log());
 }

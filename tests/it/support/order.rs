@@ -21,7 +21,7 @@ pub fn order(job: Job, attempt: u64, shadow: &ShadowWal, folder: &Path) -> Order
         disk: Arc::clone(shadow.disk()),
         database: DatabaseFile::open(&folder.join("app.db")).unwrap(),
         fsync: true,
-        left: None,
+        left: Vec::new(),
         has_written: false,
         progress: Arc::new(Progress::default()),
     }
