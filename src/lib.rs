@@ -198,10 +198,11 @@
 //! - A program that is killed in a checkpoint leaves a file that may be no database without its WAL, and may be one that
 //!   others work on under its other name. That a checkpoint was cut off, the wal-index says (`nBackfillAttempted`); it says
 //!   the same after a recovery, so it only opens the question. While we are attached, the pages answer it. Behind a restart
-//!   they do if the WAL has commits from after we had left it: it stays if it was written after the file, or if every page
-//!   that is not what the page table says is in the WAL, so that nobody reads it from the file. Otherwise the WAL is kept
-//!   aside, for joining it to what others have written would destroy that, and the log says what to do if SQLite calls the
-//!   file malformed.
+//!   of ours, a WAL stays that was in use when we left it, or has commits since, as SQLite alone would have it: if it was
+//!   written last; if every page that is not what the page table says is in it, so that nobody reads that from the file; or
+//!   if it was begun since, and a page of it is in the file. What others have written into those pages alone is lost then,
+//!   as it is without us, and the log says so. Any other WAL is kept aside, for joining it to what others have written would
+//!   destroy that, and the log says what to do if SQLite calls the file malformed.
 //! - Where that cannot be (the file was removed, or a program has it open), the WAL stays where it is: the name may come
 //!   back, or somebody is moving both files. It gets a second name in the meta folder at once, that of its generation (or
 //!   beside the database, if that is on another file system), because SQLite removes a WAL beside an empty database; one that

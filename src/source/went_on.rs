@@ -23,8 +23,8 @@ use std::time::{Duration, UNIX_EPOCH};
 /// Read at once, in bytes.
 const WINDOW: u64 = 1 << 20;
 
-/// Whether that of the database at `path` does. Only a program that had both open when we left, or has committed since, can have been killed with it. Reads
-/// all of both.
+/// Whether that of the database at `path` does. Only a program that had both open when we left, or has committed since, can
+/// have been killed with it. Reads all of both.
 ///
 /// # Errors
 /// What could not be read.
@@ -45,8 +45,8 @@ pub(super) fn continues(
         return Ok(false);
     }
     let written = modified(database)?;
-    // In the same tick of the clock, a commit behind a checkpoint is likelier than anything else. What was copied over the file
-    // with its old time was not written by its program.
+    // In the same tick of the clock, a commit behind a checkpoint is likelier than anything else. What was copied over the
+    // file with its old time was not written by its program.
     if went_on && modified(wal)? >= written && written >= away.modified {
         info!("{}: its -wal was written last, and stays with it", path.display());
         return Ok(true);
