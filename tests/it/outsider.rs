@@ -40,18 +40,16 @@ fn damage_under_load(damage: fn(&Path)) {
     let place = Place::new();
     let database = place.database();
     for round in 0..3 {
-        // Without a checkpoint in between, for a half of one that loses its WAL is a malformed database.
+        // Without a checkpoint in between, for a half of one that loses its WAL is a malformed database. While the agent attaches
+        // to what it does not know, it checkpoints, beside a writer perhaps only a half.
         Writer::start(&database, &["--commits", "1"]).finish();
+        let settings =
+            ["let-go-after: never", "min-checkpoint-page-count: 100000", "max-checkpoint-page-count: 0"];
+        let agent = place.streaming_agent(&settings);
         let arguments =
             ["--rows", "1-5", "--size", "1-4000", "--synchronous", "NORMAL", "--autocheckpoint", "0"];
         let mut writer = Writer::start(&database, &arguments);
         writer.wait_for(1);
-        let agent = place.agent(&["min-checkpoint-page-count: 100000", "max-checkpoint-page-count: 0"]);
-        // While it attaches to what it does not know, it checkpoints.
-        agent.wait_for_status("it streams", |status| {
-            let database = first(status);
-            database["state"] == "attached" && database["replicas"][0]["state"] == "streaming"
-        });
         let count = writer.committed().len() + 100 + 50 * round;
         writer.wait_for(count);
         let pid = agent.pid();
