@@ -7,6 +7,10 @@ use crate::support::wait::{BEFORE_THE_SLOW_LOOK, wait_until};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
+
+/// Where others take the processors, the writer pauses, and the agent listens to it for longer.
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A writer that does not wait for any fsync.
 const TIRELESS: [&str; 4] = ["--size", "1-100", "--synchronous", "OFF"];
@@ -17,7 +21,7 @@ fn dozing(place: &Place) -> (Writer, Agent) {
     let mut writer = Writer::start(&database, &TIRELESS);
     writer.wait_for(1);
     let agent = place.agent(&[]);
-    wait_until("it dozes", BEFORE_THE_SLOW_LOOK, || {
+    wait_until("it dozes", DEADLINE, || {
         !is_watched(&agent, &place.path("")) && !place.objects("snapshots").is_empty()
     });
     (writer, agent)
