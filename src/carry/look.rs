@@ -71,12 +71,17 @@ pub(super) fn look(
 fn remove_unfinished(remote: &mut dyn Remote, folder: &str) -> Result<(), RemoteError> {
     let is_unfinished = |name: &str| names::is_temporary(name) && names::parse_set_aside(name).is_none();
     for entry in listed(remote, folder)?.iter().filter(|entry| is_unfinished(&entry.name)) {
-        match remote.remove(&join(folder, &entry.name)) {
-            Err(error) if error.kind == FailureKind::Disconnected => return Err(error),
-            _ => {}
-        }
+        unless_disconnected(remote.remove(&join(folder, &entry.name)))?;
     }
     Ok(())
+}
+
+/// What could not be done does no harm, unless the connection is of no more use.
+fn unless_disconnected<T>(done: Result<T, RemoteError>) -> Result<(), RemoteError> {
+    match done {
+        Err(error) if error.kind == FailureKind::Disconnected => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// A snapshot's name may be there, and not be durable: nobody knows how far its publication came. Where it cannot be synced,
@@ -84,10 +89,7 @@ fn remove_unfinished(remote: &mut dyn Remote, folder: &str) -> Result<(), Remote
 fn sync_name(remote: &mut dyn Remote, path: &str) -> Result<(), RemoteError> {
     let synced = remote.sync_name(path);
     remote.close(path);
-    match synced {
-        Err(error) if error.kind == FailureKind::Disconnected => Err(error),
-        _ => Ok(()),
-    }
+    unless_disconnected(synced)
 }
 
 /// What is there, by names, lengths and times. Touches nothing: others may be about to write.

@@ -140,9 +140,10 @@ impl Attached {
 /// Whether somebody has the database open, and not its wal-index, on which nobody else may have a lock if it `is_unlocked`. A
 /// program that has opened and closed that by itself has lost its locks on it, and works with it all the same. Slow.
 pub(super) fn is_used_apart(database: &File, wal_index: &Path, is_unlocked: bool) -> bool {
-    let is_nobodys = is_unlocked && locks::process_with(wal_index).is_none();
-    // Asked afterwards: whoever was there may just have ended.
-    (is_nobodys || is_listed_apart(database, wal_index)) && locks::is_shared(database).unwrap_or(false)
+    let is_shared = || locks::is_shared(database).unwrap_or(false);
+    let is_nobodys = || is_unlocked && locks::process_with(wal_index).is_none();
+    // Asked again afterwards: whoever was there may just have ended.
+    is_shared() && (is_nobodys() || is_listed_apart(database, wal_index)) && is_shared()
 }
 
 fn is_listed_apart(database: &File, wal_index: &Path) -> bool {

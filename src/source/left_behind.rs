@@ -7,7 +7,7 @@ use super::refusal::Refusal;
 use super::visits::Visits;
 use crate::core::evidence::{DatabaseHeader, Stamp};
 use crate::core::names;
-use crate::core::position::{Generation, WAL_HEADER_LENGTH};
+use crate::core::position::Generation;
 use crate::core::wal::WalHeaderBytes;
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::disk::Disk;
@@ -17,7 +17,7 @@ use rustix::fs::{AtFlags, CWD, linkat};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// So many WALs of replaced files are kept in one folder; the oldest one goes first.
@@ -415,8 +415,7 @@ impl LeftBehind {
 
     /// `None` of one that is empty.
     fn header(&self) -> Option<WalHeaderBytes> {
-        let mut header = [0; WAL_HEADER_LENGTH as usize];
-        self.wal.read_exact_at(&mut header, 0).ok().map(|()| header)
+        proof::wal_header_bytes(&self.wal).ok()
     }
 }
 

@@ -5,7 +5,7 @@ use crate::core::position::WAL_HEADER_LENGTH;
 use crate::core::wal::{WalHeader, WalHeaderBytes};
 use crate::disk::Disk;
 use std::fs::{File, Metadata};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -53,7 +53,12 @@ pub fn file_time() -> Duration {
 
 /// The header of the WAL at a path, if there is a valid one.
 pub fn wal_header(path: &Path) -> Option<WalHeader> {
-    read_header(path).ok().and_then(|bytes| WalHeader::parse(&bytes).ok())
+    File::open(path).ok().and_then(|wal| wal_header_of(&wal))
+}
+
+/// The header of a WAL that is open, if it is valid.
+pub fn wal_header_of(wal: &File) -> Option<WalHeader> {
+    wal_header_bytes(wal).ok().and_then(|bytes| WalHeader::parse(&bytes).ok())
 }
 
 /// How the WAL at a path follows on the one that was copied.
@@ -70,7 +75,7 @@ pub enum WalAtPath {
 
 /// Compares the WAL at a path with the one that was copied, if any was.
 pub fn wal_at(path: &Path, copied: Option<&WalHeader>) -> WalAtPath {
-    let header = match read_header(path) {
+    let header = match File::open(path).and_then(|wal| wal_header_bytes(&wal)) {
         Ok(bytes) => WalHeader::parse(&bytes).ok(),
         Err(error) => {
             let is_none = matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound);
@@ -84,9 +89,13 @@ pub fn wal_at(path: &Path, copied: Option<&WalHeader>) -> WalAtPath {
     }
 }
 
-fn read_header(path: &Path) -> io::Result<WalHeaderBytes> {
+/// The first bytes of a WAL that is open.
+///
+/// # Errors
+/// The kernel's; `UnexpectedEof` if it is shorter.
+pub fn wal_header_bytes(wal: &File) -> io::Result<WalHeaderBytes> {
     let mut bytes = [0; WAL_HEADER_LENGTH as usize];
-    File::open(path)?.read_exact(&mut bytes)?;
+    wal.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)
 }
 

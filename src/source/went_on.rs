@@ -3,6 +3,7 @@
 //! another name: then, laid over that, it could make it malformed.
 
 use super::held::Held;
+use super::proof;
 use crate::core::page::PageNumber;
 use crate::core::page_table::{Entries, PageEntry};
 use crate::core::position::Offset;
@@ -16,9 +17,7 @@ use log::{info, warn};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
 
 /// Read at once, in bytes.
 const WINDOW: u64 = 1 << 20;
@@ -35,7 +34,8 @@ pub(super) fn continues(
     database: &DatabaseFile,
     wal: &File,
 ) -> io::Result<bool> {
-    let (Some(away), Some(copied), Some(header)) = (held.away(), shadow.facts(), header_of(wal)) else {
+    let (Some(away), Some(copied), Some(header)) = (held.away(), shadow.facts(), proof::wal_header_of(wal))
+    else {
         return Ok(false);
     };
     let committed = Committed::read(wal, header)?;
@@ -44,10 +44,10 @@ pub(super) fn continues(
     if !went_on && !away.is_used {
         return Ok(false);
     }
-    let written = modified(database)?;
+    let written = proof::stamp_of(database)?.modified;
     // In the same tick of the clock, a commit behind a checkpoint is likelier than anything else. What was copied over the
     // file with its old time was not written by its program.
-    if went_on && modified(wal)? >= written && written >= away.modified {
+    if went_on && proof::stamp_of(wal)?.modified >= written && written >= away.modified {
         info!("{}: its -wal was written last, and stays with it", path.display());
         return Ok(true);
     }
@@ -55,7 +55,6 @@ pub(super) fn continues(
     let difference = match table.compare_file(database) {
         Ok(difference) => difference,
         Err(TableError::Cancelled | TableError::NotADatabase) => return Ok(false),
-        Err(TableError::Disk(error) | TableError::Database(error)) => return Err(error),
         Err(error) => return Err(io::Error::other(error)),
     };
     // A page of the WAL is not read from the file, whatever is there.
@@ -71,16 +70,6 @@ pub(super) fn continues(
         );
     }
     Ok(continues)
-}
-
-fn header_of(wal: &File) -> Option<WalHeader> {
-    let mut header = [0; 32];
-    wal.read_exact_at(&mut header, 0).ok()?;
-    WalHeader::parse(&header).ok()
-}
-
-fn modified(file: &File) -> io::Result<Duration> {
-    Ok(file.metadata()?.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 /// What the commits of a WAL have made of its pages, and where the last one ends.
