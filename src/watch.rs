@@ -117,7 +117,13 @@ const READ_BEFORE: Duration = Duration::from_micros(20);
 
 impl Drowsing {
     fn after(&mut self, is_known: bool, is_awaited: bool) {
-        self.known = if is_known && !is_awaited { self.known.saturating_add(1) } else { 0 };
+        self.known = match is_known {
+            _ if is_awaited => 0,
+            true => self.known.saturating_add(1),
+            // The loop has looked meanwhile, and the writer has not paused.
+            false if self.known >= MANY_KNOWN && self.woke.elapsed() < NAP => MANY_KNOWN - 1,
+            false => 0,
+        };
         if self.known >= MANY_KNOWN && self.woke.elapsed() > READ_BEFORE {
             std::thread::sleep(NAP);
             self.woke = Instant::now();

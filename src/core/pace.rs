@@ -23,6 +23,8 @@ pub struct Pace {
     /// When they began to go on without a pause.
     streak: Option<Instant>,
     endless: Option<Endless>,
+    /// The same, because of a checkpoint of ours.
+    after_writes: Option<Instant>,
 }
 
 /// Writers that have not paused for long, but for a checkpoint of their own.
@@ -53,6 +55,11 @@ impl Pace {
         }
     }
 
+    /// Takes in a look that found nothing new beside a checkpoint of ours: it is heard for each page that it writes.
+    pub fn on_our_writes(&mut self, now: Instant) {
+        self.after_writes = Some(now + LONGEST_PAUSE);
+    }
+
     /// Whether writers have not paused for long, but for a checkpoint of their own.
     pub fn is_endless(&self, now: Instant) -> bool {
         self.endless.is_some_and(|endless| now < endless.until)
@@ -76,12 +83,12 @@ impl Pace {
 
     /// Whether events matter now.
     pub fn is_listening(&self, now: Instant) -> bool {
-        self.until.is_none_or(|until| now >= until)
+        self.next_timeout(now).is_none()
     }
 
     /// When they matter again, if they do not now.
     pub fn next_timeout(&self, now: Instant) -> Option<Instant> {
-        self.until.filter(|until| *until > now)
+        self.until.max(self.after_writes).filter(|until| *until > now)
     }
 }
 
@@ -118,6 +125,16 @@ mod tests {
         assert!(pace.is_endless(now));
         pace.on_news(false, now + Duration::from_millis(5));
         assert_eq!(pace.next_timeout(now + Duration::from_millis(5)), None, "they paused");
+    }
+
+    #[test]
+    fn what_a_checkpoint_of_ours_writes_is_heard_now_and_then() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        pace.on_our_writes(now);
+        let next = pace.next_timeout(now).expect("there is a pause");
+        assert!(next > now && !pace.is_listening(now) && pace.is_listening(next));
+        pace.on_news(false, next);
+        assert!(pace.is_listening(next), "who commits beside it does not count as busy");
     }
 
     #[test]

@@ -61,12 +61,19 @@ impl Source {
             self.pace.on_news(is_overtaken, now);
             let not_before = self.pace.next_timeout(now).unwrap_or(now);
             self.recheck = self.recheck.map(|recheck| Recheck { at: recheck.at.max(not_before), ..recheck });
+        } else if self.is_checkpointing() {
+            self.pace.on_our_writes(now);
         }
         self.look_by_the_clock(now);
         self.bring_in_place(now);
         // The next writer may restart the WAL at once.
         self.needs_sync |=
             !is_endless && self.lets_restart() && self.extent.frames > 0 && self.has_unsynced();
+    }
+
+    /// Whether a worker checkpoints beside everybody.
+    pub(super) fn is_checkpointing(&self) -> bool {
+        matches!(&self.state, State::Attached(attached) if attached.checkpointer.is_none())
     }
 
     /// Whether the next commit restarts the WAL.

@@ -116,8 +116,7 @@ impl Source {
     /// Whether the file says something. While our own checkpoint writes, its times say nothing; and while what is
     /// committed is not copied, nothing can be said of its pages.
     fn may_look_around(&self) -> bool {
-        let is_lent = matches!(&self.state, State::Attached(attached) if attached.checkpointer.is_none());
-        !is_lent && self.is_certain()
+        !self.is_checkpointing() && self.is_certain()
     }
 
     /// When others and the file are looked at though nothing happens.
