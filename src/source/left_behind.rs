@@ -5,6 +5,7 @@ use super::held::Held;
 use super::proof;
 use super::refusal::Refusal;
 use super::visits::Visits;
+use super::went_on::is_written_last;
 use crate::core::evidence::{DatabaseHeader, Stamp};
 use crate::core::names;
 use crate::core::position::Generation;
@@ -275,6 +276,13 @@ impl LeftBehind {
             return if self.is_used { self.back(at) } else { self.mixed(at) };
         }
         let name = at.database.display();
+        if self.went_on(&file) {
+            warn!(
+                "{name}: the file was written under another name, and then its -wal, which stays with it: should others \
+                 have worked on the file meanwhile, check it with PRAGMA integrity_check"
+            );
+            return self.back(at);
+        }
         warn!("{name}: the file was written under another name, and does not continue in its -wal any more");
         let is_cut_off = File::open(at.wal_index()).and_then(|index| locks::cut_off(&index));
         match self.move_away(at, None) {
@@ -289,6 +297,13 @@ impl LeftBehind {
             }
             fate => fate,
         }
+    }
+
+    /// Whether the program that had both has gone on with both, and been killed: SQLite recovers from the WAL then, and its
+    /// commits may be nowhere else. All of both is not read here, so where the file was written last, nothing is known.
+    fn went_on(&self, file: &DatabaseFile) -> bool {
+        let is_last = |seen: Seen| is_written_last(&self.wal, file, seen.stamp.modified).unwrap_or(false);
+        self.is_used && self.seen.is_some_and(is_last)
     }
 
     fn back(&mut self, at: Paths) -> Fate {

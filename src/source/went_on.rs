@@ -18,6 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 /// Read at once, in bytes.
 const WINDOW: u64 = 1 << 20;
@@ -44,10 +45,7 @@ pub(super) fn continues(
     if !went_on && !away.is_used {
         return Ok(false);
     }
-    let written = proof::stamp_of(database)?.modified;
-    // In the same tick of the clock, a commit behind a checkpoint is likelier than anything else. What was copied over the
-    // file with its old time was not written by its program.
-    if went_on && proof::stamp_of(wal)?.modified >= written && written >= away.modified {
+    if went_on && is_written_last(wal, database, away.modified)? {
         info!("{}: its -wal was written last, and stays with it", path.display());
         return Ok(true);
     }
@@ -70,6 +68,14 @@ pub(super) fn continues(
         );
     }
     Ok(continues)
+}
+
+/// Whether a WAL was written after its file, and that after `since`.
+pub(super) fn is_written_last(wal: &File, database: &File, since: Duration) -> io::Result<bool> {
+    let written = proof::stamp_of(database)?.modified;
+    // In the same tick of the clock, a commit behind a checkpoint is likelier than anything else. What was copied over the
+    // file with its old time was not written by its program.
+    Ok(proof::stamp_of(wal)?.modified >= written && written >= since)
 }
 
 /// What the commits of a WAL have made of its pages, and where the last one ends.

@@ -433,6 +433,20 @@ fn a_file_that_its_program_checkpointed_under_another_name_has_every_commit_when
     }
 }
 
+/// Somebody reads the file, as a backup does, so that nobody knows who has written it since.
+#[test]
+fn a_file_that_was_read_under_another_name_keeps_the_wal_that_its_program_has_gone_on_with() {
+    let (place, agent, application) = place_with_a_wal();
+    let rows = rows_after(&place, application, &agent, |application| {
+        fs::copy(place.path("aside.db"), place.path("backup.db")).expect("a backup");
+        application.run("INSERT INTO t VALUES ('under the other name'); PRAGMA wal_checkpoint(PASSIVE)");
+        application.run("INSERT INTO t VALUES ('last')");
+    });
+    assert_eq!(rows, "13", "{}", agent.log());
+    assert_eq!(kept_wals(&place), Vec::<PathBuf>::new());
+    assert_replicated(&place, agent);
+}
+
 #[test]
 fn a_file_that_others_wrote_under_another_name_beside_its_program_never_gets_its_wal_again() {
     let (place, agent, application) = place_with_a_wal();
