@@ -7,7 +7,8 @@ use super::guard::Guard;
 use super::held::{Belonging, Held};
 use super::held_files::HeldFiles;
 use super::inspect::Suspicion;
-use super::left_behind::{self, LeftBehind, Paths};
+use super::kept;
+use super::left_behind::{LeftBehind, Paths};
 use super::let_go::Resting;
 use super::proof::{self, WalAtPath};
 use super::refusal::Refusal;
@@ -286,7 +287,7 @@ fn settle_foreign_wal(request: &AttachRequest, database: &DatabaseFile) -> Resul
     let at = request.paths();
     let Ok(wal) = File::open(at.wal) else { return Ok(()) };
     let Some(held) = Held::kept(&*request.disk, at.meta) else { return Ok(()) };
-    let judged = held.judge(database, &wal, || left_behind::is_kept(&wal, at));
+    let judged = held.judge(database, &wal, || kept::is_kept(&wal, at));
     let belonging = judged.map_err(error)?;
     let last = ShadowWal::last_begun(&*request.disk, at.meta).map_err(error)?;
     let (Some((generation, inode)), true) = (last, belonging != Belonging::Ours) else { return Ok(()) };

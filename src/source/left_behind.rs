@@ -2,6 +2,7 @@
 //! the name may come back, or a program may be moving both files, one after the other. So it gets a second name at once.
 
 use super::held::Held;
+use super::kept;
 use super::proof;
 use super::refusal::Refusal;
 use super::visits::Visits;
@@ -14,15 +15,10 @@ use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::disk::Disk;
 use crate::locks;
 use log::{error, info, warn};
-use rustix::fs::{AtFlags, CWD, linkat};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-/// So many WALs of replaced files are kept in one folder; the oldest one goes first.
-const KEPT: usize = 8;
 
 /// Where a database is, its WAL, and our state.
 #[derive(Clone, Copy)]
@@ -41,12 +37,6 @@ impl Paths<'_> {
     /// The database's `-shm`.
     fn wal_index(&self) -> PathBuf {
         names::beside(self.database, "-shm")
-    }
-
-    /// What the WAL of a generation is kept as; the second where the first is on another file system.
-    fn kept_names(&self, generation: Generation) -> [PathBuf; 2] {
-        let name = names::replaced_wal(generation);
-        [self.meta.join(&name), names::beside(self.wal, &format!("-{name}"))]
     }
 }
 
@@ -174,8 +164,8 @@ impl LeftBehind {
         if self.is_empty() || has_no_name(&self.wal) {
             return;
         }
-        let [inside, beside] = at.kept_names(self.generation);
-        let named = |to: PathBuf| link(&self.wal, &to).map(|()| to);
+        let [inside, beside] = kept::names_of(at, self.generation);
+        let named = |to: PathBuf| kept::link(&self.wal, &to).map(|()| to);
         // Without second names, as on some file systems, it is moved away once another file is there.
         if let Ok(name) = named(inside).or_else(|_| named(beside)) {
             self.content = Content::Named(name);
@@ -188,13 +178,13 @@ impl LeftBehind {
             return;
         }
         let name = at.database.display();
-        let [inside, beside] = at.kept_names(self.generation);
-        let copied = |to: PathBuf| copy(&self.wal, &to).map(|()| to);
+        let [inside, beside] = kept::names_of(at, self.generation);
+        let copied = |to: PathBuf| kept::copy(&self.wal, &to).map(|()| to);
         match copied(inside).or_else(|_| copied(beside)) {
             Ok(to) => {
                 let to_name = to.display();
                 warn!("{name}: the -wal of the old file was removed, too; a copy is kept as {to_name}");
-                forget_oldest(&to);
+                kept::forget_oldest(&to);
             }
             Err(e) => warn!("{name}: the -wal of the old file was removed, too, and cannot be kept: {e}"),
         }
@@ -320,7 +310,7 @@ impl LeftBehind {
     fn take_name_back(&mut self) {
         if let Content::Named(name) = &self.content {
             // What cannot be removed is one name too many, and counts among those that are kept.
-            let _ = remove_name(name, &self.wal);
+            let _ = kept::remove_name(name, &self.wal);
             self.content = Content::InWal;
         }
     }
@@ -332,7 +322,7 @@ impl LeftBehind {
             Content::Named(_) if names > 1 => self.take_name_back(),
             Content::Named(name) => {
                 info!("{}: the -wal of the old file is kept as {}", at.database.display(), name.display());
-                forget_oldest(name);
+                kept::forget_oldest(name);
             }
             Content::InDatabase | Content::InWal => {}
         }
@@ -374,7 +364,7 @@ impl LeftBehind {
         if self.header() == ours && !is_awaited() {
             return;
         }
-        match link(&self.wal, at.wal).and_then(|()| remove_name(&kept, &self.wal)) {
+        match kept::link(&self.wal, at.wal).and_then(|()| kept::remove_name(&kept, &self.wal)) {
             Ok(()) => info!("{}: another -wal was just written into it; it is back", at.database.display()),
             Err(e) => {
                 warn!("{}: the -wal that was just written is {}: {e}", at.database.display(), kept.display())
@@ -386,7 +376,7 @@ impl LeftBehind {
     /// that `-shm` belongs to the old one, too: whoever opened the new one would join whoever has the old one open.
     fn move_away(&self, at: Paths, lock: Option<DatabaseFile>) -> Fate {
         let moved = match &self.content {
-            Content::InDatabase => remove_name(at.wal, &self.wal).map(|()| None),
+            Content::InDatabase => kept::remove_name(at.wal, &self.wal).map(|()| None),
             _ => self.move_to_kept(at).map(Some),
         };
         match moved {
@@ -394,7 +384,7 @@ impl LeftBehind {
                 if let Some(to) = to {
                     let (name, to) = (at.database.display(), to.as_path());
                     info!("{name}: the -wal of the old file is kept as {}", to.display());
-                    forget_oldest(to);
+                    kept::forget_oldest(to);
                 }
                 let _ = std::fs::remove_file(at.wal_index());
                 Fate::MovedAway(lock)
@@ -410,9 +400,9 @@ impl LeftBehind {
     /// rename.
     fn move_to_kept(&self, at: Paths) -> io::Result<PathBuf> {
         if let Some(name) = self.kept_name(at)? {
-            return remove_name(at.wal, &self.wal).map(|()| name);
+            return kept::remove_name(at.wal, &self.wal).map(|()| name);
         }
-        let [inside, beside] = at.kept_names(self.generation);
+        let [inside, beside] = kept::names_of(at, self.generation);
         let move_to = |to: PathBuf| std::fs::rename(at.wal, &to).map(|()| to);
         move_to(inside).or_else(|_| move_to(beside))
     }
@@ -424,7 +414,7 @@ impl LeftBehind {
             Content::Named(name) => Some(name.clone()),
             _ => None,
         };
-        let mut known = named.into_iter().chain(at.kept_names(self.generation));
+        let mut known = named.into_iter().chain(kept::names_of(at, self.generation));
         Ok(known.find(|name| FileIdentity::of_path(name) == Some(ours)))
     }
 
@@ -434,18 +424,6 @@ impl LeftBehind {
     }
 }
 
-/// Whether a WAL has a second name that we gave it.
-pub fn is_kept(wal: &File, at: Paths) -> bool {
-    let Ok(ours) = FileIdentity::of_file(wal) else { return false };
-    let folders = [Some(at.meta), at.wal.parent()].into_iter().flatten();
-    let entries = folders.filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
-    let is_name = |path: &PathBuf| {
-        let name = path.file_name().and_then(|name| name.to_str());
-        name.and_then(names::parse_replaced_wal).is_some() && FileIdentity::of_path(path) == Some(ours)
-    };
-    entries.map(|entry| entry.path()).any(|path| is_name(&path))
-}
-
 /// Whether a file was removed.
 pub(super) fn has_no_name(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
@@ -453,56 +431,4 @@ pub(super) fn has_no_name(file: &File) -> bool {
 
 fn lock_out(file: &File) -> bool {
     locks::lock_out(file).unwrap_or(false)
-}
-
-/// Gives an open file another name, wherever its own is by now.
-fn link(file: &File, to: &Path) -> io::Result<()> {
-    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
-    match linkat(CWD, open, CWD, to, AtFlags::SYMLINK_FOLLOW) {
-        Err(rustix::io::Errno::EXIST) if FileIdentity::of_path(to) == FileIdentity::of_file(file).ok() => {
-            Ok(())
-        }
-        other => Ok(other?),
-    }
-}
-
-fn copy(mut file: &File, to: &Path) -> io::Result<()> {
-    use std::io::Seek;
-    let result = File::options().write(true).create_new(true).mode(0o600).open(to).and_then(|mut new| {
-        file.seek(io::SeekFrom::Start(0))?;
-        io::copy(&mut file, &mut new)?;
-        new.sync_all()
-    });
-    if let Err(error) = &result
-        && error.kind() != io::ErrorKind::AlreadyExists
-    {
-        let _ = std::fs::remove_file(to);
-    }
-    result
-}
-
-/// Removes a name if it is still that of a file of ours.
-fn remove_name(name: &Path, file: &File) -> io::Result<()> {
-    if FileIdentity::of_path(name) == Some(FileIdentity::of_file(file)?) {
-        std::fs::remove_file(name)?;
-    }
-    Ok(())
-}
-
-/// Removes the oldest WALs that were moved to where this one is. One that cannot be removed stays.
-fn forget_oldest(newest: &Path) {
-    let (Some(folder), Some(name)) = (newest.parent(), newest.file_name().and_then(|name| name.to_str()))
-    else {
-        return;
-    };
-    let stem = |name: &str| names::parse_replaced_wal(name).map(|(stem, _)| stem.to_owned());
-    let ours = stem(name);
-    let is_one = |path: &PathBuf| path.file_name().and_then(|n| n.to_str()).and_then(stem) == ours;
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let moved_at = |path: PathBuf| Some((std::fs::symlink_metadata(&path).ok()?.modified().ok()?, path));
-    let mut all: Vec<_> = entries.map(|e| e.path()).filter(is_one).filter_map(moved_at).collect();
-    all.sort_unstable();
-    for (_, path) in all.iter().rev().skip(KEPT).filter(|(_, path)| path != newest) {
-        let _ = std::fs::remove_file(path);
-    }
 }

@@ -15,6 +15,7 @@ mod held;
 mod held_files;
 mod inspect;
 mod job;
+mod kept;
 mod leave;
 mod left_behind;
 mod let_go;

@@ -1,0 +1,87 @@
+//! The WALs that are kept of files that went away, each by a second name, so that its commits stay whatever removes the
+//! first one.
+
+use super::left_behind::Paths;
+use crate::core::names;
+use crate::core::position::Generation;
+use crate::database_file::FileIdentity;
+use rustix::fs::{AtFlags, CWD, linkat};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// So many WALs of replaced files are kept in one folder; the oldest one goes first.
+const KEPT: usize = 8;
+
+/// What the WAL of a generation is kept as; the second where the first is on another file system.
+pub(super) fn names_of(at: Paths, generation: Generation) -> [PathBuf; 2] {
+    let name = names::replaced_wal(generation);
+    [at.meta.join(&name), names::beside(at.wal, &format!("-{name}"))]
+}
+
+/// Whether a WAL has a second name that we gave it.
+pub(super) fn is_kept(wal: &File, at: Paths) -> bool {
+    let Ok(ours) = FileIdentity::of_file(wal) else { return false };
+    let folders = [Some(at.meta), at.wal.parent()].into_iter().flatten();
+    let entries = folders.filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
+    let is_name = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.and_then(names::parse_replaced_wal).is_some() && FileIdentity::of_path(path) == Some(ours)
+    };
+    entries.map(|entry| entry.path()).any(|path| is_name(&path))
+}
+
+/// Gives an open file another name, wherever its own is by now.
+pub(super) fn link(file: &File, to: &Path) -> io::Result<()> {
+    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+    match linkat(CWD, open, CWD, to, AtFlags::SYMLINK_FOLLOW) {
+        Err(rustix::io::Errno::EXIST) if FileIdentity::of_path(to) == FileIdentity::of_file(file).ok() => {
+            Ok(())
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Copies a file to a name that nothing has, and makes it durable.
+pub(super) fn copy(mut file: &File, to: &Path) -> io::Result<()> {
+    use std::io::Seek;
+    let result = File::options().write(true).create_new(true).mode(0o600).open(to).and_then(|mut new| {
+        file.seek(io::SeekFrom::Start(0))?;
+        io::copy(&mut file, &mut new)?;
+        new.sync_all()
+    });
+    if let Err(error) = &result
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        let _ = std::fs::remove_file(to);
+    }
+    result
+}
+
+/// Removes a name if it is still that of a file of ours.
+pub(super) fn remove_name(name: &Path, file: &File) -> io::Result<()> {
+    if FileIdentity::of_path(name) == Some(FileIdentity::of_file(file)?) {
+        std::fs::remove_file(name)?;
+    }
+    Ok(())
+}
+
+/// Removes the oldest WALs that were moved to where this one is. One that cannot be removed stays.
+pub(super) fn forget_oldest(newest: &Path) {
+    let (Some(folder), Some(name)) = (newest.parent(), newest.file_name().and_then(|name| name.to_str()))
+    else {
+        return;
+    };
+    let stem = |name: &str| names::parse_replaced_wal(name).map(|(stem, _)| stem.to_owned());
+    let ours = stem(name);
+    let is_one = |path: &PathBuf| path.file_name().and_then(|n| n.to_str()).and_then(stem) == ours;
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let moved_at = |path: PathBuf| Some((std::fs::symlink_metadata(&path).ok()?.modified().ok()?, path));
+    let mut all: Vec<_> = entries.map(|e| e.path()).filter(is_one).filter_map(moved_at).collect();
+    all.sort_unstable();
+    for (_, path) in all.iter().rev().skip(KEPT).filter(|(_, path)| path != newest) {
+        let _ = std::fs::remove_file(path);
+    }
+}
