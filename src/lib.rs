@@ -194,7 +194,7 @@
 //!   that is back is told by who has been there: as long as the program has its `-shm` open, inotify says who else opens the
 //!   file; once it has ended, size, times and header must stay. Left over: who opens the file between its rename and our
 //!   leaving it, and locks it later, is taken for its program; and who only reads it, before the program writes it again, is
-//!   taken for a writer, so that the last commits are in the kept WAL only.
+//!   taken for a writer: then the WAL stays with the file only if it was written last.
 //! - A program that is killed in a checkpoint leaves a file that may be no database without its WAL, and may be one that
 //!   others work on under its other name. That a checkpoint was cut off, the wal-index says (`nBackfillAttempted`); it says
 //!   the same after a recovery, so it only opens the question. While we are attached, the pages answer it. Behind a restart

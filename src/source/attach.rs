@@ -3,17 +3,16 @@
 use super::apart::is_used_apart;
 use super::capture::{Capture, Look, LookError};
 use super::checkpointer::Checkpointer;
+use super::found;
 use super::guard::Guard;
-use super::held::{Belonging, Held};
+use super::held::Held;
 use super::held_files::HeldFiles;
 use super::inspect::Suspicion;
-use super::kept;
-use super::left_behind::{LeftBehind, Paths};
+use super::left_behind::Paths;
 use super::let_go::Resting;
 use super::proof::{self, WalAtPath};
 use super::refusal::Refusal;
 use super::rights;
-use super::went_on::continues;
 use crate::core::evidence::{Evidence, Sighting, Stamp};
 use crate::core::position::Generation;
 use crate::core::sync::Break;
@@ -155,7 +154,7 @@ pub struct AttachRequest {
 }
 
 impl AttachRequest {
-    fn paths(&self) -> Paths<'_> {
+    pub(super) fn paths(&self) -> Paths<'_> {
         Paths { database: &self.database, wal: &self.wal, meta: &self.meta, disk: &*self.disk }
     }
 }
@@ -225,7 +224,7 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     }
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
     let past = Past::of(request, resting, stamp.inode)?;
-    settle_foreign_wal(request, &descriptor)?;
+    found::settle(request, &descriptor)?;
     if !request.is_needed && !request.wal.exists() && past.holds(stamp) {
         return Ok(AttachOutcome::Resting(Box::new(past.into_resting()?)));
     }
@@ -278,42 +277,6 @@ fn keep_held(attached: &Attached, request: &AttachRequest) -> io::Result<()> {
     let held = Held::of(&attached.descriptor.metadata()?, &wal.metadata()?);
     let is_mixed = Held::is_mixed(request.paths(), attached.descriptor.metadata());
     if is_mixed { held.mixed() } else { held }.keep(&*request.disk, &request.meta)
-}
-
-/// Moves a WAL away that an earlier run left here, and that belongs to another file than the one it lies beside now; or
-/// to this one, but others have written that since.
-fn settle_foreign_wal(request: &AttachRequest, database: &DatabaseFile) -> Result<(), Refusal> {
-    let error = |e: io::Error| meta_error(request, e);
-    let at = request.paths();
-    let Ok(wal) = File::open(at.wal) else { return Ok(()) };
-    let Some(held) = Held::kept(&*request.disk, at.meta) else { return Ok(()) };
-    let judged = held.judge(database, &wal, || kept::is_kept(&wal, at));
-    let belonging = judged.map_err(error)?;
-    let last = ShadowWal::last_begun(&*request.disk, at.meta).map_err(error)?;
-    let (Some((generation, inode)), true) = (last, belonging != Belonging::Ours) else { return Ok(()) };
-    let shadow = ShadowWal::recover(&request.disk, at.meta, inode).map_err(error)?;
-    let Ok(mut shadow) = shadow else { return Ok(()) };
-    let Some(facts) = shadow.facts() else { return Ok(()) };
-    let is_used = match belonging {
-        // Whoever opened the new file may have found an empty WAL of the old one, and used it.
-        Belonging::Foreign => proof::wal_at(at.wal, Some(&facts.header)) != WalAtPath::Copied,
-        _ => continues(&mut shadow, held, at.database, database, &wal)
-            .map_err(|e| Refusal::NoAccess(e.to_string()))?,
-    };
-    if is_used {
-        return Ok(());
-    }
-    let old = Some(database.clone()).filter(|_| belonging != Belonging::Foreign);
-    let mut left = LeftBehind {
-        identity: old.as_ref().map(DatabaseFile::identity),
-        database: old,
-        is_used: true,
-        ..LeftBehind::of(wal, generation)
-    };
-    left.settle(at, Some(database));
-    // Whoever locks it exclusively now keeps our connections out, too.
-    let _ = locks::let_in(database);
-    Ok(())
 }
 
 /// A handle asks for the mode so that it has read page 1, and with it the page size, before it is asked more.
@@ -420,7 +383,7 @@ impl Past {
     }
 }
 
-fn meta_error(request: &AttachRequest, error: io::Error) -> Refusal {
+pub(super) fn meta_error(request: &AttachRequest, error: io::Error) -> Refusal {
     Refusal::Meta(format!("{}: {}", request.meta.display(), remedy(&request.meta, &error)))
 }
 

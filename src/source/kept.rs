@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, CWD, linkat};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// So many WALs of replaced files are kept in one folder; the oldest one goes first.
@@ -21,16 +21,28 @@ pub(super) fn names_of(at: Paths, generation: Generation) -> [PathBuf; 2] {
     [at.meta.join(&name), names::beside(at.wal, &format!("-{name}"))]
 }
 
-/// Whether a WAL has a second name that we gave it.
-pub(super) fn is_kept(wal: &File, at: Paths) -> bool {
-    let Ok(ours) = FileIdentity::of_file(wal) else { return false };
+/// The second names that we gave a WAL.
+fn of(wal: &File, at: Paths) -> Vec<PathBuf> {
+    let Ok(ours) = FileIdentity::of_file(wal) else { return Vec::new() };
     let folders = [Some(at.meta), at.wal.parent()].into_iter().flatten();
     let entries = folders.filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
     let is_name = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str());
         name.and_then(names::parse_replaced_wal).is_some() && FileIdentity::of_path(path) == Some(ours)
     };
-    entries.map(|entry| entry.path()).any(|path| is_name(&path))
+    entries.map(|entry| entry.path()).filter(is_name).collect()
+}
+
+/// Whether a WAL has a second name that we gave it.
+pub(super) fn is_kept(wal: &File, at: Paths) -> bool {
+    !of(wal, at).is_empty()
+}
+
+/// Takes the second names back of a WAL whose file is back. One that cannot be removed counts among those that are kept.
+pub(super) fn take_back(wal: &File, at: Paths) {
+    if wal.metadata().is_ok_and(|metadata| metadata.nlink() > 1) {
+        of(wal, at).iter().for_each(|name| drop(remove_name(name, wal)));
+    }
 }
 
 /// Gives an open file another name, wherever its own is by now.

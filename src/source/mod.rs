@@ -10,6 +10,7 @@ mod capture;
 mod checkpointer;
 mod compare;
 mod durability;
+mod found;
 mod guard;
 mod held;
 mod held_files;

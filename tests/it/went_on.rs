@@ -1,11 +1,12 @@
 //! A program that goes on with a database and its WAL after the agent has left both.
 
-use crate::moved_away::{COUNT, GONE, assert_replicated, place_with_a_wal, rename};
+use crate::moved_away::{COUNT, GONE, assert_replicated, kept_wals, place_with_a_wal, rename};
 use crate::moved_back::{Restart, restart};
 use crate::support::place::{Place, is_streaming};
 use crate::support::sqlite::Shell;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
 /// The file goes away, and comes back while the agent is not there; its application and a reader go on, and are killed. How many
 /// rows there are in the end.
@@ -29,6 +30,7 @@ fn rows_of_a_program_that_goes_on(go_on: impl FnOnce(&Place, &mut Shell, &mut Sh
     assert_eq!(application.value("PRAGMA integrity_check"), "ok", "{}", agent.log());
     let rows = application.value(COUNT);
     application.close();
+    assert_eq!(kept_wals(&place), Vec::<PathBuf>::new(), "{}", agent.log());
     assert_replicated(&place, agent);
     rows
 }
