@@ -6,7 +6,7 @@ mod heap;
 mod owner;
 
 use crate::core::restore::Check;
-use crate::core::wal_index::WalExtent;
+use crate::core::wal_index::{Checkpointed, WalExtent};
 use rusqlite::config::DbConfig;
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, ErrorCode, FileControl, MAIN_DB, OpenFlags};
@@ -142,40 +142,41 @@ impl Handle {
     /// # Errors
     /// Busy while the wal-index is being rebuilt, among others.
     pub fn wal_extent(&self) -> Result<WalExtent, SqliteError> {
-        self.extent_after(CheckpointMode::NOOP)
+        let Checkpointed { frames, backfilled } = self.checkpoint_in(CheckpointMode::NOOP)?;
+        Ok(WalExtent { frames, backfilled, salt: None })
     }
 
     /// Copies what it can from the WAL to the database file, waiting for nobody.
     ///
     /// # Errors
     /// Busy while another checkpoint runs, among others.
-    pub fn checkpoint(&self) -> Result<WalExtent, SqliteError> {
-        self.extent_after(CheckpointMode::PASSIVE)
+    pub fn checkpoint(&self) -> Result<Checkpointed, SqliteError> {
+        self.checkpoint_in(CheckpointMode::PASSIVE)
     }
 
     /// Copies everything, and empties the WAL. No other connection may be reading.
     ///
     /// # Errors
     /// Busy while anybody else reads or writes, among others.
-    pub fn empty_wal(&self) -> Result<WalExtent, SqliteError> {
-        self.extent_after(CheckpointMode::TRUNCATE)
+    pub fn empty_wal(&self) -> Result<Checkpointed, SqliteError> {
+        self.checkpoint_in(CheckpointMode::TRUNCATE)
     }
 
     /// The same as [`Handle::checkpoint`], and makes nothing durable: the caller does, before and after.
     ///
     /// # Errors
     /// As [`Handle::checkpoint`].
-    pub fn checkpoint_without_sync(&self) -> Result<WalExtent, SqliteError> {
+    pub fn checkpoint_without_sync(&self) -> Result<Checkpointed, SqliteError> {
         self.0.execute_batch("PRAGMA synchronous=OFF")?;
-        let extent = self.checkpoint();
+        let checkpointed = self.checkpoint();
         self.0.execute_batch("PRAGMA synchronous=FULL")?;
-        extent
+        checkpointed
     }
 
-    fn extent_after(&self, mode: CheckpointMode) -> Result<WalExtent, SqliteError> {
+    fn checkpoint_in(&self, mode: CheckpointMode) -> Result<Checkpointed, SqliteError> {
         let (frames, backfilled) = self.0.wal_checkpoint_v2(Some(MAIN_DB), mode)?;
         match (u32::try_from(frames), u32::try_from(backfilled)) {
-            (Ok(frames), Ok(backfilled)) => Ok(WalExtent { frames, backfilled, salt: None }),
+            (Ok(frames), Ok(backfilled)) => Ok(Checkpointed { frames, backfilled }),
             _ => Err(SqliteError::Other("it is not in WAL mode".to_owned())),
         }
     }

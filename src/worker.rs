@@ -7,7 +7,7 @@ use crate::carry::{Carrier, CarryError, Order};
 use crate::core::evidence::Stamp;
 use crate::core::position::Generation;
 use crate::core::replica::{Failure, FailureCause, Outcome};
-use crate::core::wal_index::WalExtent;
+use crate::core::wal_index::Checkpointed;
 use crate::page_table::TableJob;
 use crate::precedence::{Deference, Precedence};
 use crate::remote::{self, Location, Remote, RemoteError};
@@ -310,7 +310,7 @@ pub fn do_local(job: LocalJob) -> LocalOutcome {
 
 /// Whether a checkpoint of ours may have written the file. One that fails in the middle has; one that is busy has not
 /// begun.
-fn may_have_written(result: Option<&Result<WalExtent, CheckpointFailure>>) -> bool {
+fn may_have_written(result: Option<&Result<Checkpointed, CheckpointFailure>>) -> bool {
     match result {
         Some(Err(CheckpointFailure::Sqlite(error))) => *error != SqliteError::Busy,
         None | Some(Err(_)) => false,
@@ -325,7 +325,7 @@ fn checkpoint(
     files: &HeldFiles,
     stamp: Option<Stamp>,
     patience: Duration,
-) -> Result<WalExtent, CheckpointFailure> {
+) -> Result<Checkpointed, CheckpointFailure> {
     let is_overwritten = || stamp.is_some() && stamp_at(files.database()) != stamp;
     // To limit it, page 1 is read; of another content that fails.
     if is_overwritten() {

@@ -27,6 +27,27 @@ pub struct WalExtent {
     pub salt: Option<Salt>,
 }
 
+/// What SQLite says at the end of a checkpoint, but not of which WAL: the next one may have begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpointed {
+    /// Committed frames.
+    pub frames: u32,
+    /// Frames that are in the database file, too.
+    pub backfilled: u32,
+}
+
+impl Checkpointed {
+    /// Whether everything is in the database file.
+    pub fn is_complete(self) -> bool {
+        self.frames == self.backfilled
+    }
+
+    /// Frames that are not in the database file yet.
+    pub fn left(self) -> u32 {
+        self.frames.saturating_sub(self.backfilled)
+    }
+}
+
 impl WalExtent {
     /// Whether the next writer may restart the WAL, if nobody holds a slot.
     pub fn is_backfilled(self) -> bool {

@@ -1,7 +1,7 @@
 //! Our own checkpoints. None goes beyond what was committed before it was made sure that the database's path still leads
 //! to the file we hold: what comes later may be another file's.
 
-use crate::core::wal_index::WalExtent;
+use crate::core::wal_index::Checkpointed;
 use crate::sqlite::{Handle, SqliteError};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ impl Checkpointer {
     ///
     /// # Errors
     /// SQLite's.
-    pub fn checkpoint_alone(&self) -> Result<WalExtent, SqliteError> {
+    pub fn checkpoint_alone(&self) -> Result<Checkpointed, SqliteError> {
         self.handle.checkpoint_without_sync()
     }
 
@@ -40,7 +40,7 @@ impl Checkpointer {
     ///
     /// # Errors
     /// SQLite's.
-    pub fn empty_wal(&self) -> Result<WalExtent, SqliteError> {
+    pub fn empty_wal(&self) -> Result<Checkpointed, SqliteError> {
         self.handle.empty_wal()
     }
 
@@ -58,12 +58,11 @@ impl Checkpointer {
 pub struct LimitedCheckpoint<'a>(&'a Checkpointer);
 
 impl LimitedCheckpoint<'_> {
-    /// Checkpoints, and tries for `patience` while somebody else does. Interrupted at `until`. Returns what the wal-index
-    /// says then.
+    /// Checkpoints, and tries for `patience` while somebody else does. Interrupted at `until`.
     ///
     /// # Errors
     /// SQLite's; busy only after `patience`.
-    pub fn checkpoint(self, patience: Duration, until: Option<Instant>) -> Result<WalExtent, SqliteError> {
+    pub fn checkpoint(self, patience: Duration, until: Option<Instant>) -> Result<Checkpointed, SqliteError> {
         patiently(patience, || checkpoint_until(&self.0.handle, until))
     }
 }
@@ -92,7 +91,7 @@ pub(super) fn patiently<T>(
     }
 }
 
-fn checkpoint_until(handle: &Handle, until: Option<Instant>) -> Result<WalExtent, SqliteError> {
+fn checkpoint_until(handle: &Handle, until: Option<Instant>) -> Result<Checkpointed, SqliteError> {
     let Some(until) = until else { return handle.checkpoint() };
     let stop = handle.interrupt_handle();
     let (done, is_done) = mpsc::channel::<()>();

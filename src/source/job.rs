@@ -11,7 +11,7 @@ use super::round::{RoundPlan, RoundReport};
 use crate::core::evidence::Stamp;
 use crate::core::position::Generation;
 use crate::core::sync::Break;
-use crate::core::wal_index::WalExtent;
+use crate::core::wal_index::Checkpointed;
 use crate::disk::Disk;
 use crate::page_table::{TableJob, TableOutcome};
 use crate::shadow::{DurabilityChange, ShadowSync};
@@ -101,8 +101,8 @@ pub enum LocalOutcome {
         checkpointer: Box<Checkpointer>,
         /// What was to be made durable first, and whether it is.
         synced: Option<(ShadowSync, io::Result<()>)>,
-        /// What the wal-index said then; `None` if it did not come to that.
-        result: Option<Result<WalExtent, CheckpointFailure>>,
+        /// What came of it; `None` if it did not come to that.
+        result: Option<Result<Checkpointed, CheckpointFailure>>,
         /// The file directly after it; `None` if the checkpoint did not begin.
         stamp: Option<Stamp>,
     },

@@ -10,7 +10,7 @@ use super::round::RoundReport;
 use super::{BRIEF, LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::checkpoint::Round;
 use crate::core::sync::{Break, Dirty};
-use crate::core::wal_index::WalExtent;
+use crate::core::wal_index::{Checkpointed, WalExtent};
 use crate::shadow::ShadowSync;
 use crate::sqlite::SqliteError;
 use log::{error, info, warn};
@@ -143,12 +143,12 @@ impl Source {
         self.state = State::Refused(refusal);
     }
 
-    fn on_checkpoint(&mut self, result: Result<WalExtent, CheckpointFailure>, now: Instant) {
+    fn on_checkpoint(&mut self, result: Result<Checkpointed, CheckpointFailure>, now: Instant) {
         let finished = match result {
-            Ok(extent) => {
+            Ok(checkpointed @ Checkpointed { frames, backfilled }) => {
                 self.solved(Task::Checkpoint);
-                self.extent = extent;
-                extent.is_backfilled()
+                self.extent = WalExtent { frames, backfilled, salt: None };
+                checkpointed.is_complete()
             }
             // Somebody else checkpoints: so much the better.
             Err(

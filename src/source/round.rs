@@ -7,7 +7,7 @@ use super::checkpointer::patiently;
 use super::guard::GuardError;
 use crate::core::checkpoint::Round;
 use crate::core::sync::Break;
-use crate::core::wal_index::WalExtent;
+use crate::core::wal_index::{Checkpointed, WalExtent};
 use crate::locks::cut_off;
 use crate::processor::Stay;
 use crate::sqlite::SqliteError;
@@ -246,9 +246,9 @@ fn chase(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
         }
         sync_shadow(attached)?;
         let before = attached.extent()?;
-        let extent = checkpoint(attached, database, None, LOCK_PATIENCE)?;
-        is_hindered = extent.backfilled < before.frames;
-        if !is_hindered && extent.left() <= FEW_FRAMES {
+        let checkpointed = checkpoint(attached, database, None, LOCK_PATIENCE)?;
+        is_hindered = checkpointed.backfilled < before.frames;
+        if !is_hindered && checkpointed.left() <= FEW_FRAMES {
             let come_since = attached.extent().map_or(0, WalExtent::left);
             if come_since == 0 || come_since > SPARSE_FRAMES {
                 return Ok(());
@@ -265,7 +265,6 @@ fn locked_part(attached: &mut Attached, database: &Path, budget: Duration) -> Re
     if extent.left() > 0 {
         let patience = until.saturating_duration_since(Instant::now());
         checkpoint(attached, database, Some(until), patience)?;
-        // SQLite does not say of which WAL it speaks.
         extent = attached.extent()?;
     }
     while extent.is_backfilled() && Instant::now() < until {
@@ -277,14 +276,13 @@ fn locked_part(attached: &mut Attached, database: &Path, budget: Duration) -> Re
     Err(Stop::Later)
 }
 
-/// A passive checkpoint, interrupted at `until`, and tried for `patience` while somebody else does one. Returns what the
-/// wal-index says then.
+/// A passive checkpoint, interrupted at `until`, and tried for `patience` while somebody else does one.
 fn checkpoint(
     attached: &Attached,
     database: &Path,
     until: Option<Instant>,
     patience: Duration,
-) -> Result<WalExtent, Stop> {
+) -> Result<Checkpointed, Stop> {
     let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
     let limited = checkpointer.begin()?;
     if let Some(reason) = attached.replaced(database) {
