@@ -21,7 +21,7 @@ fn mix64(mut x: u64) -> u64 {
 }
 
 /// What stands in the table for one page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct PageEntry(u64);
 
 impl PageEntry {

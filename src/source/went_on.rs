@@ -14,7 +14,6 @@ use crate::disk::read_full;
 use crate::page_table::{SourceTable, TableError};
 use crate::shadow::ShadowWal;
 use log::{info, warn};
-use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -56,7 +55,7 @@ pub(super) fn continues(
         Err(error) => return Err(io::Error::other(error)),
     };
     // A page of the WAL is not read from the file, whatever is there.
-    let is_laid_over = |number: &PageNumber| committed.pages.contains_key(number);
+    let is_laid_over = |number: &PageNumber| committed.has(*number);
     let continues = difference.pages.iter().all(is_laid_over)
         // Other WALs may have come and gone; this one was being checkpointed.
         || is_restarted && committed.is_any_in(database)?;
@@ -81,14 +80,15 @@ pub(super) fn is_written_last(wal: &File, database: &File, since: Duration) -> i
 /// What the commits of a WAL have made of its pages, and where the last one ends.
 struct Committed {
     entries: Entries,
-    pages: HashMap<PageNumber, HashSet<PageEntry>>,
+    /// Sorted; a page as often as it has other content.
+    pages: Vec<(PageNumber, PageEntry)>,
     end: Offset,
 }
 
 impl Committed {
     fn read(wal: &File, header: WalHeader) -> io::Result<Committed> {
         let entries = Entries::of_size(header.page_size());
-        let mut committed = Committed { entries, pages: HashMap::new(), end: Offset::ZERO };
+        let mut committed = Committed { entries, pages: Vec::new(), end: Offset::ZERO };
         let (mut chain, mut open) = (Chain::new(header), Vec::new());
         let frame = header.page_size().frame_length();
         let mut bytes = vec![0; (WINDOW / frame * frame) as usize];
@@ -97,25 +97,30 @@ impl Committed {
             let taken = chain.extend(&bytes[..read], |frame, page| {
                 open.extend(frame.page.map(|number| (number, entries.of(number, page))));
                 if frame.commit.is_some() {
-                    for (number, entry) in open.drain(..) {
-                        committed.pages.entry(number).or_default().insert(entry);
-                    }
+                    committed.pages.append(&mut open);
                 }
             });
             if !taken.is_ok_and(|taken| taken > 0) {
                 committed.end = chain.commit().map_or(Offset::ZERO, |commit| commit.end);
+                committed.pages.sort_unstable();
+                committed.pages.dedup();
                 return Ok(committed);
             }
         }
+    }
+
+    fn has(&self, page: PageNumber) -> bool {
+        self.pages.binary_search_by_key(&page, |(number, _)| *number).is_ok()
     }
 
     /// Whether a page of it is in the file.
     fn is_any_in(&self, database: &File) -> io::Result<bool> {
         let size = u64::from(self.entries.page_size().get());
         let mut page = vec![0; size as usize];
-        for (number, entries) in &self.pages {
+        for versions in self.pages.chunk_by(|(one, _), (next, _)| one == next) {
+            let &[(number, _), ..] = versions else { continue };
             let read = read_full(database, &mut page, u64::from(number.get() - 1) * size)?;
-            if read == page.len() && entries.contains(&self.entries.of(*number, &page)) {
+            if read == page.len() && versions.contains(&(number, self.entries.of(number, &page))) {
                 return Ok(true);
             }
         }
