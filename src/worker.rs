@@ -1,7 +1,8 @@
 //! Threads that carry: they do what an order says, answer, and decide nothing.
 //!
-//! Local jobs share a small pool. Each destination (a server and account, or this machine's folders) has two threads
-//! and so at most two logins, however many databases replicate there: one for the WAL, one for snapshots.
+//! Local jobs share a small pool. Each destination (a server and account, or a folder of this machine in which replicas are)
+//! has two threads and so at most two logins, however many databases replicate there: one for the WAL, one for snapshots.
+//! One that hangs keeps no other one waiting.
 
 use crate::carry::{Carrier, CarryError, Order};
 use crate::core::evidence::Stamp;
@@ -67,8 +68,8 @@ pub enum Completed {
 /// Where a worker logs in: replicas with the same one share it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Destination {
-    /// This machine's folders.
-    Folders,
+    /// The folder of this machine that the replica's is in: what is beside it is most often on the same disk.
+    Folder(PathBuf),
     /// A server and account.
     #[expect(missing_docs, reason = "as in the configuration")]
     Server { host: String, port: u16, user: String, key: Option<PathBuf>, host_keys: Vec<String> },
@@ -78,7 +79,7 @@ impl Destination {
     /// That of a replica.
     pub fn of(location: &Location) -> Self {
         match location {
-            Location::Folder(_) => Destination::Folders,
+            Location::Folder(path) => Destination::Folder(path.parent().unwrap_or(path).to_owned()),
             Location::Sftp(server) => Destination::Server {
                 host: server.host.clone(),
                 port: server.port,

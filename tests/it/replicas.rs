@@ -2,12 +2,14 @@
 
 use crate::support::agent::Agent;
 use crate::support::compare::{assert_same, difference};
+use crate::support::hung::Hung;
 use crate::support::place::Place;
 use crate::support::scene::{
     Scene, count, files, is_all_acknowledged, of_databases, on_server, on_server_with, state, wait_for_all,
     wait_until_restores,
 };
 use crate::support::sqlite::{Shell, Writer};
+use crate::support::temporary_folder;
 use crate::support::wait::wait_until;
 use serde_json::Value;
 use std::fs;
@@ -88,6 +90,31 @@ fn many_databases_with_three_replicas_each_share_two_logins() {
             assert_same(&folder.join(name(number)), &output);
         }
     }
+}
+
+#[test]
+fn a_folder_that_hangs_keeps_no_other_one_waiting() {
+    let folder = temporary_folder();
+    let databases = ["one.db", "two.db"].map(|name| folder.path().join(name));
+    let mut writers = databases.each_ref().map(|database| Writer::start(database, &["--step"]));
+    writers.iter_mut().for_each(Writer::step);
+    let replicas = ["near/one", "far/two"].map(|name| folder.path().join(name));
+    let generations = replicas[0].join("generations");
+    fs::create_dir_all(&generations).expect("the folder is ours");
+    let hung = Hung::folder(&generations);
+    let replica_of = |replica: &PathBuf| vec![format!("{{path: {}}}", replica.display())];
+    let configuration =
+        of_databases(databases.iter().map(PathBuf::as_path).zip(replicas.iter().map(replica_of)));
+    let agent = Agent::start(folder.path(), &configuration);
+    let lag = |status: &Value, database: usize| {
+        let database = &status["databases"][database];
+        (database["position"].is_string(), database["replicas"][0]["position"] == database["position"])
+    };
+    let status =
+        agent.wait_for_status("the other one is replicated", |status| lag(status, 1) == (true, true));
+    assert_eq!(lag(&status, 0), (true, false), "{status}");
+    drop(hung);
+    databases.iter().for_each(|database| wait_until_restores(&agent, database, &[]));
 }
 
 #[test]

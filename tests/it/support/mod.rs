@@ -7,6 +7,7 @@ pub mod earlier;
 pub mod faulty;
 pub mod file_clock;
 pub mod history;
+pub mod hung;
 pub mod life;
 pub mod litestream;
 pub mod memory;
