@@ -142,8 +142,7 @@ impl Handle {
     /// # Errors
     /// Busy while the wal-index is being rebuilt, among others.
     pub fn wal_extent(&self) -> Result<WalExtent, SqliteError> {
-        let Checkpointed { frames, backfilled } = self.checkpoint_in(CheckpointMode::NOOP)?;
-        Ok(WalExtent { frames, backfilled, salt: None })
+        self.checkpoint_in(CheckpointMode::NOOP).map(Checkpointed::extent)
     }
 
     /// Copies what it can from the WAL to the database file, waiting for nobody.

@@ -117,12 +117,16 @@ const READ_BEFORE: Duration = Duration::from_micros(20);
 
 impl Drowsing {
     fn after(&mut self, is_known: bool, is_awaited: bool) {
-        self.known = match is_known {
-            _ if is_awaited => 0,
-            true => self.known.saturating_add(1),
-            // The loop has looked meanwhile, and the writer has not paused.
-            false if self.known >= MANY_KNOWN && self.woke.elapsed() < NAP => MANY_KNOWN - 1,
-            false => 0,
+        // The loop has looked while this slept, and the writer has not paused.
+        let goes_on = || self.known >= MANY_KNOWN && self.woke.elapsed() < NAP;
+        self.known = if is_awaited {
+            0
+        } else if is_known {
+            self.known.saturating_add(1)
+        } else if goes_on() {
+            MANY_KNOWN - 1
+        } else {
+            0
         };
         if self.known >= MANY_KNOWN && self.woke.elapsed() > READ_BEFORE {
             std::thread::sleep(NAP);

@@ -20,11 +20,11 @@ const TIRELESS: Duration = Duration::from_millis(100);
 pub struct Pace {
     pause: Duration,
     until: Option<Instant>,
+    /// The same, because a checkpoint of ours is heard.
+    after_writes: Option<Instant>,
     /// When they began to go on without a pause.
     streak: Option<Instant>,
     endless: Option<Endless>,
-    /// The same, because of a checkpoint of ours.
-    after_writes: Option<Instant>,
 }
 
 /// Writers that have not paused for long, but for a checkpoint of their own.

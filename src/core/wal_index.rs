@@ -37,14 +37,9 @@ pub struct Checkpointed {
 }
 
 impl Checkpointed {
-    /// Whether everything is in the database file.
-    pub fn is_complete(self) -> bool {
-        self.frames == self.backfilled
-    }
-
-    /// Frames that are not in the database file yet.
-    pub fn left(self) -> u32 {
-        self.frames.saturating_sub(self.backfilled)
+    /// The extent of that WAL, whichever it is.
+    pub fn extent(self) -> WalExtent {
+        WalExtent { frames: self.frames, backfilled: self.backfilled, salt: None }
     }
 }
 

@@ -8,7 +8,6 @@ use super::proof;
 use super::round::{Stop, copy_all, sync_shadow};
 use crate::core::evidence::{Evidence, Sighting, Stamp};
 use crate::core::sync::Break;
-use crate::core::wal_index::Checkpointed;
 use crate::disk::Disk;
 use crate::locks;
 use crate::shadow::ShadowWal;
@@ -169,7 +168,7 @@ fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<O
     let checkpointed = match &attached.checkpointer {
         Some(checkpointer) if frames > 0 => {
             attached.guard.forbid_restart().map_err(failed)?;
-            checkpointer.checkpoint_alone().map(Checkpointed::is_complete)
+            checkpointer.checkpoint_alone().map(|checkpointed| checkpointed.extent().is_backfilled())
         }
         Some(_) => Ok(true),
         None => Ok(false),

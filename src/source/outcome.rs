@@ -10,7 +10,7 @@ use super::round::RoundReport;
 use super::{BRIEF, LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::checkpoint::Round;
 use crate::core::sync::{Break, Dirty};
-use crate::core::wal_index::{Checkpointed, WalExtent};
+use crate::core::wal_index::Checkpointed;
 use crate::shadow::ShadowSync;
 use crate::sqlite::SqliteError;
 use log::{error, info, warn};
@@ -145,10 +145,10 @@ impl Source {
 
     fn on_checkpoint(&mut self, result: Result<Checkpointed, CheckpointFailure>, now: Instant) {
         let finished = match result {
-            Ok(checkpointed @ Checkpointed { frames, backfilled }) => {
+            Ok(checkpointed) => {
                 self.solved(Task::Checkpoint);
-                self.extent = WalExtent { frames, backfilled, salt: None };
-                checkpointed.is_complete()
+                self.extent = checkpointed.extent();
+                self.extent.is_backfilled()
             }
             // Somebody else checkpoints: so much the better.
             Err(

@@ -248,7 +248,7 @@ fn chase(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
         let before = attached.extent()?;
         let checkpointed = checkpoint(attached, database, None, LOCK_PATIENCE)?;
         is_hindered = checkpointed.backfilled < before.frames;
-        if !is_hindered && checkpointed.left() <= FEW_FRAMES {
+        if !is_hindered && checkpointed.extent().left() <= FEW_FRAMES {
             let come_since = attached.extent().map_or(0, WalExtent::left);
             if come_since == 0 || come_since > SPARSE_FRAMES {
                 return Ok(());

@@ -106,13 +106,14 @@ fn a_folder_that_hangs_keeps_no_other_one_waiting() {
     let configuration =
         of_databases(databases.iter().map(PathBuf::as_path).zip(replicas.iter().map(replica_of)));
     let agent = Agent::start(folder.path(), &configuration);
-    let lag = |status: &Value, database: usize| {
+    let is_copied_and_sent = |status: &Value, database: usize| {
         let database = &status["databases"][database];
         (database["position"].is_string(), database["replicas"][0]["position"] == database["position"])
     };
-    let status =
-        agent.wait_for_status("the other one is replicated", |status| lag(status, 1) == (true, true));
-    assert_eq!(lag(&status, 0), (true, false), "{status}");
+    let status = agent.wait_for_status("the other one is replicated", |status| {
+        is_copied_and_sent(status, 1) == (true, true)
+    });
+    assert_eq!(is_copied_and_sent(&status, 0), (true, false), "{status}");
     drop(hung);
     databases.iter().for_each(|database| wait_until_restores(&agent, database, &[]));
 }
