@@ -124,6 +124,11 @@
 //!   others that have both, only the kernel's list of all locks tells, and that is slow: it is read once a minute. What is
 //!   in our WAL alone continues the file then only if nobody has written that since it was last seen that nobody was there;
 //!   else it is kept.
+//! - A commit need not be summed. SQLite 3.40.1, Debian 12's, leaves frames without salt and checksum after a `ROLLBACK TO` in
+//!   a transaction that was spilled, and what follows is summed from what stands before it
+//!   ([`core::scan::Chain::resum`]). Whoever recovers that WAL loses these commits; without an agent the last close brings
+//!   them into the file, but beside one it is not the last. They get their checksums in the shadow, and the live WAL is
+//!   emptied as soon as it can be. Where a frame is damaged otherwise, and we are the last, we do what SQLite's close does.
 //! - The wal-index says whose salts its WAL has. Another WAL in the file is somebody's backup, copied over it: SQLite, and we,
 //!   would read it by the old wal-index. So that is no next index; we go without a checkpoint, remove `-shm`, and leave the
 //!   WAL to whoever opens it. While nothing is committed in it, only nobody's being there tells it from one that is just

@@ -446,7 +446,7 @@ impl SourceTable {
             if offset < end {
                 read_frames(&*disk, &shadows, (index, offset), end, |number, page, commit| {
                     if let Some(entries) = &entries {
-                        staged.push(number, entries.of(number, page), commit);
+                        staged.0.push((number, entries.of(number, page), commit));
                     }
                     // At a commit, so that memory stays flat.
                     if commit.is_some() {

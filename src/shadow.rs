@@ -8,7 +8,7 @@ mod reader;
 mod volatile;
 
 pub use reader::{ShadowReadError, ShadowReader};
-pub use volatile::{Durability, DurabilityChange};
+pub use volatile::{Durability, DurabilityChange, sync_indexes};
 
 use crate::core::evidence::DatabaseHeader;
 use crate::core::names;
@@ -18,7 +18,7 @@ use crate::core::position::{Generation, Index, Offset};
 use crate::core::scan::{Chain, FrameError};
 use crate::core::shadow::ShadowExtent;
 use crate::core::sync::{Break, ShadowFacts};
-use crate::core::wal::{FrameHeader, WalHeader};
+use crate::core::wal::{FrameHeader, FrameHeaderBytes, WalHeader};
 use crate::disk::{Disk, DiskFile, WalMap, is_unreadable};
 use begun::{GENERATION_FILE, begun, keep_begun};
 use std::collections::{BTreeMap, HashSet};
@@ -237,7 +237,7 @@ impl ShadowWal {
     ///
     /// # Errors
     /// The disk's.
-    pub fn last_frame_header(&self) -> io::Result<Option<crate::core::wal::FrameHeaderBytes>> {
+    pub fn last_frame_header(&self) -> io::Result<Option<FrameHeaderBytes>> {
         match &self.present {
             Some(present) => last_frame(&*present.file, &present.chain, self.extent.end).map(Some),
             None => Ok(None),
@@ -298,14 +298,8 @@ impl ShadowWal {
         to: Offset,
         each: impl FnMut(&FrameHeader, &[u8]),
     ) -> Result<(), AbsorbError> {
-        let present = self.present.as_mut().expect("BUG: frames are copied after their header");
-        let from = present.chain.end();
-        let frame = present.chain.header().page_size().frame_length();
-        let length = to.since(from).min(WINDOW / frame * frame);
-        if length == 0 {
-            // Frames behind the last commit are valid, and yet the wal-index calls more committed.
-            return Err(AbsorbError::Shrunk);
-        }
+        let (from, length) = self.next_part(to)?;
+        let present = self.present.as_mut().expect("BUG: a part has a file");
         if present.file.copy_from(map, from.get(), length, from.get())? < length {
             return Err(AbsorbError::Shrunk);
         }
@@ -322,6 +316,35 @@ impl ShadowWal {
             self.scratch = Vec::new();
         }
         Ok(())
+    }
+
+    /// Where the next part of the committed frames before `to` begins, and how long it is.
+    ///
+    /// # Errors
+    /// Frames behind the last commit are valid, and yet the wal-index calls more committed.
+    pub fn next_part(&self, to: Offset) -> Result<(Offset, u64), AbsorbError> {
+        let present = self.present.as_ref().expect("BUG: frames are copied after their header");
+        let from = present.chain.end();
+        let frame = present.chain.header().page_size().frame_length();
+        let length = to.since(from).min(WINDOW / frame * frame);
+        if length == 0 { Err(AbsorbError::Shrunk) } else { Ok((from, length)) }
+    }
+
+    /// Takes in the next part, in which SQLite has left out checksums; see [`Chain::resum`]. `before` is the header of the
+    /// frame before it in the live WAL, if there is one.
+    ///
+    /// # Errors
+    /// As [`ShadowWal::absorb`].
+    pub fn absorb_unsummed(
+        &mut self,
+        mut frames: Vec<u8>,
+        before: Option<&FrameHeaderBytes>,
+        each: impl FnMut(&FrameHeader, &[u8]),
+    ) -> Result<(), AbsorbError> {
+        let chain = &self.present.as_ref().expect("BUG: a part has a file").chain;
+        let before = before.map(|before| FrameHeader::parse(before).checksum);
+        chain.resum(before.unwrap_or(chain.header().checksum()), &mut frames)?;
+        self.append(&frames, each)
     }
 
     /// The database's header in every frame of the present index that holds page 1, in their order.
@@ -433,28 +456,6 @@ fn first_without_gap<T>(before: &BTreeMap<Index, T>, last: Index) -> Index {
     first
 }
 
-/// Makes the shadow files of the indexes from `first` to `last`, and their names, durable.
-///
-/// # Errors
-/// The disk's.
-pub fn sync_indexes(disk: &dyn Disk, folder: &Path, first: Index, last: Index) -> io::Result<()> {
-    let mut index = Some(first);
-    while let Some(present) = index.filter(|index| *index <= last) {
-        // An index without a commit has no file.
-        sync_if_there(disk, &folder.join(names::shadow_file(present)))?;
-        index = present.next();
-    }
-    disk.sync_folder(folder)
-}
-
-/// Makes the content of a file durable, if there is one.
-fn sync_if_there(disk: &dyn Disk, path: &Path) -> io::Result<()> {
-    match disk.open(path, false) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        file => file?.sync(),
-    }
-}
-
 /// The folders of all generations but `present`.
 fn other_generations(disk: &dyn Disk, meta: &Path, present: Generation) -> io::Result<Vec<PathBuf>> {
     let generations = meta.join(names::GENERATIONS);
@@ -485,11 +486,7 @@ fn verify_file(file: &dyn DiskFile, scratch: &mut Vec<u8>) -> io::Result<Option<
     }
 }
 
-fn last_frame(
-    file: &dyn DiskFile,
-    chain: &Chain,
-    end: Offset,
-) -> io::Result<crate::core::wal::FrameHeaderBytes> {
+fn last_frame(file: &dyn DiskFile, chain: &Chain, end: Offset) -> io::Result<FrameHeaderBytes> {
     let mut bytes = [0; 24];
     let at = end.get().saturating_sub(chain.header().page_size().frame_length());
     file.read_at(&mut bytes, at)?;

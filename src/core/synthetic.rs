@@ -1,7 +1,7 @@
 //! A WAL of our own making: valid bytes for pages that changed while nobody copied the real one.
 
 use super::page::{PageCount, PageNumber, PageSize};
-use super::wal::{ByteOrder, Checksum, FrameHeaderBytes, Salt, WalHeader, WalHeaderBytes};
+use super::wal::{ByteOrder, Checksum, FrameHeaderBytes, Salt, WalHeader, WalHeaderBytes, seal};
 
 /// Makes the header and the frames of one WAL, as SQLite would have written them.
 pub struct SyntheticWal {
@@ -31,16 +31,12 @@ impl SyntheticWal {
 
     /// Appends the next frame to `out`; with `commit`, it ends the transaction.
     pub fn push(&mut self, out: &mut Vec<u8>, number: PageNumber, page: &[u8], commit: Option<PageCount>) {
-        let Salt(salt_0, salt_1) = self.header.salt();
         let mut head: FrameHeaderBytes = [0; 24];
         head[..4].copy_from_slice(&number.get().to_be_bytes());
         head[4..8].copy_from_slice(&commit.map_or(0, PageCount::get).to_be_bytes());
-        head[8..12].copy_from_slice(&salt_0.to_be_bytes());
-        head[12..16].copy_from_slice(&salt_1.to_be_bytes());
         let order = self.header.order();
         self.checksum = self.checksum.extend(order, &head[..8]).extend(order, page);
-        head[16..20].copy_from_slice(&self.checksum.0.to_be_bytes());
-        head[20..].copy_from_slice(&self.checksum.1.to_be_bytes());
+        seal(&mut head, self.header.salt(), self.checksum);
         out.extend_from_slice(&head);
         out.extend_from_slice(page);
     }

@@ -30,11 +30,19 @@ impl ByteOrder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Salt(pub u32, pub u32);
 
+impl Salt {
+    /// What a frame has that SQLite was still to sum.
+    pub const NONE: Salt = Salt(0, 0);
+}
+
 /// SQLite's cumulative WAL checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Checksum(pub u32, pub u32);
 
 impl Checksum {
+    /// As [`Salt::NONE`].
+    pub const NONE: Checksum = Checksum(0, 0);
+
     /// The checksum after `bytes`, whose length is a multiple of 8.
     #[must_use]
     pub fn extend(self, order: ByteOrder, bytes: &[u8]) -> Checksum {
@@ -155,5 +163,13 @@ impl FrameHeader {
             salt: Salt(word(bytes, 8), word(bytes, 12)),
             checksum: Checksum(word(bytes, 16), word(bytes, 20)),
         }
+    }
+}
+
+/// Writes the salt and the checksum into a frame's header.
+pub fn seal(header: &mut FrameHeaderBytes, salt: Salt, checksum: Checksum) {
+    let words = [salt.0, salt.1, checksum.0, checksum.1];
+    for (bytes, word) in header[8..].chunks_exact_mut(4).zip(words) {
+        bytes.copy_from_slice(&word.to_be_bytes());
     }
 }

@@ -5,7 +5,8 @@
 //! says so, with the boot. It goes only when everything is durable again. In another boot it means that a power cut may
 //! have left anything of the generation's files: then nothing of them is used.
 
-use super::{GENERATION_FILE, ShadowWal, begun, sync_if_there, sync_indexes};
+use super::{GENERATION_FILE, ShadowWal, begun};
+use crate::core::names;
 use crate::core::position::{Generation, Index};
 use crate::disk::Disk;
 use std::io;
@@ -161,5 +162,27 @@ impl ShadowWal {
     fn change(&self, meta: &Path, to: Target) -> DurabilityChange {
         let (disk, meta) = (Arc::clone(&self.disk), meta.to_owned());
         DurabilityChange { disk, meta, generation: self.extent.generation, to }
+    }
+}
+
+/// Makes the shadow files of the indexes from `first` to `last`, and their names, durable.
+///
+/// # Errors
+/// The disk's.
+pub fn sync_indexes(disk: &dyn Disk, folder: &Path, first: Index, last: Index) -> io::Result<()> {
+    let mut index = Some(first);
+    while let Some(present) = index.filter(|index| *index <= last) {
+        // An index without a commit has no file.
+        sync_if_there(disk, &folder.join(names::shadow_file(present)))?;
+        index = present.next();
+    }
+    disk.sync_folder(folder)
+}
+
+/// Makes the content of a file durable, if there is one.
+fn sync_if_there(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    match disk.open(path, false) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        file => file?.sync(),
     }
 }

@@ -29,8 +29,7 @@ const MIXED: &str = "a program opened this file with the WAL of the one that was
 impl Source {
     pub(super) fn on_break(&mut self, reason: Break) {
         match reason {
-            // Another generation would find the same WAL. And while we hold the wal-index, SQLite believes it, so that
-            // nobody could recover.
+            // Another generation would find the same.
             Break::DatabaseReplaced
             | Break::DatabaseOverwritten
             | Break::WalReplaced
@@ -163,8 +162,8 @@ impl Source {
         match reason {
             Break::NoRoom(shortage) => self.let_go_for_room(State::Attached(attached), shortage, now),
             Break::HeaderInvalid | Break::ChainBroken => {
-                // What was copied stays, and goes on if SQLite recovers the WAL to the same.
-                drop(attached);
+                // What was copied stays, and goes on with what comparing the pages finds.
+                attached.let_go_of_damaged_wal(&self.settings.database);
                 self.refuse(Refusal::WalDamaged(reason), now);
             }
             Break::WalIndexReplaced => {

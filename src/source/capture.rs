@@ -2,7 +2,7 @@
 
 use crate::core::position::{Offset, WAL_HEADER_LENGTH};
 use crate::core::sync::{Break, ShadowFacts, SyncDecision, WalFacts, decide};
-use crate::core::wal::{FrameHeader, WalHeader, WalHeaderBytes};
+use crate::core::wal::{FrameHeader, Salt, WalHeader, WalHeaderBytes};
 use crate::core::wal_index::WalExtent;
 use crate::disk::WalMap;
 use crate::page_table::{SourceTable, StagedFrames};
@@ -85,6 +85,8 @@ pub struct Capture {
     /// The WAL whose content is in the shadow already, though not as an index: its header and frames. Nothing of it is
     /// copied.
     pub settled: Option<(Option<WalHeader>, u32)>,
+    /// Whether SQLite has left out checksums in the live WAL: whoever recovers it loses what was committed from there on.
+    pub is_unsummed: bool,
 }
 
 impl Capture {
@@ -101,6 +103,7 @@ impl Capture {
             guarded: false,
             continues: false,
             settled: None,
+            is_unsummed: false,
         }
     }
 
@@ -167,6 +170,7 @@ impl Capture {
                 }
                 SyncDecision::NextIndex { header, to } => match self.shadow.begin_index(header) {
                     Ok(Ok(())) => {
+                        self.is_unsummed = false;
                         self.table.begin_index(header.page_size());
                         self.keep_state();
                         to
@@ -228,13 +232,12 @@ impl Capture {
                 WalMap::new(&live.file, to.get()).map_err(|e| LookError::Wal(self.wal_path.clone(), e))?;
         }
         let saved = self.shadow.save();
-        let (entries, staged) = (self.table.wanted_entries(), &mut self.staged);
-        staged.clear();
-        let result = self.shadow.absorb(&live.map, to, |frame, page| {
-            if let (Some(entries), Some(number)) = (&entries, frame.page) {
-                staged.push(number, entries.of(number, page), frame.commit);
-            }
-        });
+        let staged = self.staged.begin(self.table.wanted_entries());
+        let result = self.shadow.absorb(&live.map, to, staged);
+        let result = match result {
+            Err(AbsorbError::Frame(_)) => self.copy_unsummed(to)?,
+            result => result,
+        };
         if self.live_header()? == header {
             return match result {
                 Ok(()) => {
@@ -249,6 +252,25 @@ impl Capture {
         // Guarded, this cannot be. What was overwritten, nobody knows.
         self.shadow.go_back(saved);
         Ok(Some(Break::WalRestarted))
+    }
+
+    /// Copies a part in which SQLite has left out checksums.
+    fn copy_unsummed(&mut self, to: Offset) -> Result<Result<(), AbsorbError>, LookError> {
+        let (from, length) = match self.shadow.next_part(to) {
+            Ok(part) => part,
+            Err(error) => return Ok(Err(error)),
+        };
+        let (mut before, mut frames) = ([0; 24], vec![0; length as usize]);
+        let Some(facts) = self.shadow.facts() else { return Ok(Err(AbsorbError::Shrunk)) };
+        let is_first = from == Offset::FIRST_FRAME;
+        let last = from.get().saturating_sub(facts.header.page_size().frame_length());
+        if !is_first && !self.read_live(&mut before, last)? || !self.read_live(&mut frames, from.get())? {
+            return Ok(Err(AbsorbError::Shrunk));
+        }
+        let staged = self.staged.begin(self.table.wanted_entries());
+        let result = self.shadow.absorb_unsummed(frames, (!is_first).then_some(&before), staged);
+        self.is_unsummed |= result.is_ok();
+        Ok(result)
     }
 
     /// Keeps what the database is where the shadow ends, and what the table needs of the shadow.
@@ -316,7 +338,10 @@ impl Capture {
         let Some(header) = live else { return Ok(false) };
         let mut bytes = [0; 24];
         let at = Offset::after_frames(header.page_size(), frames).get();
-        Ok(self.read_live(&mut bytes, at)? && FrameHeader::parse(&bytes).salt == header.salt())
+        let is_there = self.read_live(&mut bytes, at)?;
+        let frame = FrameHeader::parse(&bytes);
+        // SQLite gives those that it is still to sum no salt.
+        Ok(is_there && frame.page.is_some() && [header.salt(), Salt::NONE].contains(&frame.salt))
     }
 }
 

@@ -194,12 +194,7 @@ fn copy(attached: &mut Attached, difference: &Difference, salt: Salt, seen: &Sig
         }
         let capture = &mut attached.capture;
         if frames.len() >= WINDOW || commit.is_some() {
-            let entries = difference.entries;
-            capture.shadow.append(&frames, |header, page| {
-                if let Some(number) = header.page {
-                    staged.push(number, entries.of(number, page), header.commit);
-                }
-            })?;
+            capture.shadow.append(&frames, staged.begin(Some(difference.entries)))?;
             frames.clear();
             capture.table.take(&mut staged);
         }

@@ -65,6 +65,7 @@ impl Source {
             self.pace.on_our_writes(now);
         }
         self.look_by_the_clock(now);
+        self.plan_emptying(now);
         self.bring_in_place(now);
         // The next writer may restart the WAL at once.
         self.needs_sync |=

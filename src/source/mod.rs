@@ -10,6 +10,7 @@ mod capture;
 mod checkpointer;
 mod compare;
 mod durability;
+mod emptying;
 mod found;
 mod guard;
 mod held;
@@ -64,6 +65,7 @@ use crate::disk::Disk;
 use crate::shadow::ShadowWal;
 use apart::Apart;
 use durability::DurabilityWork;
+use emptying::Emptying;
 use left_behind::{LeftBehind, Paths};
 use log::{error, info, warn};
 use recheck::Recheck;
@@ -212,6 +214,7 @@ pub struct Source {
     holds: WriteLockHolds,
     table: TableWork,
     durability: DurabilityWork,
+    emptying: Emptying,
     room: Room,
     problems: BTreeMap<Task, String>,
 }
@@ -271,6 +274,7 @@ impl Source {
             holds: WriteLockHolds::default(),
             table: TableWork::default(),
             durability: DurabilityWork::default(),
+            emptying: Emptying::default(),
             room: Room::default(),
             problems: BTreeMap::new(),
         }

@@ -189,6 +189,7 @@ impl Source {
             // Nobody has looked meanwhile but the round.
             self.pace.on_news(true, now);
         }
+        self.plan_emptying(now);
         if let Some(reason) = report.broken {
             self.on_break(reason);
         } else if let Some(error) = report.error {

@@ -44,6 +44,33 @@ impl Attached {
         left.filter(|_| matches!(fate, Some(Fate::NoDatabase | Fate::Later(_))))
     }
 
+    /// Closes everything when the WAL does not hold what the wal-index says. SQLite believes that until its last close, which
+    /// brings everything into the file: if we are the last, so do we. Whoever recovers it, finds less.
+    pub fn let_go_of_damaged_wal(mut self, database: &Path) {
+        let is_alone =
+            locks::lock_out(&self.descriptor).unwrap_or(false) && self.replaced(database).is_none();
+        let Some(checkpointer) = self.checkpointer.as_ref().filter(|_| is_alone) else { return };
+        let result = self.guard.forbid_restart().map_err(|error| error.to_string()).and_then(|_| {
+            let checkpointed = checkpointer.checkpoint_alone().map_err(|error| error.to_string())?;
+            self.descriptor.sync_data().map_err(|error| error.to_string())?;
+            Ok(checkpointed.extent().is_backfilled())
+        });
+        match result {
+            Ok(true) => {
+                let (_shadow, _lock, closed) = self.close();
+                if let Err(error) = closed {
+                    warn!("{}: cannot close the database: {error}", database.display());
+                }
+            }
+            // Somebody reads, and is the last then.
+            Ok(false) => {}
+            Err(error) => warn!(
+                "{}: cannot bring what is in its -wal into the database file: {error}",
+                database.display()
+            ),
+        }
+    }
+
     /// Whether something other than SQLite has put another WAL into the file of ours, and nobody else has the database open.
     pub fn is_wal_overwritten(&self) -> bool {
         let is_seen = || self.extent().is_ok_and(|extent| self.capture.is_overwritten(extent));

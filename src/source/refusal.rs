@@ -68,7 +68,7 @@ impl fmt::Display for Refusal {
             Refusal::WalDamaged(reason) => write!(
                 f,
                 "{reason}: something other than SQLite has changed its -wal; end the programs that have the database \
-                 open, and start them again: SQLite then recovers what is there"
+                 open, and start them again: the last one to close it brings into its file what it can"
             ),
             Refusal::UsedApart => f.write_str(
                 "a program has this file open by another name (a hard link, or a mount of the file alone), and its \

@@ -289,6 +289,7 @@ impl Source {
     /// Forgets what only matters while a database is held.
     pub(super) fn hold_nothing(&mut self) {
         (self.recheck, self.place_at, self.backfill_at) = (None, None, None);
+        self.empty_nothing();
         (self.hot, self.pace) = (false, Pace::default());
         (self.urgent_next, self.needs_sync) = (false, false);
         (self.sighting, self.let_go_at, self.settle_at, self.settling) = (None, None, None, None);

@@ -97,6 +97,8 @@ pub enum RoundPlan {
         /// For so long at the most.
         budget: Duration,
     },
+    /// It brings everything into the file and empties the WAL, because nobody could recover that.
+    Emptying,
 }
 
 /// Carries out a round. Invariant: the WAL is held throughout, and the write lock is free when this returns.
@@ -109,6 +111,7 @@ pub fn round(attached: &mut Attached, database: &Path, plan: RoundPlan) -> Round
             (Round::Following, has_come.and_then(|has_come| has_come.then_some(()).ok_or(Stop::Later)))
         }
         RoundPlan::Urgent { budget } => (Round::Urgent, urgent(attached, database, budget, &mut held)),
+        RoundPlan::Emptying => (Round::Cooperative, empty(attached, database)),
     };
     let went_on = attached.capture.shadow.extent().position() != before && !has_paused;
     let report = RoundReport { round, held, finished: result.is_ok(), went_on, broken: None, error: None };
@@ -135,6 +138,24 @@ fn urgent(
     result?;
     // What was copied under the lock is made durable without it, before anything of the next WAL is copied.
     sync_shadow(attached)
+}
+
+/// Empties the WAL once everything is in the file. On read lock 0, which was taken when everything was copied, SQLite
+/// empties no WAL that has come since: it would have to bring that in first.
+fn empty(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
+    chase(attached, database)?;
+    let extent = copy_all(attached, None)?;
+    sync_shadow(attached)?;
+    if !extent.is_backfilled() || !bring_in_place(attached, extent)? {
+        return Err(Stop::Later);
+    }
+    let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
+    if let Some(reason) = attached.replaced(database) {
+        return Err(Stop::Broken(reason));
+    }
+    let emptied = checkpointer.empty_wal()?;
+    attached.capture.is_unsummed = emptied.frames > 0;
+    Ok(())
 }
 
 /// Waits for the moment between two commits in which the application has checkpointed everything: then it restarts the

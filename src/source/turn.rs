@@ -63,10 +63,10 @@ impl Source {
         let around = self.look_around_timeout();
         let durable = self.durable_at(now);
         let apart = self.apart_timeout();
-        let rights = self.rights_at;
-        let times =
-            [at(self.recheck), place, backfill, checkpoint, let_go, listens, around, durable, apart, rights];
-        times.into_iter().flatten().min()
+        let (rights, emptying) = (self.rights_at, self.emptying_timeout().filter(|_| self.may_checkpoint()));
+        let looks = [at(self.recheck), place, backfill, listens, around, apart, rights];
+        let times = looks.into_iter().chain([checkpoint, emptying, let_go, durable]);
+        times.flatten().min()
     }
 
     fn may_checkpoint(&self) -> bool {
@@ -208,6 +208,9 @@ impl Source {
         if !self.may_checkpoint() {
             return None;
         }
+        if let Some(job) = self.emptying_job(now) {
+            return Some(job);
+        }
         let is_endless = self.pace.is_endless(now);
         let round = self.checkpoint.due(&self.settings.checkpoint, self.extent, is_endless, now)?;
         if round == Round::Following {
@@ -224,7 +227,7 @@ impl Source {
         Some(LocalJob::Checkpoint { checkpointer, sync, files, stamp, patience })
     }
 
-    fn round_job(&mut self, plan: RoundPlan) -> Option<LocalJob> {
+    pub(super) fn round_job(&mut self, plan: RoundPlan) -> Option<LocalJob> {
         let database = self.settings.database.clone();
         Some(LocalJob::Round { attached: self.lend()?, database, plan })
     }

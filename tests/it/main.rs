@@ -61,6 +61,7 @@ mod support;
 mod sync;
 mod tireless;
 mod unreadable;
+mod unsummed;
 mod volatile;
 mod wal_index;
 mod went_on;

@@ -144,12 +144,8 @@ fn replicate(history: &History, folder: &Path, disk: &Arc<dyn Disk>) -> io::Resu
         shadow.begin_index(header)?.map_err(|reason| io::Error::other(reason.to_string()))?;
         table.begin_index(header.page_size());
         for end in history.ends(k) {
-            let (entries, mut staged) = (table.wanted_entries(), StagedFrames::default());
-            let absorbed = shadow.absorb(&map, Offset::new(end), |header, page| {
-                if let (Some(entries), Some(number)) = (&entries, header.page) {
-                    staged.push(number, entries.of(number, page), header.commit);
-                }
-            });
+            let mut staged = StagedFrames::default();
+            let absorbed = shadow.absorb(&map, Offset::new(end), staged.begin(table.wanted_entries()));
             absorbed.map_err(io::Error::other)?;
             table.take(&mut staged);
             now += Duration::from_secs(20);

@@ -1,0 +1,59 @@
+//! A WAL in which SQLite has left out checksums is emptied as soon as everything is in the database file. Its application
+//! may be the last to close the database, and then loses nothing; while we hold it, too, it is not. Whoever recovers that
+//! WAL loses commits; and where some of them are in the file already, mixes it with older pages.
+
+use super::job::LocalJob;
+use super::recheck::Recheck;
+use super::round::RoundPlan;
+use super::{Source, State};
+use log::warn;
+use std::time::{Duration, Instant};
+
+/// The pauses after a round in which others were in the way.
+const PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// When such a WAL is to be emptied.
+#[derive(Debug, Default)]
+pub(super) struct Emptying {
+    at: Option<Recheck>,
+    /// It was said that there are such WALs.
+    is_said: bool,
+}
+
+impl Source {
+    /// After a look, or a round, has found whether checksums are missing.
+    pub(super) fn plan_emptying(&mut self, now: Instant) {
+        let State::Attached(attached) = &self.state else { return };
+        if !attached.capture.is_unsummed {
+            self.emptying.at = None;
+            return;
+        }
+        if !std::mem::replace(&mut self.emptying.is_said, true) {
+            warn!(
+                "{}: its SQLite leaves out checksums in the -wal (an old version does, 3.40.1 for one, after a ROLLBACK TO \
+                 in a large transaction): after a crash it would not find what it has committed from there on; that is \
+                 replicated all the same, and brought into the database file at once; a newer SQLite does not do that",
+                self.settings.database.display()
+            );
+        }
+        self.emptying.at.get_or_insert(Recheck::now(now));
+    }
+
+    /// When it is tried to empty it though nothing happens.
+    pub(super) fn emptying_timeout(&self) -> Option<Instant> {
+        self.emptying.at.map(|again| again.at)
+    }
+
+    /// Lends everything to a worker that empties it, if it is time.
+    pub(super) fn emptying_job(&mut self, now: Instant) -> Option<LocalJob> {
+        let at = self.emptying.at.filter(|again| now >= again.at)?;
+        self.emptying.at = Some(Recheck::after(Some(at), PAUSE, LONGEST_PAUSE, now));
+        self.round_job(RoundPlan::Emptying)
+    }
+
+    /// What is not held is not ours to empty.
+    pub(super) fn empty_nothing(&mut self) {
+        self.emptying.at = None;
+    }
+}
