@@ -83,7 +83,14 @@ impl Remote for DirRemote {
     }
 
     fn write_at(&mut self, path: &str, at: u64, bytes: &[u8]) -> Result<(), RemoteError> {
-        let written = self.open(path, Access::Write).and_then(|file| file.write_all_at(bytes, at));
+        let written = self.open(path, Access::Write).and_then(|file| {
+            // Somebody has put an older state of it in its place: what lies between would be zeros.
+            let length = file.metadata()?.len();
+            if length < at {
+                return Err(io::Error::other(format!("it has {length} bytes, and had {at}")));
+            }
+            file.write_all_at(bytes, at)
+        });
         written.map_err(|error| failed("write", path, &error))
     }
 

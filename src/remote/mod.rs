@@ -80,7 +80,8 @@ pub trait Remote: Send {
     /// if it is another one than the last time. A file that is there is emptied: for temporary names only.
     fn create(&mut self, path: &str) -> Result<bool, RemoteError>;
     /// Writes all of `bytes` at byte `at` of a file that exists. Up to [`crate::core::segment::PACKET`] bytes land
-    /// whole or not at all. Hand in 1 to 4 MiB at a time where there is much to write.
+    /// whole or not at all. Hand in 1 to 4 MiB at a time where there is much to write. A folder refuses to write behind a
+    /// file that is shorter; a server is not asked, because that would take another round trip.
     fn write_at(&mut self, path: &str, at: u64, bytes: &[u8]) -> Result<(), RemoteError>;
     /// Makes what was written to a file survive a crash of the server. `false` if the server cannot promise it.
     fn sync(&mut self, path: &str) -> Result<bool, RemoteError>;

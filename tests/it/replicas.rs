@@ -231,6 +231,29 @@ fn a_replica_that_was_removed_as_a_whole_gets_a_new_snapshot_loudly() {
 }
 
 #[test]
+fn an_older_state_of_a_segment_that_is_copied_over_it_is_noticed_with_the_next_commit() {
+    let place = Place::new();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+    let agent = place.streaming_agent(&[]);
+    let mut commit = || {
+        application.run("INSERT INTO t (data) VALUES (randomblob(9000))");
+        place.wait_until_replicated(&agent);
+    };
+    commit();
+    let objects = files(&place.replica());
+    let is_segment = |path: &&PathBuf| path.to_string_lossy().ends_with(".wal.lz4");
+    let segment = objects.iter().filter(is_segment).next_back().expect("there is one");
+    let older = fs::read(segment).expect("it can be read");
+    commit();
+    fs::write(segment, older).expect("it can be written");
+    commit();
+    commit();
+    place.stop(agent);
+    place.assert_restores();
+}
+
+#[test]
 fn a_folder_that_is_another_one_is_noticed_with_the_next_segment() {
     let place = Place::new();
     let mut application = Shell::open(&place.database());
