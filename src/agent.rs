@@ -147,7 +147,7 @@ impl Agent {
             if let Some(job) = database.source.turn(now.mono, generation) {
                 self.workers.send_local(at, job);
             }
-            database.remember_shadow();
+            database.remember_shadow(now.mono);
         }
         if let Some(job) = database.source.table_job(now.mono) {
             self.workers.send_local(at, job);
@@ -182,7 +182,7 @@ impl Agent {
             Completed::Local { database, outcome } => {
                 let database = &mut self.databases[database];
                 database.source.on_outcome(outcome, now.mono);
-                database.remember_shadow();
+                database.remember_shadow(now.mono);
             }
             Completed::Remote { database, replica, generation, outcome } => {
                 if matches!(outcome, Outcome::Found(_)) {
@@ -299,7 +299,7 @@ impl Database {
     }
 
     /// Keeps the shadow's extent, and turns the replicas to a new generation.
-    fn remember_shadow(&mut self) {
+    fn remember_shadow(&mut self, now: Instant) {
         // What the shadow held when it was lent, or let go, is still on the disk, and is still sent.
         let Some(shadow) = self.source.shadow() else {
             if self.source.has_given_up() {
@@ -316,7 +316,7 @@ impl Database {
         }
         let generation = shadow.extent().generation;
         for room in &mut self.replicas {
-            room.turn_to(generation);
+            room.turn_to(generation, now);
         }
     }
 
@@ -392,11 +392,11 @@ impl Database {
             ),
             Finding::ShadowDamaged => self.source.request_generation(Break::ShadowDamaged),
         }
-        self.forget_old_shadows();
+        self.forget_old_shadows(now.mono);
     }
 
     /// Keeps the shadow of the last index that every replica has, unless room is scarce, and of everything behind it.
-    fn forget_old_shadows(&mut self) {
+    fn forget_old_shadows(&mut self, now: Instant) {
         if self.shadow.as_ref().is_none_or(|(extent, _)| extent.complete.len() < 2) {
             return;
         }
@@ -405,7 +405,7 @@ impl Database {
         let is_scarce = self.source.scarcity().is_some();
         if let Some(index) = lowest.and_then(|index| if is_scarce { Some(index) } else { index.previous() }) {
             self.source.forget_before(index);
-            self.remember_shadow();
+            self.remember_shadow(now);
         }
     }
 

@@ -63,17 +63,17 @@ impl ReplicaRoom {
     }
 
     /// Turns to a generation; what is still being sent of another one is given up.
-    pub fn turn_to(&mut self, generation: Generation) {
+    pub fn turn_to(&mut self, generation: Generation, now: Instant) {
         match &mut self.course {
             Some(course) if course.generation() == generation => {}
             Some(course) => {
                 self.left.insert(0, course.generation());
                 self.left.truncate(MOST_LEFT);
+                self.survey.begin_generation(course.is_in_doubt(), now);
                 course.begin_generation(generation);
                 // What is still being sent of the last one is of no use any more.
                 self.progress.cancelled.store(true, Ordering::Relaxed);
                 (self.progress, self.was_streaming) = (Arc::default(), false);
-                self.survey = Survey::default();
             }
             None => {
                 let interval = self.config.sync_interval.unwrap_or_default();

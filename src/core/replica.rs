@@ -154,6 +154,12 @@ impl Replica {
         };
     }
 
+    /// Whether the server may still write what was sent to it: nobody knows what became of that.
+    pub fn is_in_doubt(&self) -> bool {
+        let is_unknown = matches!(self.phase, Phase::Unknown) && self.acked.is_some();
+        is_unknown || !matches!(self.in_flight, None | Some(Job::Look { .. }))
+    }
+
     /// The history that is replicated.
     pub fn generation(&self) -> Generation {
         self.generation

@@ -82,6 +82,12 @@ pub enum Note {
     /// Two generations whose times are the same.
     #[error("generation {0} is as new as the one restored, as far as the server's times tell")]
     SameAge(Generation),
+    /// A generation whose snapshot is later than that of the one which was written to last.
+    #[error(
+        "generation {0} began later, and yet this one was written to last: if the database was replaced or restored since \
+         this one began, restore again in two minutes, while the agent runs"
+    )]
+    BeganLater(Generation),
     /// A snapshot that could not be used; an older one was taken.
     #[error("{} was passed over: {reason}", snapshot.path())]
     PassedOver {
@@ -150,12 +156,20 @@ pub fn plan_restore(inventory: &Inventory, target: Target) -> Result<RestorePlan
             |other: &&&GenerationObjects| age(other) == age(objects) && !other.snapshots().is_empty();
         let twins = newest_first.iter().skip(at + 1).filter(same_age);
         notes.extend(twins.map(|twin| Note::SameAge(twin.generation())));
+        let is_later = |other: &&&GenerationObjects| last_snapshot(other) > last_snapshot(objects);
+        let later = newest_first.iter().skip(at + 1).filter(is_later);
+        notes.extend(later.map(|other| Note::BeganLater(other.generation())));
         let indexes = chain(objects, snapshot.index)?;
         return Ok(RestorePlan { generation: objects.generation(), snapshot, indexes, notes });
     }
     Err(newest_first
         .first()
         .map_or(RestoreGap::Empty, |objects| RestoreGap::NoSnapshot { generation: objects.generation() }))
+}
+
+/// When it was written, by the server's clock.
+fn last_snapshot(objects: &GenerationObjects) -> Option<i64> {
+    objects.snapshots().iter().filter_map(|snapshot| snapshot.modified).max()
 }
 
 /// By the newest object; where that is the same, the one that began later.

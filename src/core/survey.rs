@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 pub const FIRST_PAUSE: Duration = Duration::from_secs(120);
 /// The longest pause between two.
 pub const SURVEY_PAUSE: Duration = Duration::from_secs(3600);
+/// For so long the pauses stay short after a generation was left while nobody knew what the server still does in it: a server
+/// process whose disk hangs may carry out a write at any time, and then a restore would take that generation.
+pub const DOUBT: Duration = Duration::from_secs(3600);
 
 /// The surveys of one generation on one replica.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -25,12 +28,21 @@ pub struct Survey {
     others: Option<Option<i64>>,
     is_shared: bool,
     is_failing: bool,
+    /// Until then, something may still be written to the generation before.
+    doubt_until: Option<Instant>,
 }
 
 impl Survey {
+    /// Turns to a new generation, which begins while the one before `is_in_doubt`, or is not.
+    pub fn begin_generation(&mut self, is_in_doubt: bool, now: Instant) {
+        let doubt_until = if is_in_doubt { Some(now + DOUBT) } else { self.doubt_until };
+        *self = Survey { doubt_until, ..Survey::default() };
+    }
+
     /// Plans the next one, if none is. `chance` is a random number from 0 to 1.
     pub fn plan(&mut self, now: Instant, chance: f64) {
-        let longest = if self.others.is_none() { FIRST_PAUSE } else { SURVEY_PAUSE };
+        let is_soon = self.others.is_none() || self.doubt_until.is_some_and(|until| now < until);
+        let longest = if is_soon { FIRST_PAUSE } else { SURVEY_PAUSE };
         self.at.get_or_insert(now + longest.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 2.0));
     }
 
@@ -124,6 +136,23 @@ mod tests {
         assert!(!survey.is_failing());
         survey.plan(at, 0.0);
         assert_eq!(survey.next_timeout(), Some(at + SURVEY_PAUSE));
+    }
+
+    #[test]
+    fn beside_a_generation_in_doubt_the_pauses_stay_short_for_a_while() {
+        let began = Instant::now();
+        let (mut now, mut survey) = (began, Survey::default());
+        survey.begin_generation(true, began);
+        survey.begin_generation(false, began);
+        while now < began + DOUBT {
+            survey.plan(now, 0.0);
+            assert_eq!(survey.next_timeout(), Some(now + FIRST_PAUSE));
+            now += FIRST_PAUSE;
+            assert!(survey.begin(None, None, now));
+            survey.end(Some(&surveyed(listing(&[]), None)));
+        }
+        survey.plan(now, 0.0);
+        assert_eq!(survey.next_timeout(), Some(now + SURVEY_PAUSE));
     }
 
     #[test]

@@ -178,6 +178,18 @@ fn generations_of_the_same_time_are_told_apart_by_their_beginning_or_said_to_be_
 }
 
 #[test]
+fn a_generation_that_began_later_than_the_one_written_to_last_is_named() {
+    let of_times = |number, snapshot, segment| {
+        let file = |name, modified| Listed { name, size: 1, modified: Some(modified) };
+        GenerationObjects::new(generation(number), [file(SNAPSHOT[0], snapshot)], [file(WAL[0], segment)])
+    };
+    let chosen = plan(vec![of_times(1, 10, 50), of_times(2, 30, 40)]).unwrap();
+    assert_eq!((chosen.generation, chosen.notes), (generation(1), vec![Note::BeganLater(generation(2))]));
+    let chosen = plan(vec![of_times(1, 10, 30), of_times(2, 30, 40)]).unwrap();
+    assert_eq!((chosen.generation, chosen.notes), (generation(2), vec![]));
+}
+
+#[test]
 fn a_server_without_times_still_restores_a_single_generation() {
     assert_eq!(shape(&plan(vec![objects(1, None, SNAPSHOT, WAL)]).unwrap()), (0, vec![(0, 1)]));
 }

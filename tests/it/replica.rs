@@ -274,6 +274,22 @@ fn after_a_failure_the_replica_is_looked_at_and_its_last_segment_written_anew() 
 }
 
 #[test]
+fn what_was_sent_is_in_doubt_until_it_was_answered_or_looked_at() {
+    let now = Instant::now();
+    let mut replica = streaming(1000, now);
+    assert!(!replica.is_in_doubt());
+    assert!(matches!(replica.next_job(&shadow(2000), now), Some(Job::Extend { .. })));
+    assert!(replica.is_in_doubt(), "it is on its way");
+    replica.on_outcome(failure(), &shadow(2000), now, 0.0);
+    assert!(replica.is_in_doubt());
+    let Activity::Failing { retry_at } = replica.activity() else { panic!("{:?}", replica.activity()) };
+    assert!(matches!(replica.next_job(&shadow(2000), retry_at), Some(Job::Look { .. })));
+    assert!(replica.is_in_doubt(), "nothing is known yet");
+    replica.on_outcome(Outcome::Found(listing(FIRST, 50, SAME)), &shadow(2000), retry_at, 0.0);
+    assert!(!replica.is_in_doubt());
+}
+
+#[test]
 fn pauses_between_failures_grow_and_end_at_half_a_minute() {
     let pauses = pauses_by(FailureCause::Other);
     assert!(pauses.is_sorted(), "{pauses:?}");
