@@ -48,7 +48,8 @@ pub fn restore(mut options: RestoreOptions) -> Result<RestoreReport, RestoreErro
     output::refuse_existing(&options.output)?;
     let mut connection = Connection::new(options.remotes, options.root);
     let mut passed_over: Vec<(Object, RestoreError)> = Vec::new();
-    let mut inventory = connection.inventory()?;
+    let mut listed = connection.inventory()?;
+    let mut inventory = listed.clone();
     for attempt in 1.. {
         let error = match plan_without(&inventory, &mut passed_over) {
             Ok(plan) => match carry_out(&plan, &mut connection, &mut options) {
@@ -65,10 +66,11 @@ pub fn restore(mut options: RestoreOptions) -> Result<RestoreReport, RestoreErro
             return Err(error);
         }
         let now = connection.inventory()?;
-        if now == inventory {
+        if now == listed {
             return Err(error);
         }
-        inventory = now;
+        inventory = now.clone().up_to(&listed);
+        listed = now;
     }
     unreachable!("BUG: the loop above ends by returning")
 }

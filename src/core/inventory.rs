@@ -107,6 +107,13 @@ impl GenerationObjects {
         self.snapshots.retain(|snapshot| snapshot.index != index);
     }
 
+    /// Leaves out segments behind a position, unless the newest snapshot is behind it, too.
+    fn cut_behind(&mut self, last: (Index, Offset)) {
+        if self.snapshots.last().is_none_or(|snapshot| snapshot.index <= last.0) {
+            self.segments.retain(|segment| (segment.index, segment.start) <= last);
+        }
+    }
+
     fn times(&self) -> impl Iterator<Item = i64> {
         let snapshots = self.snapshots.iter().filter_map(|snapshot| snapshot.modified);
         snapshots.chain(self.segments.iter().filter_map(|segment| segment.modified))
@@ -138,4 +145,21 @@ impl Segment {
 pub struct Inventory {
     /// What was found in the folder of each generation.
     pub generations: Vec<GenerationObjects>,
+}
+
+impl Inventory {
+    /// Leaves out the segments behind those that an `earlier` listing has. A listing lacks any of the segments that are made
+    /// while it goes on, and may have later ones; what the one before it has, was there when it began, and all that was
+    /// made before that.
+    #[must_use]
+    pub fn up_to(mut self, earlier: &Inventory) -> Inventory {
+        for objects in &mut self.generations {
+            let same = |other: &&GenerationObjects| other.generation == objects.generation;
+            let last = earlier.generations.iter().find(same).and_then(|other| other.segments.last());
+            if let Some(last) = last {
+                objects.cut_behind((last.index, last.start));
+            }
+        }
+        self
+    }
 }

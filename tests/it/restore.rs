@@ -6,9 +6,9 @@ use crate::support::history::{
 use crate::support::memory::{Server, restore_checked, restore_from};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tempfile::TempDir;
-use wal_agent::core::names::Object;
+use wal_agent::core::names::{Object, parse_segment};
 use wal_agent::core::position::{Index, Offset, Position};
-use wal_agent::core::restore::{Check, Note};
+use wal_agent::core::restore::{Check, Note, RestoreGap};
 use wal_agent::core::segment::append;
 use wal_agent::remote::{FailureKind, RemoteError};
 use wal_agent::restore::{Damage, Progress, RestoreError, RestoreOptions, restore};
@@ -299,6 +299,41 @@ fn an_object_that_retention_removed_leads_to_a_new_plan() {
     let report = restore_from(&server, &output).unwrap();
     assert_eq!(report.snapshot, index(2));
     assert!(rows(&output) == *history.newest());
+}
+
+#[test]
+fn segments_that_are_made_while_a_listing_goes_on_are_no_holes() {
+    let history = History::new(4096, &[1; 20], 300);
+    let mut listings = 0;
+    // Each has what was there when it began, and of three that were made meanwhile the last one.
+    let server = Server::new(history.objects(Style::Ours, 1)).on_list(move |folder, entries| {
+        if folder.ends_with("/wal") {
+            listings += 1;
+            let index = |name: &str| parse_segment(name).expect("a segment").0.get() as usize;
+            entries
+                .retain(|entry| index(&entry.name) < 3 * listings || index(&entry.name) == 3 * listings + 2);
+        }
+    });
+    let folder = scratch();
+    let report = restore_from(&server, &folder.path().join("out.db")).expect("nothing is missing");
+    // The second listing holds all that was made before the newest one of the first.
+    assert_eq!(report.position.index, index(5));
+}
+
+#[test]
+fn a_hole_stays_a_hole_beside_segments_that_are_made() {
+    let history = History::new(4096, &[1; 20], 300);
+    let mut listings = 0;
+    let server = Server::new(history.objects(Style::Ours, 1)).on_list(move |folder, entries| {
+        if folder.ends_with("/wal") {
+            listings += 1;
+            let index = |name: &str| parse_segment(name).expect("a segment").0.get() as usize;
+            entries.retain(|entry| index(&entry.name) < 3 * listings && index(&entry.name) != 1);
+        }
+    });
+    let folder = scratch();
+    let error = restore_from(&server, &folder.path().join("out.db")).expect_err("an index is missing");
+    assert!(matches!(error, RestoreError::Gap(RestoreGap::Hole { .. })), "{error}");
 }
 
 #[test]

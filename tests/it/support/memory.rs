@@ -11,11 +11,15 @@ use wal_agent::restore::{Progress, RestoreError, RestoreOptions, RestoreReport, 
 /// What happens before a read is answered.
 type OnRead = Box<dyn FnMut(&mut Objects, &str, u64) -> Result<(), FailureKind> + Send>;
 
+/// What becomes of a listing of a folder before it is answered.
+type OnList = Box<dyn FnMut(&str, &mut Vec<Entry>) + Send>;
+
 struct State {
     objects: Objects,
     /// Seconds; the same for all objects of a path that contains the text.
     times: Vec<(String, i64)>,
     on_read: OnRead,
+    on_list: OnList,
     connections: usize,
 }
 
@@ -26,7 +30,8 @@ pub struct Server(Arc<Mutex<State>>);
 impl Server {
     pub fn new(objects: Objects) -> Self {
         let on_read = Box::new(|_: &mut Objects, _: &str, _| Ok(()));
-        Server(Arc::new(Mutex::new(State { objects, times: Vec::new(), on_read, connections: 0 })))
+        let on_list = Box::new(|_: &str, _: &mut Vec<Entry>| ());
+        Server(Arc::new(Mutex::new(State { objects, times: Vec::new(), on_read, on_list, connections: 0 })))
     }
 
     pub fn with_time(self, path_contains: &str, time: i64) -> Self {
@@ -39,6 +44,11 @@ impl Server {
         on_read: impl FnMut(&mut Objects, &str, u64) -> Result<(), FailureKind> + Send + 'static,
     ) -> Self {
         self.state().on_read = Box::new(on_read);
+        self
+    }
+
+    pub fn on_list(self, on_list: impl FnMut(&str, &mut Vec<Entry>) + Send + 'static) -> Self {
+        self.state().on_list = Box::new(on_list);
         self
     }
 
@@ -77,7 +87,7 @@ fn failed(kind: FailureKind, path: &str) -> RemoteError {
 
 impl Remote for Server {
     fn list(&mut self, folder: &str) -> Result<Vec<Entry>, RemoteError> {
-        let state = self.state();
+        let mut state = self.state();
         let inside = |path: &str| Some(path.strip_prefix(folder)?.strip_prefix('/')?.to_owned());
         let folders: BTreeSet<String> = state
             .objects
@@ -93,7 +103,9 @@ impl Remote for Server {
             let name = inside(path).filter(|name| !name.contains('/'))?;
             Some(Entry { name, size: bytes.len() as u64, modified: time(path), is_folder: false })
         });
-        Ok(folders.chain(files).collect())
+        let mut entries = folders.chain(files).collect();
+        (state.on_list)(folder, &mut entries);
+        Ok(entries)
     }
 
     fn read_at(&mut self, path: &str, at: u64, buffer: &mut [u8]) -> Result<usize, RemoteError> {
