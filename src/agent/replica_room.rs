@@ -271,6 +271,9 @@ impl ReplicaRoom {
                 done: self.progress.done.load(Ordering::Relaxed),
                 total: self.progress.total.load(Ordering::Relaxed),
             },
+            Some(Activity::Streaming | Activity::Superseded { .. }) if extent.is_none() => {
+                ReplicaState::Waiting
+            }
             Some(Activity::Streaming | Activity::Superseded { .. }) if self.survey.is_shared() => {
                 let next = self.survey.next_timeout().unwrap_or(now.mono);
                 ReplicaState::Failing {

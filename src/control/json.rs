@@ -58,6 +58,7 @@ fn replica(replica: &ReplicaStatus) -> Value {
     let state = match &replica.state {
         ReplicaState::Connecting => "connecting",
         ReplicaState::Streaming => "streaming",
+        ReplicaState::Waiting => "waiting",
         ReplicaState::SendingSnapshot { done, total } => {
             value["snapshot"] = json!({ "done_bytes": done, "total_bytes": total });
             "sending snapshot"

@@ -115,6 +115,8 @@ pub enum ReplicaState {
     },
     /// Every commit is sent as it comes.
     Streaming,
+    /// The shadow was given up: nothing is sent until the next generation begins, and what it lacks nobody knows.
+    Waiting,
     /// It does not work; it is tried again.
     Failing {
         /// Why.
@@ -346,6 +348,7 @@ impl fmt::Display for ReplicaState {
                 write!(f, "sending the snapshot, {} of {}", Bytes(*done), Bytes(*total))
             }
             ReplicaState::Streaming => f.write_str("streaming"),
+            ReplicaState::Waiting => f.write_str("waiting for the next generation"),
             ReplicaState::Failing { error, retry_in } => {
                 write!(f, "failing: {error}; next try in {}", Span(*retry_in))
             }

@@ -38,9 +38,12 @@ fn write(application: &mut Shell) {
 }
 
 fn start(folder: &Path, database: &Path, server: &Sshd, setting: &str) -> Agent {
-    let replica = on_server(&server.location(), "app");
+    start_with(folder, database, &[&on_server(&server.location(), "app")], setting)
+}
+
+fn start_with(folder: &Path, database: &Path, replicas: &[&str], setting: &str) -> Agent {
     let text =
-        of_database(database, &[&replica]).replace("    replicas:", &format!("    {setting}\n    replicas:"));
+        of_database(database, replicas).replace("    replicas:", &format!("    {setting}\n    replicas:"));
     let agent = Agent::start(folder, &text);
     agent.wait_for_status("streams", is_all_acknowledged);
     agent
@@ -85,7 +88,9 @@ fn a_shadow_that_reaches_its_limit_is_given_up_and_a_server_that_comes_back_gets
 fn status_says_that_room_is_scarce_then_that_there_is_none_and_then_nothing() {
     let Scene { mut server, folder, database } = Scene::new();
     let mut application = application(&database);
-    let agent = start(folder.path(), &database, &server, "max-local-bytes: 40000000");
+    let replicas = [on_server(&server.location(), "app"), format!("path: {}/near", folder.path().display())];
+    let replicas = replicas.each_ref().map(String::as_str);
+    let agent = start_with(folder.path(), &database, &replicas, "max-local-bytes: 40000000");
     let room = |status: &Value| first(status)["room_is_scarce"].clone();
     assert!(room(&agent.status().expect("it runs")).is_null());
     server.stop();
@@ -95,10 +100,16 @@ fn status_says_that_room_is_scarce_then_that_there_is_none_and_then_nothing() {
     (0..30).for_each(|_| write(&mut application));
     let status = agent.wait_for_status("is given up", |status| first(status)["state"] == "refused");
     assert!(room(&status).is_null(), "{status}");
+    // It is there, and has nothing to send.
+    assert_eq!(first(&status)["replicas"][1]["state"], "waiting", "{status}");
     server.start_again(&["ed25519"]);
     let status = agent.wait_for_status("streams again", is_all_acknowledged);
     assert!(room(&status).is_null(), "{status}");
-    assert_restores(&agent, &database, folder.path());
+    for replica in ["sftp", "file"] {
+        let restored = folder.path().join(replica);
+        restore(&agent, &database, &restored, &["--replica", replica]);
+        assert_eq!(difference(&database, &restored), None);
+    }
     application.close();
 }
 

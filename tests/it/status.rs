@@ -54,7 +54,7 @@ fn failing() -> ReplicaState {
 #[test]
 fn health_follows_the_rules() {
     use Health::{Failing, Healthy, Lagging};
-    use ReplicaState::{Connecting, SendingSnapshot, Streaming};
+    use ReplicaState::{Connecting, SendingSnapshot, Streaming, Waiting};
     use SourceState::{Absent, Attached, Attaching, Detached};
     let refused = || SourceState::Refused("journal_mode is DELETE".into());
     let snapshot = || SendingSnapshot { done: 1, total: 2 };
@@ -78,6 +78,8 @@ fn health_follows_the_rules() {
         (Absent, failing(), 0, NOW, Failing),
         (refused(), Streaming, 0, NOW, Failing),
         (refused(), Connecting, 0, NOW, Failing),
+        (refused(), Waiting, 0, NOW, Failing),
+        (Detached, Waiting, 0, NOW, Lagging),
     ];
     for (state, doing, lag_bytes, lag_time, expected) in cases {
         let database = database(state, vec![replica(doing, lag_bytes, lag_time)]);
