@@ -243,7 +243,7 @@ fn an_older_state_of_a_segment_that_is_copied_over_it_is_noticed_with_the_next_c
     commit();
     let objects = files(&place.replica());
     let is_segment = |path: &&PathBuf| path.to_string_lossy().ends_with(".wal.lz4");
-    let segment = objects.iter().filter(is_segment).next_back().expect("there is one");
+    let segment = objects.iter().rfind(is_segment).expect("there is one");
     let older = fs::read(segment).expect("it can be read");
     commit();
     fs::write(segment, older).expect("it can be written");
