@@ -42,8 +42,8 @@
 //! 1. acked <= shadowed <= committed within a generation. Acked falls only where a server lost what it had
 //!    acknowledged, and that is said loudly.
 //! 2. Bytes below the shadow's end never change, so workers read them without a lock.
-//! 3. Only frames that the wal-index calls committed are shadowed; each passed salt and checksum, and again before it
-//!    is sent. A valid commit frame in the file proves nothing: its writer may have died before it counted.
+//! 3. Only frames that the wal-index calls committed are shadowed; each passed salt and checksum, or was given those that
+//!    SQLite left out, and passes them again before it is sent. A valid commit frame in the file proves nothing: its writer may have died before it counted.
 //! 4. While attached, we hold one of two locks of the wal-index ([`locks::WalIndex`]). A reader's slot: nobody restarts the
 //!    WAL, and everybody backfills as far as they like. Or read lock 0, taken once everything is backfilled and copied: the
 //!    next writer restarts the WAL, and nobody backfills the new one, so that it is not restarted in its turn. The next
