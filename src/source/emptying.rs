@@ -1,6 +1,7 @@
-//! A WAL in which SQLite has left out checksums is emptied as soon as everything is in the database file. Its application
-//! may be the last to close the database, and then loses nothing; while we hold it, too, it is not. Whoever recovers that
-//! WAL loses commits; and where some of them are in the file already, mixes it with older pages.
+//! A WAL in which SQLite has left out checksums is emptied as soon as everything is in the database file, and let go of as
+//! soon as nobody else has it open. Its application may be the last to close the database, and then loses nothing; while
+//! we hold it, too, it is not. Whoever recovers that WAL loses commits; and where some of them are in the file already,
+//! mixes it with older pages.
 
 use super::job::LocalJob;
 use super::recheck::Recheck;
@@ -24,8 +25,7 @@ pub(super) struct Emptying {
 impl Source {
     /// After a look, or a round, has found whether checksums are missing.
     pub(super) fn plan_emptying(&mut self, now: Instant) {
-        let State::Attached(attached) = &self.state else { return };
-        if !attached.capture.is_unsummed {
+        if !self.is_unsummed() {
             self.emptying.at = None;
             return;
         }
@@ -37,7 +37,16 @@ impl Source {
                 self.settings.database.display()
             );
         }
-        self.emptying.at.get_or_insert(Recheck::now(now));
+        if self.emptying.at.is_none() {
+            self.emptying.at = Some(Recheck::now(now));
+            // Whoever wrote it may have gone, before anybody knew that it matters.
+            self.let_go_at = self.let_go_at.map(|at| at.min(now));
+        }
+    }
+
+    /// Whether what is held is such a WAL.
+    pub(super) fn is_unsummed(&self) -> bool {
+        matches!(&self.state, State::Attached(attached) if attached.capture.is_unsummed)
     }
 
     /// When it is tried to empty it though nothing happens.

@@ -102,7 +102,7 @@ impl Source {
         } else if dirty.any() || self.let_go_at.is_none() {
             let pause = self.let_go_again.map_or(Duration::ZERO, |again| again.pause);
             let quiet = self.settings.let_go_after.or(self.is_told_to_let_go.then_some(Duration::ZERO));
-            let quiet = if self.shuts_out() { Some(Duration::ZERO) } else { quiet };
+            let quiet = if self.must_go() { Some(Duration::ZERO) } else { quiet };
             let since = self.quiet_since.filter(|_| !dirty.wal && !dirty.database).unwrap_or(now);
             self.quiet_since = Some(since);
             let latest = |quiet: Duration| since.checked_add(quiet.saturating_mul(MOST_PUT_OFF));
@@ -111,6 +111,11 @@ impl Source {
         }
         self.sighting = Some(sighting);
         self.note_alone();
+    }
+
+    /// Whether it is let go of as soon as nobody else has it open, whatever else is to be done with it.
+    fn must_go(&self) -> bool {
+        self.shuts_out() || self.is_unsummed()
     }
 
     /// Whether the file says something. While our own checkpoint writes, its times say nothing; and while what is
@@ -200,7 +205,7 @@ impl Source {
         let is_read = attached.descriptor.is_shared();
         let again = Recheck::after(self.let_go_again, AGAIN_PAUSE, LONGEST_AGAIN_PAUSE, now);
         self.let_go_again = Some(again);
-        let is_needed = self.is_needed && !self.shuts_out();
+        let is_needed = self.is_needed && !self.must_go();
         if is_needed || is_read || !self.is_certain() || !self.is_durable() {
             self.let_go_at = Some(again.at);
             return None;

@@ -8,7 +8,7 @@ use super::guard::GuardError;
 use crate::core::checkpoint::Round;
 use crate::core::sync::Break;
 use crate::core::wal_index::{Checkpointed, WalExtent};
-use crate::locks::cut_off;
+use crate::locks::{self, cut_off};
 use crate::processor::Stay;
 use crate::sqlite::SqliteError;
 use std::path::Path;
@@ -141,14 +141,20 @@ fn urgent(
 }
 
 /// Empties the WAL once everything is in the file. On read lock 0, which was taken when everything was copied, SQLite
-/// empties no WAL that has come since: it would have to bring that in first.
+/// empties no WAL that has come since: it would have to bring that in first. Beside nobody, another file may just be copied
+/// over this one: then it is let go of, which looks for that.
 fn empty(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
-    chase(attached, database)?;
-    let extent = copy_all(attached, None)?;
+    copy_all(attached, None)?;
     sync_shadow(attached)?;
+    if !locks::is_shared(&attached.descriptor).unwrap_or(false) {
+        return Err(Stop::Later);
+    }
+    checkpoint(attached, database, None, LOCK_PATIENCE)?;
+    let extent = copy_all(attached, None)?;
     if !extent.is_backfilled() || !bring_in_place(attached, extent)? {
         return Err(Stop::Later);
     }
+    sync_shadow(attached)?;
     let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
     if let Some(reason) = attached.replaced(database) {
         return Err(Stop::Broken(reason));

@@ -63,8 +63,7 @@ fn an_urgent_round_gives_the_write_lock_back_when_it_is_done() {
     let rows = ["--size", "1-100", "--synchronous", "OFF", "--autocheckpoint", "0"];
     let writer = Writer::start(&database, &rows);
     let holds = |status: &Value, what: &str| first(status)["write_lock_holds"][what].as_u64();
-    let status =
-        agent.wait_for_status("has held the write lock", |status| holds(status, "count") >= Some(3));
+    let status = agent.wait_for_status("has held the write lock", |status| holds(status, "count") >= Some(3));
     drop(writer.finish());
     assert!(holds(&status, "max_micros") < Some(10_000_000), "{status}");
     place.wait_until_replicated(&agent);

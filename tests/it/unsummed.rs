@@ -158,3 +158,26 @@ fn commits_behind_a_damaged_frame_are_not_lost_when_the_application_closes() {
     place.stop(agent);
     place.assert_restores();
 }
+
+#[test]
+fn a_wal_without_checksums_that_nobody_else_has_open_is_let_go_of_at_once() {
+    let place = Place::new();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; PRAGMA wal_autocheckpoint=0");
+    application.run("CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+    let agent = place.streaming_agent(&["checkpoint-interval: 1h", "let-go-after: never"]);
+    insert(&mut application, 5);
+    place.wait_until_replicated(&agent);
+    signal(agent.pid(), Signal::STOP);
+    let before = wal_length(&place);
+    insert(&mut application, 5);
+    leave_out_checksums(&place.wal(), before);
+    application.close();
+    signal(agent.pid(), Signal::CONT);
+    wait_until("it is let go of", DEADLINE, || !place.wal().exists());
+    assert_eq!(rows(&place.database()), 10);
+    place.wait_until_replicated(&agent);
+    assert_no_break(&agent);
+    place.stop(agent);
+    place.assert_restores();
+}
