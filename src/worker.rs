@@ -94,6 +94,9 @@ impl Destination {
 type LocalOrder = (usize, LocalJob);
 type RemoteOrder = (usize, usize, Order);
 
+/// So many folders have threads of their own, and more share those: threads are few on a small machine.
+const MOST_FOLDERS: usize = 16;
+
 /// The two threads of a destination.
 #[derive(Clone)]
 struct Lines {
@@ -110,6 +113,8 @@ pub struct Threads {
     /// The same, while nothing is copied of the database: it must not wait for a page table of another one.
     doubts: Sender<LocalOrder>,
     lines: HashMap<Destination, Lines>,
+    /// Those that were begun for folders.
+    folders: Vec<Lines>,
     completed: (Sender<Completed>, Receiver<Completed>),
     /// Rounds that wait for a moment go first, and sending waits.
     precedence: Precedence,
@@ -141,7 +146,21 @@ impl Threads {
                 }
             });
         }
-        Threads { local, long, doubts, lines: HashMap::new(), completed, precedence, wake, home }
+        let (lines, folders) = (HashMap::new(), Vec::new());
+        Threads { local, long, doubts, lines, folders, completed, precedence, wake, home }
+    }
+
+    /// Those of a destination that has none yet.
+    fn begin_lines(&mut self, location: &Location) -> Lines {
+        let is_folder = matches!(location, Location::Folder(_));
+        if is_folder && self.folders.len() >= MOST_FOLDERS {
+            return self.folders[self.lines.len() % MOST_FOLDERS].clone();
+        }
+        let lines = Lines { wal: self.start_line(location), snapshots: self.start_line(location) };
+        if is_folder {
+            self.folders.push(lines.clone());
+        }
+        lines
     }
 
     fn start_line(&self, location: &Location) -> Sender<RemoteOrder> {
@@ -177,14 +196,12 @@ impl Workers for Threads {
     }
 
     fn send_remote(&mut self, database: usize, replica: usize, location: &Location, order: Order) {
-        let lines = match self.lines.get(&Destination::of(location)) {
+        let destination = Destination::of(location);
+        let lines = match self.lines.get(&destination) {
             Some(lines) => lines.clone(),
-            None => {
-                let lines = Lines { wal: self.start_line(location), snapshots: self.start_line(location) };
-                self.lines.insert(Destination::of(location), lines.clone());
-                lines
-            }
+            None => self.begin_lines(location),
         };
+        self.lines.insert(destination, lines.clone());
         let line = if order.job.is_of_snapshots() { lines.snapshots } else { lines.wal };
         line.send((database, replica, order)).expect("BUG: a destination's threads live as long as this");
     }

@@ -231,6 +231,24 @@ fn a_replica_that_was_removed_as_a_whole_gets_a_new_snapshot_loudly() {
 }
 
 #[test]
+fn folders_of_many_databases_share_a_few_threads() {
+    let folder = temporary_folder();
+    let databases: Vec<PathBuf> = (0..40).map(|n| folder.path().join(format!("app{n}.db"))).collect();
+    for database in &databases {
+        let mut application = Shell::open(database);
+        application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY)");
+        application.close();
+    }
+    let replica = |n: usize| vec![format!("path: {}/place{n}/replica", folder.path().display())];
+    let entries = databases.iter().enumerate().map(|(n, database)| (database.as_path(), replica(n)));
+    let agent = Agent::start(folder.path(), &of_databases(entries));
+    agent.wait_for_status("all are there", is_all_acknowledged);
+    let threads = fs::read_dir(format!("/proc/{}/task", agent.pid())).expect("it runs").count();
+    assert!(threads < 50, "{threads} threads");
+    agent.stop();
+}
+
+#[test]
 fn an_older_state_of_a_segment_that_is_copied_over_it_is_noticed_with_the_next_commit() {
     let place = Place::new();
     let mut application = Shell::open(&place.database());
