@@ -230,10 +230,12 @@ impl Agent {
         let stopping = self.stopping.as_mut()?;
         if pending.is_empty() {
             info!("everything is acknowledged");
+            self.databases.iter_mut().for_each(|database| database.source.end());
             return Some(true);
         }
         if now.mono >= stopping.until {
             pending.iter().for_each(|what| warn!("not acknowledged: {what}"));
+            self.databases.iter_mut().for_each(|database| database.source.end());
             return Some(false);
         }
         if now.mono >= stopping.next_report {
@@ -417,6 +419,9 @@ impl Database {
             State::Absent => None,
             State::Refused(refusal) => Some(format!("{name}: {refusal}")),
             State::Detached | State::Lent => Some(format!("{name}: the agent is busy with it")),
+            State::Attached(_) if self.source.must_let_go() => {
+                Some(format!("{name}: what only its WAL holds is being brought into it"))
+            }
             State::Attached(_) if !self.source.is_durable() => {
                 Some(format!("{name}: its shadow WAL is being made durable"))
             }

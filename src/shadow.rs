@@ -20,7 +20,7 @@ use crate::core::shadow::ShadowExtent;
 use crate::core::sync::{Break, ShadowFacts};
 use crate::core::wal::{FrameHeader, FrameHeaderBytes, WalHeader};
 use crate::disk::{Disk, DiskFile, WalMap, is_unreadable};
-use begun::{GENERATION_FILE, begun, keep_begun};
+use begun::{GENERATION_FILE, begun, keep_begun, other_generations};
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -244,6 +244,18 @@ impl ShadowWal {
         }
     }
 
+    /// The chain of the present index up to its end; `None` before its first commit.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn chain(&self) -> io::Result<Option<Chain>> {
+        let Some(present) = self.present.as_ref().filter(|_| self.extent.end > Offset::ZERO) else {
+            return Ok(None);
+        };
+        let last = last_frame(&*present.file, &present.chain, self.extent.end)?;
+        Ok(Some(Chain::resume(*present.chain.header(), self.extent.end, &last)))
+    }
+
     /// Begins the next index (the first, if there is none yet) with a header whose first commit is in the WAL.
     ///
     /// # Errors
@@ -454,14 +466,6 @@ fn first_without_gap<T>(before: &BTreeMap<Index, T>, last: Index) -> Index {
         first = index;
     }
     first
-}
-
-/// The folders of all generations but `present`.
-fn other_generations(disk: &dyn Disk, meta: &Path, present: Generation) -> io::Result<Vec<PathBuf>> {
-    let generations = meta.join(names::GENERATIONS);
-    let present = present.to_string();
-    let others = disk.list(&generations)?.into_iter().filter(|name| *name != present);
-    Ok(others.map(|name| generations.join(name)).collect())
 }
 
 /// The chain of all valid frames of a shadow file; `None` if not even the header is valid.

@@ -8,7 +8,7 @@
 //! The locks belong to our open file, not to the process: they are no business of SQLite's connections in it, and none of
 //! these gives them back by mistake.
 
-use super::{OwnLock, is_locked_for_others, lock_for_open_file};
+use super::{OwnLock, is_locked_for_others, is_used_by_others, lock_for_open_file};
 use crate::core::wal_index::{BACKFILLED, BEGINNING_LENGTH, WalExtent};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -146,6 +146,19 @@ impl WalIndex {
     /// The kernel's.
     pub fn release(&self, slot: Slot) -> io::Result<()> {
         self.lock(OwnLock::None, slot.number).map(drop)
+    }
+
+    /// Whether anybody else reads from the WAL, or is about to.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn is_read(&self) -> io::Result<bool> {
+        for number in SLOTS {
+            if is_used_by_others(&self.0, READ_LOCK_ZERO + u64::from(number))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Keeps everybody from backfilling; `false` while somebody does.

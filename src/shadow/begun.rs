@@ -2,11 +2,12 @@
 
 use super::ShadowWal;
 use crate::core::machine::Machine;
+use crate::core::names;
 use crate::core::position::Generation;
 use crate::core::sync::Break;
 use crate::disk::Disk;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Holds the present generation, the inode of its database, and the machine.
 pub(super) const GENERATION_FILE: &str = "generation";
@@ -70,4 +71,16 @@ impl ShadowWal {
         }
         Ok(Ok(()))
     }
+}
+
+/// The folders of all generations but `present`.
+pub(super) fn other_generations(
+    disk: &dyn Disk,
+    meta: &Path,
+    present: Generation,
+) -> io::Result<Vec<PathBuf>> {
+    let generations = meta.join(names::GENERATIONS);
+    let present = present.to_string();
+    let others = disk.list(&generations)?.into_iter().filter(|name| *name != present);
+    Ok(others.map(|name| generations.join(name)).collect())
 }

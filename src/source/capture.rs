@@ -1,8 +1,9 @@
 //! One look at the live WAL: what is committed, by the wal-index, is copied into the shadow.
 
 use crate::core::position::{Offset, WAL_HEADER_LENGTH};
+use crate::core::scan::Chain;
 use crate::core::sync::{Break, ShadowFacts, SyncDecision, WalFacts, decide};
-use crate::core::wal::{FrameHeader, Salt, WalHeader, WalHeaderBytes};
+use crate::core::wal::{FrameHeader, FrameHeaderBytes, Salt, WalHeader, WalHeaderBytes};
 use crate::core::wal_index::WalExtent;
 use crate::disk::WalMap;
 use crate::page_table::{SourceTable, StagedFrames};
@@ -87,6 +88,8 @@ pub struct Capture {
     pub settled: Option<(Option<WalHeader>, u32)>,
     /// Whether SQLite has left out checksums in the live WAL: whoever recovers it loses what was committed from there on.
     pub is_unsummed: bool,
+    /// Where the shadow ended when that was found last, and the header of its last frame as it is in the live WAL.
+    unsummed_tail: Option<(Offset, FrameHeaderBytes)>,
 }
 
 impl Capture {
@@ -104,6 +107,7 @@ impl Capture {
             continues: false,
             settled: None,
             is_unsummed: false,
+            unsummed_tail: None,
         }
     }
 
@@ -170,7 +174,7 @@ impl Capture {
                 }
                 SyncDecision::NextIndex { header, to } => match self.shadow.begin_index(header) {
                     Ok(Ok(())) => {
-                        self.is_unsummed = false;
+                        (self.is_unsummed, self.unsummed_tail) = (false, None);
                         self.table.begin_index(header.page_size());
                         self.keep_state();
                         to
@@ -209,9 +213,53 @@ impl Capture {
     pub fn is_overwritten(&self, extent: WalExtent) -> bool {
         let live = self.live_wal();
         let is_copied = live.is_some() && live == self.shadow.facts().map(|facts| facts.header);
-        // Of a header alone, a new wal-index says nothing, not even its salts.
-        let has_frames = || self.has_frame_behind(live, 0).unwrap_or(false);
-        is_another(live, extent) && (extent.frames > 0 || !is_copied && has_frames())
+        // Of a header alone, a new wal-index says nothing, not even its salts; frames may be of a transaction taken back.
+        let has_commit = || self.has_commit_behind().unwrap_or(false);
+        is_another(live, extent) && (extent.frames > 0 || !is_copied && has_commit())
+    }
+
+    /// Finds out whether checksums are missing in the live WAL, of which nothing was copied, up to so many frames.
+    ///
+    /// # Errors
+    /// What could not be read.
+    pub fn look_for_unsummed(&mut self, frames: u32) -> Result<(), LookError> {
+        let Some(header) = self.live_wal() else { return Ok(()) };
+        let (mut chain, end) = (Chain::new(header), Offset::after_frames(header.page_size(), frames));
+        let mut frame = vec![0; header.page_size().frame_length() as usize];
+        while chain.end() < end && !self.is_unsummed {
+            let is_there = self.read_live(&mut frame, chain.end().get())?;
+            self.is_unsummed = !is_there || chain.extend(&frame, |_, _| {}).is_err();
+        }
+        Ok(())
+    }
+
+    /// Whether the live WAL holds commits that are not in the shadow, though everything was copied that the wal-index says:
+    /// somebody has committed by another wal-index.
+    ///
+    /// # Errors
+    /// What could not be read.
+    pub fn has_commit_behind(&self) -> Result<bool, LookError> {
+        let Some(header) = self.live_wal() else { return Ok(false) };
+        let mut chain = self.known_chain(header)?;
+        let mut frame = vec![0; header.page_size().frame_length() as usize];
+        while self.read_live(&mut frame, chain.end().get())? && chain.extend(&frame, |_, _| {}).is_ok() {
+            if chain.commit().is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The chain of the live WAL, which has this header, up to where its content is in the shadow.
+    fn known_chain(&self, header: WalHeader) -> Result<Chain, LookError> {
+        if let Some((_, frames)) = self.settled.filter(|(settled, _)| *settled == Some(header)) {
+            let (mut last, end) = ([0; 24], Offset::after_frames(header.page_size(), frames));
+            let at = end.get().saturating_sub(header.page_size().frame_length());
+            let is_there = frames > 0 && self.read_live(&mut last, at)?;
+            return Ok(if is_there { Chain::resume(header, end, &last) } else { Chain::new(header) });
+        }
+        let copied = self.shadow.chain()?.filter(|chain| *chain.header() == header);
+        Ok(copied.unwrap_or(Chain::new(header)))
     }
 
     /// The file that is open as the WAL, if one is.
@@ -269,7 +317,12 @@ impl Capture {
         }
         let staged = self.staged.begin(self.table.wanted_entries());
         let result = self.shadow.absorb_unsummed(frames, (!is_first).then_some(&before), staged);
-        self.is_unsummed |= result.is_ok();
+        if result.is_ok() {
+            let end = self.shadow.extent().end;
+            let last = end.get().saturating_sub(facts.header.page_size().frame_length());
+            self.unsummed_tail = self.read_live(&mut before, last)?.then_some((end, before));
+            self.is_unsummed = true;
+        }
         Ok(result)
     }
 
@@ -328,6 +381,8 @@ impl Capture {
     fn tail_matches(&self) -> Result<bool, LookError> {
         let Some(facts) = self.shadow.facts() else { return Ok(true) };
         let Some(ours) = self.shadow.last_frame_header()? else { return Ok(true) };
+        // What was given a checksum is not the same.
+        let ours = self.unsummed_tail.filter(|(end, _)| *end == facts.end).map_or(ours, |(_, tail)| tail);
         let mut theirs = [0; 24];
         let at = facts.end.get().saturating_sub(facts.header.page_size().frame_length());
         Ok(self.read_live(&mut theirs, at)? && theirs == ours)

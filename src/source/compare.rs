@@ -168,6 +168,7 @@ fn settle(attached: &mut Attached, database: &Path, wal: &Path) -> Result<(), Do
             && proof::wal_header(wal) == header
         {
             attached.capture.settled = Some((header, extent.frames));
+            attached.capture.look_for_unsummed(extent.frames).map_err(io::Error::other)?;
             return Ok(());
         }
         thread::sleep(PAUSE);

@@ -61,6 +61,21 @@ impl Source {
         self.round_job(RoundPlan::Emptying)
     }
 
+    /// Whether the agent must not stop yet: nobody else has it open, and it is about to be let go of.
+    pub fn must_let_go(&self) -> bool {
+        self.is_unsummed() && self.sighting.is_some_and(|sighting| sighting.alone)
+    }
+
+    /// The agent stops: if nobody else has it open after all, leaves as SQLite's last close would.
+    pub fn end(&mut self) {
+        if self.is_unsummed()
+            && !self.is_busy()
+            && let Some(attached) = self.lend()
+        {
+            attached.let_go_of_damaged_wal(&self.settings.database);
+        }
+    }
+
     /// What is not held is not ours to empty.
     pub(super) fn empty_nothing(&mut self) {
         self.emptying.at = None;

@@ -237,7 +237,7 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
         return Ok(Course::Continued);
     }
     if has_another_log(&attached.descriptor, live) {
-        return Ok(Course::Changed);
+        return Ok(left_alone(attached, seen));
     }
     match copy_all(attached, None) {
         // A WAL without a name is not copied any more, but it is as good as before.
@@ -245,6 +245,11 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
         Err(stop) => return Err(stop),
     }
     sync_shadow(attached)?;
+    // Whoever opened the file where it is now has another -shm, and commits to our WAL if that was moved along.
+    if attached.capture.has_commit_behind().map_err(|error| Stop::Failed(error.to_string()))? {
+        info!("{}: others have committed to its WAL under another name", at.database.display());
+        return Ok(left_alone(attached, seen));
+    }
     let extent = attached.extent()?;
     if extent.left() > 0 && !is_unchanged(attached, seen) {
         return Ok(Course::Changed);
@@ -287,6 +292,11 @@ fn has_another_log(database: &File, ours: Option<FileIdentity>) -> bool {
         let there = FileIdentity::of_path(&path);
         !is_empty && there != ours && !locks::is_open_here(&path)
     })
+}
+
+/// Neither the file nor its WAL is touched.
+fn left_alone(attached: &mut Attached, seen: Option<&Sighting>) -> Course {
+    if is_unchanged(attached, seen) { Course::Continued } else { Course::Changed }
 }
 
 /// Whether nobody but us, and who had the WAL, has written the file: then its WAL continues it. In doubt it does not, and

@@ -184,7 +184,9 @@ impl Source {
         if let Some(held) = report.held {
             self.holds.record(held);
         }
-        self.checkpoint.on_round(report.round, report.finished, now);
+        if let Some(round) = report.round {
+            self.checkpoint.on_round(round, report.finished, now);
+        }
         if report.went_on {
             // Nobody has looked meanwhile but the round.
             self.pace.on_news(true, now);

@@ -11,6 +11,7 @@ use crate::core::wal_index::{Checkpointed, WalExtent};
 use crate::locks::{self, cut_off};
 use crate::processor::Stay;
 use crate::sqlite::SqliteError;
+use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -44,8 +45,8 @@ const MOST_LOOKS: u32 = 64;
 /// How a round ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoundReport {
-    /// Which one.
-    pub round: Round,
+    /// Which one; `None` if it was to empty the WAL.
+    pub round: Option<Round>,
     /// How long writers had to wait for us; `None` if we did not get the lock.
     pub held: Option<Duration>,
     /// Whether the next writer will restart the WAL.
@@ -108,10 +109,10 @@ pub fn round(attached: &mut Attached, database: &Path, plan: RoundPlan) -> Round
     let (round, result) = match plan {
         RoundPlan::Following { most_frames } => {
             let has_come = follow(attached, database, most_frames, &mut has_paused);
-            (Round::Following, has_come.and_then(|has_come| has_come.then_some(()).ok_or(Stop::Later)))
+            (Some(Round::Following), has_come.and_then(|has_come| has_come.then_some(()).ok_or(Stop::Later)))
         }
-        RoundPlan::Urgent { budget } => (Round::Urgent, urgent(attached, database, budget, &mut held)),
-        RoundPlan::Emptying => (Round::Cooperative, empty(attached, database)),
+        RoundPlan::Urgent { budget } => (Some(Round::Urgent), urgent(attached, database, budget, &mut held)),
+        RoundPlan::Emptying => (None, empty(attached, database)),
     };
     let went_on = attached.capture.shadow.extent().position() != before && !has_paused;
     let report = RoundReport { round, held, finished: result.is_ok(), went_on, broken: None, error: None };
@@ -142,11 +143,13 @@ fn urgent(
 
 /// Empties the WAL once everything is in the file. On read lock 0, which was taken when everything was copied, SQLite
 /// empties no WAL that has come since: it would have to bring that in first. Beside nobody, another file may just be copied
-/// over this one: then it is let go of, which looks for that.
+/// over this one: then it is let go of, which looks for that. While somebody reads, nothing is brought into the file either:
+/// what others recovered then would be laid over newer pages.
 fn empty(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
     copy_all(attached, None)?;
     sync_shadow(attached)?;
-    if !locks::is_shared(&attached.descriptor).unwrap_or(false) {
+    let is_read = attached.guard.index().is_read().unwrap_or(true);
+    if is_read || !locks::is_shared(&attached.descriptor).unwrap_or(false) {
         return Err(Stop::Later);
     }
     checkpoint(attached, database, None, LOCK_PATIENCE)?;
@@ -161,7 +164,9 @@ fn empty(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
     }
     let emptied = checkpointer.empty_wal()?;
     attached.capture.is_unsummed = emptied.frames > 0;
-    Ok(())
+    // A power cut must not bring back what lies over newer pages.
+    let synced = attached.capture.live_file().map_or(Ok(()), File::sync_all);
+    synced.map_err(|error| Stop::Failed(error.to_string()))
 }
 
 /// Waits for the moment between two commits in which the application has checkpointed everything: then it restarts the

@@ -208,11 +208,15 @@ impl Source {
         if !self.may_checkpoint() {
             return None;
         }
-        if let Some(job) = self.emptying_job(now) {
+        let is_endless = self.pace.is_endless(now);
+        let round = self.checkpoint.due(&self.settings.checkpoint, self.extent, is_endless, now);
+        // The others make the next writer restart the WAL, which does as well.
+        if matches!(round, None | Some(Round::Cooperative))
+            && let Some(job) = self.emptying_job(now)
+        {
             return Some(job);
         }
-        let is_endless = self.pace.is_endless(now);
-        let round = self.checkpoint.due(&self.settings.checkpoint, self.extent, is_endless, now)?;
+        let round = round?;
         if round == Round::Following {
             let most_frames = self.settings.checkpoint.unhelped_pages();
             return self.round_job(RoundPlan::Following { most_frames });

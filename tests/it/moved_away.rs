@@ -1,6 +1,7 @@
 //! A database whose name goes away while the agent holds it: what is in its WAL is neither lost nor read as another
 //! file's.
 
+use crate::moved_back::{go_on, hold};
 use crate::support::agent::Agent;
 use crate::support::mounted::Mounted;
 use crate::support::place::{Place, is_streaming, wait_for_page_table};
@@ -192,5 +193,44 @@ fn a_wal_that_cannot_be_renamed_into_the_meta_folder_is_kept_beside_the_database
     assert!(fs::read(&kept).expect("it is there") == wal, "all of it");
     wait_until("the WAL is moved away", DEADLINE, || !place.wal().exists());
     assert_eq!(Shell::open(&place.database()).value("SELECT data FROM t"), "another");
+    assert_replicated(&place, agent);
+}
+
+#[test]
+fn commits_made_with_the_wal_that_was_moved_along_are_not_emptied_out_of_it() {
+    for removes_index in [false, true] {
+        let (place, agent, application) = place_with_a_wal();
+        let (moved, was_moved) = (place.path("moved.db"), |suffix| place.path(&format!("moved.db{suffix}")));
+        hold(&agent);
+        application.close();
+        rename(&place.database(), &moved);
+        rename(&place.wal(), &was_moved("-wal"));
+        // Its `-shm` is another one, and its last close is not the last.
+        let mut other = Shell::open(&moved);
+        other.run("INSERT INTO t VALUES ('other'); INSERT INTO t VALUES ('other')");
+        other.close();
+        if removes_index {
+            fs::remove_file(was_moved("-shm")).expect("it was left there");
+        }
+        go_on(&agent);
+        agent.wait_for_log(GONE);
+        assert_eq!(Shell::open(&moved).value(COUNT), "13", "{}", agent.log());
+        put_another_in_place(&place, "another");
+        assert_replicated(&place, agent);
+        assert_eq!(Shell::open(&moved).value(COUNT), "13");
+    }
+}
+
+#[test]
+fn a_file_that_nobody_wrote_keeps_its_wal_though_a_strange_one_lay_beside_its_other_name() {
+    let (place, agent, application) = place_with_a_wal();
+    application.kill();
+    fs::write(place.path("aside.db-wal"), "of something else").expect("the folder is ours");
+    rename(&place.database(), &place.path("aside.db"));
+    agent.wait_for_log(GONE);
+    rename(&place.path("aside.db"), &place.database());
+    agent.wait_for_log("the database was moved away and back");
+    assert_eq!(Shell::open(&place.database()).value(COUNT), "11", "{}", agent.log());
+    assert_eq!(kept_wals(&place), Vec::<PathBuf>::new());
     assert_replicated(&place, agent);
 }

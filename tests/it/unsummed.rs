@@ -181,3 +181,54 @@ fn a_wal_without_checksums_that_nobody_else_has_open_is_let_go_of_at_once() {
     place.stop(agent);
     place.assert_restores();
 }
+
+#[test]
+fn an_agent_that_begins_beside_such_a_wal_follows_it_in_its_first_generation() {
+    let place = Place::new();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; PRAGMA wal_autocheckpoint=0");
+    application.run("CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+    insert(&mut application, 5);
+    let before = wal_length(&place);
+    insert(&mut application, 5);
+    leave_out_checksums(&place.wal(), before);
+    insert(&mut application, 1);
+    // It keeps the WAL from being emptied, and what is there from being compared.
+    let mut reader = Shell::open(&place.database());
+    reader.run("BEGIN; SELECT count(*) FROM t");
+    insert(&mut application, 1);
+    let agent = place.streaming_agent(&PATIENT);
+    place.wait_until_replicated(&agent);
+    insert(&mut application, 1);
+    place.wait_until_replicated(&agent);
+    assert_no_break(&agent);
+    reader.close();
+    wait_until("the WAL is empty", DEADLINE, || wal_length(&place) == 0);
+    application.close();
+    place.stop(agent);
+    place.assert_restores();
+    assert_eq!(rows(&place.database()), 13);
+}
+
+#[test]
+fn an_agent_that_stops_leaves_no_such_wal_to_whoever_comes_next() {
+    let place = Place::new();
+    let (mut application, agent) = application(&place);
+    let mut reader = Shell::open(&place.database());
+    reader.run("BEGIN; SELECT count(*) FROM t");
+    signal(agent.pid(), Signal::STOP);
+    let before = wal_length(&place);
+    insert(&mut application, 5);
+    leave_out_checksums(&place.wal(), before);
+    insert(&mut application, 1);
+    signal(agent.pid(), Signal::CONT);
+    place.wait_until_replicated(&agent);
+    signal(agent.pid(), Signal::STOP);
+    reader.close();
+    application.close();
+    signal(agent.pid(), Signal::TERM);
+    signal(agent.pid(), Signal::CONT);
+    place.stop(agent);
+    assert_eq!(rows(&place.database()), 11);
+    place.assert_restores();
+}
