@@ -59,7 +59,8 @@
 //!    attached, and closed after SQLite has closed them: closing any descriptor of either drops SQLite's locks. At the
 //!    end nothing is closed but by the kernel, when no thread runs any more.
 //! 8. No checkpoint goes into a file that is not at the database's path, but for the last one, which makes it whole with
-//!    all others locked out. The write lock is taken only in an urgent round, and every hold is measured.
+//!    all others locked out. The write lock is taken only in an urgent round, and every hold is measured; and by
+//!    SQLite for a moment, where a WAL is emptied that nobody could recover.
 //! 9. Crash-only: starting is recovering. Every reason for a new generation has a name, is logged once, and is counted.
 //! 10. A database that nobody else has open is let go of, as SQLite's last close does it: all others are locked out,
 //!     everything goes into the file, `-wal` and `-shm` go away. The generation goes on only by proof: evidence of the
@@ -128,7 +129,10 @@
 //!   a transaction that was spilled, and what follows is summed from what stands before it
 //!   ([`core::scan::Chain::resum`]). Whoever recovers that WAL loses these commits; without an agent the last close brings
 //!   them into the file, but beside one it is not the last. They get their checksums in the shadow, and the live WAL is
-//!   emptied as soon as it can be. Where a frame is damaged otherwise, and we are the last, we do what SQLite's close does.
+//!   emptied as soon as nobody reads: before, nothing of it is brought into the file for that, because what somebody
+//!   recovered then would lie over newer pages. Beside nobody it is let go of at once, also where letting go is switched
+//!   off, and before the agent stops. Left over: an agent that is killed in those milliseconds, or while a snapshot keeps
+//!   it from letting go; and the application's own checkpoints, as without us. Where a frame is damaged otherwise, and we are the last, we do what SQLite's close does.
 //! - The wal-index says whose salts its WAL has. Another WAL in the file is somebody's backup, copied over it: SQLite, and we,
 //!   would read it by the old wal-index. So that is no next index; we go without a checkpoint, remove `-shm`, and leave the
 //!   WAL to whoever opens it. While nothing is committed in it, only nobody's being there tells it from one that is just
@@ -195,6 +199,8 @@
 //!   everything that is in its WAL, wherever it is, and the WAL is emptied by its inode: empty, it harms no file beside
 //!   which it lies, and needs no memory. If others have worked on the file under its other name by then, its WAL does not
 //!   continue it, and is only kept.
+//! - Whoever opens a renamed file whose WAL was moved along makes another `-shm`, and commits to that WAL: our wal-index
+//!   knows nothing of it. So a commit behind all that was copied means that the WAL is not ours to bring in or to empty.
 //! - A program that goes on in a renamed file may checkpoint, and be killed. Whether its WAL still continues the file when
 //!   that is back is told by who has been there: as long as the program has its `-shm` open, inotify says who else opens the
 //!   file; once it has ended, size, times and header must stay. Left over: who opens the file between its rename and our
