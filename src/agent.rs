@@ -230,12 +230,10 @@ impl Agent {
         let stopping = self.stopping.as_mut()?;
         if pending.is_empty() {
             info!("everything is acknowledged");
-            self.databases.iter_mut().for_each(|database| database.source.end());
             return Some(true);
         }
         if now.mono >= stopping.until {
             pending.iter().for_each(|what| warn!("not acknowledged: {what}"));
-            self.databases.iter_mut().for_each(|database| database.source.end());
             return Some(false);
         }
         if now.mono >= stopping.next_report {
@@ -243,6 +241,16 @@ impl Agent {
             pending.iter().for_each(|what| info!("waiting for {what}"));
         }
         None
+    }
+
+    /// The agent ends now: no WAL is to be left that only those can read who have it open. `false` as long as a worker is
+    /// just emptying one.
+    pub fn end(&mut self, now: Now) -> bool {
+        while let Some(completed) = self.workers.completed() {
+            self.on_completed(completed, now);
+        }
+        self.databases.iter_mut().for_each(|database| database.source.end());
+        !self.databases.iter().any(|database| database.source.is_being_emptied())
     }
 
     /// Lets go of a database as soon as it can; says whether it has, or what it still waits for.

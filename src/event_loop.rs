@@ -30,6 +30,9 @@ const TIMER: Token = Token(2);
 const MOUNTS: Token = Token(3);
 const CONTROL: Token = Token(4);
 
+/// How long a worker is waited for at the end, even after a second signal, that is just emptying a WAL.
+const END_PATIENCE: Duration = Duration::from_secs(1);
+const END_PAUSE: Duration = Duration::from_millis(1);
 /// How long stopping may take before the agent goes without everything acknowledged.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// The kernel's list of what is mounted: urgent data stands for a change of it (proc(5)).
@@ -110,7 +113,12 @@ pub fn run(config: &Config, check: Option<CheckConfig<'_>>) -> anyhow::Result<En
         reload,
         _mounts,
     };
-    event_loop.run()
+    let ended = event_loop.run();
+    let until = Instant::now() + END_PATIENCE;
+    while !event_loop.agent.end(now()) && Instant::now() < until {
+        std::thread::sleep(END_PAUSE);
+    }
+    ended
 }
 
 fn wake(waker: &Arc<Waker>) -> impl Fn() + Send + Sync + use<> {

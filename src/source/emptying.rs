@@ -66,6 +66,11 @@ impl Source {
         self.is_unsummed() && self.sighting.is_some_and(|sighting| sighting.alone)
     }
 
+    /// Whether a worker has it, perhaps to empty it or to let go of it.
+    pub fn is_being_emptied(&self) -> bool {
+        self.emptying.at.is_some() && matches!(self.state, State::Lent)
+    }
+
     /// The agent stops: if nobody else has it open after all, leaves as SQLite's last close would.
     pub fn end(&mut self) {
         if self.is_unsummed()

@@ -11,7 +11,7 @@ use wal_agent::core::position::{Index, Offset, Position};
 use wal_agent::core::restore::{Check, Note, RestoreGap};
 use wal_agent::core::segment::append;
 use wal_agent::remote::{FailureKind, RemoteError};
-use wal_agent::restore::{Damage, Progress, RestoreError, RestoreOptions, restore};
+use wal_agent::restore::{Damage, Progress, RestoreError, RestoreOptions, RestoreReport, restore};
 
 const PAGE_SIZES: [u32; 8] = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536];
 const STYLES: [Style; 2] = [Style::Ours, Style::Litestream];
@@ -301,38 +301,32 @@ fn an_object_that_retention_removed_leads_to_a_new_plan() {
     assert!(rows(&output) == *history.newest());
 }
 
-#[test]
-fn segments_that_are_made_while_a_listing_goes_on_are_no_holes() {
+/// A replica of twenty indexes, made while it is listed: whether the n-th listing of them has an index.
+fn while_listed(has: impl Fn(usize, usize) -> bool + Send + 'static) -> Result<RestoreReport, RestoreError> {
     let history = History::new(4096, &[1; 20], 300);
     let mut listings = 0;
-    // Each has what was there when it began, and of three that were made meanwhile the last one.
     let server = Server::new(history.objects(Style::Ours, 1)).on_list(move |folder, entries| {
         if folder.ends_with("/wal") {
             listings += 1;
             let index = |name: &str| parse_segment(name).expect("a segment").0.get() as usize;
-            entries
-                .retain(|entry| index(&entry.name) < 3 * listings || index(&entry.name) == 3 * listings + 2);
+            entries.retain(|entry| has(listings, index(&entry.name)));
         }
     });
-    let folder = scratch();
-    let report = restore_from(&server, &folder.path().join("out.db")).expect("nothing is missing");
+    restore_from(&server, &scratch().path().join("out.db"))
+}
+
+#[test]
+fn segments_that_are_made_while_a_listing_goes_on_are_no_holes() {
+    // Each has what was there when it began, and of three that were made meanwhile the last one.
+    let report = while_listed(|listing, index| index < 3 * listing || index == 3 * listing + 2);
     // The second listing holds all that was made before the newest one of the first.
-    assert_eq!(report.position.index, index(5));
+    assert_eq!(report.expect("nothing is missing").position.index, index(5));
 }
 
 #[test]
 fn a_hole_stays_a_hole_beside_segments_that_are_made() {
-    let history = History::new(4096, &[1; 20], 300);
-    let mut listings = 0;
-    let server = Server::new(history.objects(Style::Ours, 1)).on_list(move |folder, entries| {
-        if folder.ends_with("/wal") {
-            listings += 1;
-            let index = |name: &str| parse_segment(name).expect("a segment").0.get() as usize;
-            entries.retain(|entry| index(&entry.name) < 3 * listings && index(&entry.name) != 1);
-        }
-    });
-    let folder = scratch();
-    let error = restore_from(&server, &folder.path().join("out.db")).expect_err("an index is missing");
+    let error = while_listed(|listing, index| index < 3 * listing && index != 1);
+    let error = error.expect_err("an index is missing");
     assert!(matches!(error, RestoreError::Gap(RestoreGap::Hole { .. })), "{error}");
 }
 

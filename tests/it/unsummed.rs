@@ -54,6 +54,22 @@ fn leave_out_checksums(wal: &Path, from: u64) {
     }
 }
 
+/// Five rows without checksums, and then one with, while the agent stands still.
+fn commit_unsummed(place: &Place, application: &mut Shell, agent: &Agent) {
+    signal(agent.pid(), Signal::STOP);
+    let before = wal_length(place);
+    insert(application, 5);
+    leave_out_checksums(&place.wal(), before);
+    insert(application, 1);
+}
+
+/// A reader, who keeps the WAL from being emptied.
+fn reader(place: &Place) -> Shell {
+    let mut reader = Shell::open(&place.database());
+    reader.run("BEGIN; SELECT count(*) FROM t");
+    reader
+}
+
 #[track_caller]
 fn assert_no_break(agent: &Agent) {
     let status = agent.status().expect("the agent runs");
@@ -92,14 +108,9 @@ fn an_application_that_closes_after_each_such_commit_loses_none() {
 fn commits_without_a_checksum_are_replicated_and_brought_into_the_file() {
     let place = Place::new();
     let (mut application, agent) = application(&place);
-    let mut reader = Shell::open(&place.database());
-    reader.run("BEGIN; SELECT count(*) FROM t");
-    signal(agent.pid(), Signal::STOP);
-    let before = wal_length(&place);
-    insert(&mut application, 5);
-    leave_out_checksums(&place.wal(), before);
-    insert(&mut application, 2);
-    insert(&mut application, 2);
+    let (reader, before) = (reader(&place), wal_length(&place));
+    commit_unsummed(&place, &mut application, &agent);
+    insert(&mut application, 3);
     signal(agent.pid(), Signal::CONT);
     place.wait_until_replicated(&agent);
     insert(&mut application, 1);
@@ -193,9 +204,8 @@ fn an_agent_that_begins_beside_such_a_wal_follows_it_in_its_first_generation() {
     insert(&mut application, 5);
     leave_out_checksums(&place.wal(), before);
     insert(&mut application, 1);
-    // It keeps the WAL from being emptied, and what is there from being compared.
-    let mut reader = Shell::open(&place.database());
-    reader.run("BEGIN; SELECT count(*) FROM t");
+    // What is there cannot be compared either.
+    let reader = reader(&place);
     insert(&mut application, 1);
     let agent = place.streaming_agent(&PATIENT);
     place.wait_until_replicated(&agent);
@@ -212,23 +222,24 @@ fn an_agent_that_begins_beside_such_a_wal_follows_it_in_its_first_generation() {
 
 #[test]
 fn an_agent_that_stops_leaves_no_such_wal_to_whoever_comes_next() {
-    let place = Place::new();
-    let (mut application, agent) = application(&place);
-    let mut reader = Shell::open(&place.database());
-    reader.run("BEGIN; SELECT count(*) FROM t");
-    signal(agent.pid(), Signal::STOP);
-    let before = wal_length(&place);
-    insert(&mut application, 5);
-    leave_out_checksums(&place.wal(), before);
-    insert(&mut application, 1);
-    signal(agent.pid(), Signal::CONT);
-    place.wait_until_replicated(&agent);
-    signal(agent.pid(), Signal::STOP);
-    reader.close();
-    application.close();
-    signal(agent.pid(), Signal::TERM);
-    signal(agent.pid(), Signal::CONT);
-    place.stop(agent);
-    assert_eq!(rows(&place.database()), 11);
-    place.assert_restores();
+    for waits in [true, false] {
+        let place = Place::new();
+        let (mut application, mut agent) = application(&place);
+        let reader = reader(&place);
+        commit_unsummed(&place, &mut application, &agent);
+        signal(agent.pid(), Signal::CONT);
+        place.wait_until_replicated(&agent);
+        signal(agent.pid(), Signal::STOP);
+        reader.close();
+        application.close();
+        signal(agent.pid(), Signal::TERM);
+        signal(agent.pid(), Signal::CONT);
+        if !waits {
+            // It goes at once.
+            signal(agent.pid(), Signal::TERM);
+        }
+        agent.wait_for_exit();
+        assert_eq!(rows(&place.database()), 11, "{}", agent.log());
+        place.assert_restores();
+    }
 }
