@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// How long the agent may take to have everything acknowledged, once the server is there.
 pub const PATIENCE: Duration = Duration::from_secs(180);
+/// So many generations stay on a replica between two lives of the agent.
+const KEPT_GENERATIONS: usize = 2;
 /// How often the agent is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// More than any life of the agent was seen to need, in KiB.
@@ -119,10 +121,33 @@ impl Host {
         }
     }
 
+    /// As an administrator does whose disk would be full else: in two hours, generations that were left take more than 60 GB.
+    /// The newest may have no snapshot yet.
+    fn remove_left_generations(&self, soak: &Soak) {
+        let written = |generation: &PathBuf| {
+            let folders = ["wal", "snapshots"].map(|name| generation.join(name));
+            let times = folders.iter().filter_map(|folder| fs::metadata(folder).ok()?.modified().ok());
+            times.max()
+        };
+        for plan in &PLANS {
+            for replicas in [self.server.storage(), self.configuration.folder().join("replica")] {
+                let entries = fs::read_dir(replicas.join(plan.name).join("generations"));
+                let mut generations: Vec<PathBuf> =
+                    entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+                generations.sort_by_key(written);
+                for left in generations.iter().rev().skip(KEPT_GENERATIONS) {
+                    fs::remove_dir_all(left).expect("the folder is ours");
+                    soak.count("replicas: a left generation removed");
+                }
+            }
+        }
+    }
+
     /// From a start of the agent to its end.
     fn one_life(&mut self, soak: &Soak) {
         let agent = {
             let _calm = soak.calm.write();
+            self.remove_left_generations(soak);
             let agent = Agent::start_again(&self.configuration.0);
             agent.wait_for_status("it answers", |_| true);
             soak.is_agent_up.store(true, Ordering::Relaxed);
