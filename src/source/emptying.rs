@@ -41,6 +41,7 @@ impl Source {
             self.emptying.at = Some(Recheck::now(now));
             // Whoever wrote it may have gone, before anybody knew that it matters.
             self.let_go_at = self.let_go_at.map(|at| at.min(now));
+            self.look_around_at = Some(Recheck::now(now));
         }
     }
 
