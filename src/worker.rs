@@ -199,9 +199,12 @@ impl Workers for Threads {
         let destination = Destination::of(location);
         let lines = match self.lines.get(&destination) {
             Some(lines) => lines.clone(),
-            None => self.begin_lines(location),
+            None => {
+                let lines = self.begin_lines(location);
+                self.lines.insert(destination, lines.clone());
+                lines
+            }
         };
-        self.lines.insert(destination, lines.clone());
         let line = if order.job.is_of_snapshots() { lines.snapshots } else { lines.wal };
         line.send((database, replica, order)).expect("BUG: a destination's threads live as long as this");
     }
