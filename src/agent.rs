@@ -2,11 +2,12 @@
 //! out the jobs that follow.
 
 mod replica_room;
+mod stopping;
 
 use crate::config::{Config, DatabaseConfig};
 use crate::control::Reply;
 use crate::core::checkpoint::CheckpointPolicy;
-use crate::core::position::{Generation, Position};
+use crate::core::position::Generation;
 use crate::core::replica::{Failure, FailureCause, Finding, Outcome, Replica, SUPERSEDED};
 use crate::core::shadow::ShadowExtent;
 use crate::core::status::{AgentStatus, Breaks, DatabaseStatus, Health, Moment, SourceState};
@@ -15,18 +16,16 @@ use crate::disk::Disk;
 use crate::source::{Source, SourceSettings, State};
 use crate::sqlite;
 use crate::worker::{Completed, Destination, Workers};
-use log::{info, warn};
+use log::warn;
 use rand::{RngExt, SeedableRng};
 use replica_room::ReplicaRoom;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use stopping::{Stop, Stopping};
 
 /// Events are hints: this often everything is looked at without one.
 const SAFETY_LOOK: Duration = Duration::from_secs(60);
-/// While stopping, how often it is said what is still waited for.
-const STOP_REPORT: Duration = Duration::from_secs(1);
-
 /// The time of a turn, read once by the event loop.
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
@@ -57,20 +56,6 @@ struct HeldBack {
     looks: u32,
 }
 
-/// What a database must have sent before the agent may stop.
-struct Stop {
-    /// Everything that was committed before this.
-    since: Instant,
-    /// The end of it, once it is known.
-    at: Option<Position>,
-}
-
-/// How far stopping has come.
-struct Stopping {
-    until: Instant,
-    next_report: Instant,
-}
-
 /// A seed from the operating system.
 pub fn random_seed() -> u64 {
     rand::random()
@@ -99,9 +84,7 @@ impl Agent {
     /// Takes one turn: what has happened is taken in, and every job that is due is handed out. Returns when the next
     /// turn is due though nothing happens.
     pub fn step(&mut self, now: Now, seen: &mut dyn FnMut(usize) -> Dirty) -> Option<Instant> {
-        while let Some(completed) = self.workers.completed() {
-            self.on_completed(completed, now);
-        }
+        self.take_completed(now);
         let safety_look = now.mono >= self.next_safety_look;
         if safety_look {
             self.next_safety_look = now.mono + SAFETY_LOOK;
@@ -121,7 +104,7 @@ impl Agent {
             self.databases.iter_mut().for_each(|database| database.source.leave_to_others(&wanted));
         }
         if let Some(stopping) = &self.stopping {
-            next = next.min(stopping.next_report).min(stopping.until);
+            next = next.min(stopping.next_timeout());
         }
         Some(next)
     }
@@ -177,6 +160,12 @@ impl Agent {
         next
     }
 
+    fn take_completed(&mut self, now: Now) {
+        while let Some(completed) = self.workers.completed() {
+            self.on_completed(completed, now);
+        }
+    }
+
     fn on_completed(&mut self, completed: Completed, now: Now) {
         match completed {
             Completed::Local { database, outcome } => {
@@ -205,52 +194,6 @@ impl Agent {
                 course.on_server_answers();
             }
         }
-    }
-
-    /// Begins to stop: looks at everything once more, and pushes what is pending until `until`.
-    pub fn begin_stop(&mut self, now: Now, until: Instant) {
-        info!("stopping: sending what is pending");
-        self.stopping = Some(Stopping { until, next_report: now.mono + STOP_REPORT });
-        for database in &mut self.databases {
-            database.source.mark(Dirty::ALL);
-            database.source.prepare_to_end();
-            database.stop = Some(Stop { since: now.mono, at: None });
-            database.replicas.iter_mut().filter_map(|r| r.course.as_mut()).for_each(Replica::hurry);
-        }
-    }
-
-    /// Whether the agent is about to stop.
-    pub fn is_stopping(&self) -> bool {
-        self.stopping.is_some()
-    }
-
-    /// While stopping: whether it is time to go, and whether everything was acknowledged.
-    pub fn stopped(&mut self, now: Now) -> Option<bool> {
-        let pending = self.databases.iter_mut().filter_map(|d| d.pending(now.mono)).collect::<Vec<_>>();
-        let stopping = self.stopping.as_mut()?;
-        if pending.is_empty() {
-            info!("everything is acknowledged");
-            return Some(true);
-        }
-        if now.mono >= stopping.until {
-            pending.iter().for_each(|what| warn!("not acknowledged: {what}"));
-            return Some(false);
-        }
-        if now.mono >= stopping.next_report {
-            stopping.next_report = now.mono + STOP_REPORT;
-            pending.iter().for_each(|what| info!("waiting for {what}"));
-        }
-        None
-    }
-
-    /// The agent ends now: no WAL is to be left that only those can read who have it open. `false` as long as a worker is
-    /// just emptying one.
-    pub fn end(&mut self, now: Now) -> bool {
-        while let Some(completed) = self.workers.completed() {
-            self.on_completed(completed, now);
-        }
-        self.databases.iter_mut().for_each(|database| database.source.end());
-        !self.databases.iter().any(|database| database.source.is_being_emptied())
     }
 
     /// Lets go of a database as soon as it can; says whether it has, or what it still waits for.
@@ -417,58 +360,6 @@ impl Database {
             self.source.forget_before(index);
             self.remember_shadow(now);
         }
-    }
-
-    /// What keeps this database from being stopped, for people; `None` if nothing does. What is committed after the
-    /// signal is not waited for: a writer that never pauses would make it endless.
-    fn pending(&mut self, now: Instant) -> Option<String> {
-        let name = self.source.database().display().to_string();
-        match self.source.state() {
-            State::Absent => None,
-            State::Refused(refusal) => Some(format!("{name}: {refusal}")),
-            State::Detached | State::Lent => Some(format!("{name}: the agent is busy with it")),
-            State::Attached(_) if self.source.must_let_go() => {
-                Some(format!("{name}: what only its WAL holds is being brought into it"))
-            }
-            State::Attached(_) if !self.source.is_durable() => {
-                Some(format!("{name}: its shadow WAL is being made durable"))
-            }
-            State::Attached(_) | State::Resting(_) => {
-                let Some(end) = self.stop_position(now) else {
-                    let why = self.source.problem().unwrap_or("its WAL is being copied");
-                    return Some(format!("{name}: {why}"));
-                };
-                let (extent, _) = self.shadow.as_ref()?;
-                // Each is told, not only the first that has not finished.
-                let unfinished = self.replicas.iter_mut().map(|room| (room.finish(end), room));
-                let (_, room) = unfinished.filter(|(is_finished, _)| !is_finished).last()?;
-                Some(format!("{name}: replica {} ({} bytes behind)", room.config.name, room.lag(extent)))
-            }
-        }
-    }
-
-    /// While stopping: tells the replicas where they end, once that is known.
-    fn finish(&mut self, now: Instant) {
-        if let Some(end) = self.stop_position(now) {
-            self.replicas.iter_mut().for_each(|room| {
-                room.finish(end);
-            });
-        }
-    }
-
-    /// Up to where everything must be acknowledged before stopping; `None` while that is not known.
-    fn stop_position(&mut self, now: Instant) -> Option<Position> {
-        // Not what is remembered: while the database is lent, more may have been copied.
-        let position = self.source.shadow_extent()?.position();
-        let stop = self.stop.as_mut()?;
-        if stop.at.is_some_and(|at| at.generation != position.generation) {
-            *stop = Stop { since: now, at: None };
-            self.source.mark(Dirty::ALL);
-        }
-        if stop.at.is_none() && self.source.holds_all_before(stop.since) {
-            stop.at = Some(position);
-        }
-        stop.at
     }
 
     fn status(&self, now: Now) -> DatabaseStatus {
