@@ -3,6 +3,7 @@
 
 use super::attach::Attached;
 use super::capture::Look;
+use super::guard::GuardError;
 use super::left_behind::{LeftBehind, Paths};
 use super::proof;
 use super::round::{Stop, copy_all, sync_shadow};
@@ -123,6 +124,15 @@ fn failed(error: impl ToString) -> Stay {
     Stay::Failed(error.to_string())
 }
 
+impl Attached {
+    /// Brings everything into the file, with all others locked out, and makes nothing durable; whether it is all there.
+    pub(super) fn checkpoint_alone(&mut self) -> Result<bool, GuardError> {
+        let Some(checkpointer) = &self.checkpointer else { return Ok(false) };
+        self.guard.forbid_restart()?;
+        Ok(checkpointer.checkpoint_alone()?.extent().is_backfilled())
+    }
+}
+
 /// Copies everything and makes it durable, beside whoever comes. Returns the boot.
 fn settle(attached: &mut Attached, wal: &Path) -> Result<String, Stay> {
     let boot = attached.capture.shadow.disk().boot();
@@ -166,12 +176,8 @@ fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<O
         return Err(Stay::Later.into());
     }
     let checkpointed = match &attached.checkpointer {
-        Some(checkpointer) if frames > 0 => {
-            attached.guard.forbid_restart().map_err(failed)?;
-            checkpointer.checkpoint_alone().map(|checkpointed| checkpointed.extent().is_backfilled())
-        }
-        Some(_) => Ok(true),
-        None => Ok(false),
+        Some(_) if frames == 0 => Ok(true),
+        _ => attached.checkpoint_alone(),
     };
     let stamp = proof::stamp_of(&attached.descriptor).map_err(failed)?;
     let written = |stay| Unfinished { stay, written: Some(stamp) };

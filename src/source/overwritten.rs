@@ -49,11 +49,13 @@ impl Attached {
     pub fn let_go_of_damaged_wal(mut self, database: &Path) {
         let is_alone =
             locks::lock_out(&self.descriptor).unwrap_or(false) && self.replaced(database).is_none();
-        let Some(checkpointer) = self.checkpointer.as_ref().filter(|_| is_alone) else { return };
-        let result = self.guard.forbid_restart().map_err(|error| error.to_string()).and_then(|_| {
-            let checkpointed = checkpointer.checkpoint_alone().map_err(|error| error.to_string())?;
+        if !is_alone {
+            return;
+        }
+        let checkpointed = self.checkpoint_alone().map_err(|error| error.to_string());
+        let result = checkpointed.and_then(|is_in_file| {
             self.descriptor.sync_data().map_err(|error| error.to_string())?;
-            Ok(checkpointed.extent().is_backfilled())
+            Ok(is_in_file)
         });
         match result {
             Ok(true) => {
