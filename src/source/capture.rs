@@ -1,5 +1,6 @@
 //! One look at the live WAL: what is committed, by the wal-index, is copied into the shadow.
 
+use crate::core::page::PageSize;
 use crate::core::position::{Offset, WAL_HEADER_LENGTH};
 use crate::core::scan::Chain;
 use crate::core::sync::{Break, ShadowFacts, SyncDecision, WalFacts, decide};
@@ -224,12 +225,9 @@ impl Capture {
     /// What could not be read.
     pub fn look_for_unsummed(&mut self, frames: u32) -> Result<(), LookError> {
         let Some(header) = self.live_wal() else { return Ok(()) };
-        let (mut chain, end) = (Chain::new(header), Offset::after_frames(header.page_size(), frames));
-        let mut frame = vec![0; header.page_size().frame_length() as usize];
-        while chain.end() < end && !self.is_unsummed {
-            let is_there = self.read_live(&mut frame, chain.end().get())?;
-            self.is_unsummed = !is_there || chain.extend(&frame, |_, _| {}).is_err();
-        }
+        let end = Offset::after_frames(header.page_size(), frames);
+        let chain = self.follow(Chain::new(header), |chain| chain.end() < end)?;
+        self.is_unsummed |= chain.end() < end;
         Ok(())
     }
 
@@ -240,23 +238,26 @@ impl Capture {
     /// What could not be read.
     pub fn has_commit_behind(&self) -> Result<bool, LookError> {
         let Some(header) = self.live_wal() else { return Ok(false) };
-        let mut chain = self.known_chain(header)?;
-        let mut frame = vec![0; header.page_size().frame_length() as usize];
-        while self.read_live(&mut frame, chain.end().get())? && chain.extend(&frame, |_, _| {}).is_ok() {
-            if chain.commit().is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let chain = self.follow(self.known_chain(header)?, |chain| chain.commit().is_none())?;
+        Ok(chain.commit().is_some())
+    }
+
+    /// Follows a chain through the valid frames of the live WAL, one by one, as long as it is `wanted`.
+    fn follow(&self, mut chain: Chain, wanted: impl Fn(&Chain) -> bool) -> Result<Chain, LookError> {
+        let mut frame = vec![0; chain.header().page_size().frame_length() as usize];
+        while wanted(&chain)
+            && self.read_live(&mut frame, chain.end().get())?
+            && chain.extend(&frame, |_, _| {}).is_ok()
+        {}
+        Ok(chain)
     }
 
     /// The chain of the live WAL, which has this header, up to where its content is in the shadow.
     fn known_chain(&self, header: WalHeader) -> Result<Chain, LookError> {
         if let Some((_, frames)) = self.settled.filter(|(settled, _)| *settled == Some(header)) {
-            let (mut last, end) = ([0; 24], Offset::after_frames(header.page_size(), frames));
-            let at = end.get().saturating_sub(header.page_size().frame_length());
-            let is_there = frames > 0 && self.read_live(&mut last, at)?;
-            return Ok(if is_there { Chain::resume(header, end, &last) } else { Chain::new(header) });
+            let end = Offset::after_frames(header.page_size(), frames);
+            let last = self.live_frame_before(end, header.page_size())?;
+            return Ok(last.map_or(Chain::new(header), |last| Chain::resume(header, end, &last)));
         }
         let copied = self.shadow.chain()?.filter(|chain| *chain.header() == header);
         Ok(copied.unwrap_or(Chain::new(header)))
@@ -308,19 +309,18 @@ impl Capture {
             Ok(part) => part,
             Err(error) => return Ok(Err(error)),
         };
-        let (mut before, mut frames) = ([0; 24], vec![0; length as usize]);
+        let mut frames = vec![0; length as usize];
         let Some(facts) = self.shadow.facts() else { return Ok(Err(AbsorbError::Shrunk)) };
-        let is_first = from == Offset::FIRST_FRAME;
-        let last = from.get().saturating_sub(facts.header.page_size().frame_length());
-        if !is_first && !self.read_live(&mut before, last)? || !self.read_live(&mut frames, from.get())? {
+        let page_size = facts.header.page_size();
+        if !self.read_live(&mut frames, from.get())? {
             return Ok(Err(AbsorbError::Shrunk));
         }
+        let before = self.live_frame_before(from, page_size)?;
         let staged = self.staged.begin(self.table.wanted_entries());
-        let result = self.shadow.absorb_unsummed(frames, (!is_first).then_some(&before), staged);
+        let result = self.shadow.absorb_unsummed(frames, before.as_ref(), staged);
         if result.is_ok() {
             let end = self.shadow.extent().end;
-            let last = end.get().saturating_sub(facts.header.page_size().frame_length());
-            self.unsummed_tail = self.read_live(&mut before, last)?.then_some((end, before));
+            self.unsummed_tail = self.live_frame_before(end, page_size)?.map(|last| (end, last));
             self.is_unsummed = true;
         }
         Ok(result)
@@ -383,9 +383,21 @@ impl Capture {
         let Some(ours) = self.shadow.last_frame_header()? else { return Ok(true) };
         // What was given a checksum is not the same.
         let ours = self.unsummed_tail.filter(|(end, _)| *end == facts.end).map_or(ours, |(_, tail)| tail);
+        // Before the first commit, this is the WAL's header.
         let mut theirs = [0; 24];
         let at = facts.end.get().saturating_sub(facts.header.page_size().frame_length());
         Ok(self.read_live(&mut theirs, at)? && theirs == ours)
+    }
+
+    /// The header of the frame of the live WAL that ends at `end`; `None` if there is none.
+    fn live_frame_before(
+        &self,
+        end: Offset,
+        page_size: PageSize,
+    ) -> Result<Option<FrameHeaderBytes>, LookError> {
+        let mut bytes = [0; 24];
+        let at = end.get().saturating_sub(page_size.frame_length());
+        Ok((end > Offset::FIRST_FRAME && self.read_live(&mut bytes, at)?).then_some(bytes))
     }
 
     /// Whether a frame of this WAL stands behind its last commit.
