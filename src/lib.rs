@@ -43,7 +43,8 @@
 //!    acknowledged, and that is said loudly.
 //! 2. Bytes below the shadow's end never change, so workers read them without a lock.
 //! 3. Only frames that the wal-index calls committed are shadowed; each passed salt and checksum, or was given those that
-//!    SQLite left out, and passes them again before it is sent. A valid commit frame in the file proves nothing: its writer may have died before it counted.
+//!    SQLite left out, and passes them again before it is sent. A valid commit frame in the file proves nothing: its
+//!    writer may have died before it counted.
 //! 4. While attached, we hold one of two locks of the wal-index ([`locks::WalIndex`]). A reader's slot: nobody restarts the
 //!    WAL, and everybody backfills as far as they like. Or read lock 0, taken once everything is backfilled and copied: the
 //!    next writer restarts the WAL, and nobody backfills the new one, so that it is not restarted in its turn. The next
@@ -132,7 +133,8 @@
 //!   emptied as soon as nobody reads: before, nothing of it is brought into the file for that, because what somebody
 //!   recovered then would lie over newer pages. Beside nobody it is let go of at once, also where letting go is switched
 //!   off, and before the agent stops. Left over: an agent that is killed in those milliseconds, or while a snapshot keeps
-//!   it from letting go; and the application's own checkpoints, as without us. Where a frame is damaged otherwise, and we are the last, we do what SQLite's close does.
+//!   it from letting go; and the application's own checkpoints, as without us. Where a frame is damaged otherwise, and we
+//!   are the last, we do what SQLite's close does.
 //! - The wal-index says whose salts its WAL has. Another WAL in the file is somebody's backup, copied over it: SQLite, and we,
 //!   would read it by the old wal-index. So that is no next index; we go without a checkpoint, remove `-shm`, and leave the
 //!   WAL to whoever opens it. While nothing is committed in it, only nobody's being there tells it from one that is just

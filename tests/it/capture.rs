@@ -1,11 +1,10 @@
 //! Copying what is committed, and nothing else, whatever the application does with its transactions and pages.
 
 use crate::support::agent::Agent;
-use crate::support::place::{Place, first, is_streaming, wait_for_page_table};
+use crate::support::place::{Place, first, is_streaming, rows, wait_for_page_table};
 use crate::support::process::output;
 use crate::support::scene::{files, of_databases};
 use crate::support::sqlite::{Shell, Writer};
-use rusqlite::Connection;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,11 +23,6 @@ fn application(database: &Path, pragmas: &str) -> Shell {
 /// Rows of `size` bytes.
 fn insert(count: u32, size: u32) -> String {
     format!("INSERT INTO t (data) SELECT randomblob({size}) FROM generate_series(1, {count});")
-}
-
-fn rows(database: &Path) -> i64 {
-    let connection = Connection::open(database).expect("a database");
-    connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("the table")
 }
 
 #[test]

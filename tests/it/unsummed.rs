@@ -3,11 +3,10 @@
 //! has damaged. Without an agent the last close brings them into the file; beside one it is not the last.
 
 use crate::support::agent::Agent;
-use crate::support::place::{Place, first};
+use crate::support::place::{Place, first, rows};
 use crate::support::process::{output, signal};
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
-use rusqlite::Connection;
 use rustix::process::Signal;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -20,16 +19,11 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const PATIENT: [&str; 1] = ["checkpoint-interval: 1h"];
 const FRAME: u64 = 24 + 4096;
 
-fn rows(database: &Path) -> i64 {
-    let connection = Connection::open(database).expect("a database");
-    connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("the table")
-}
-
 fn wal_length(place: &Place) -> u64 {
     fs::metadata(place.wal()).map_or(0, |metadata| metadata.len())
 }
 
-/// An application with a row for each of `data`, all of them copied.
+/// An application with five rows, all of them copied.
 fn application(place: &Place) -> (Shell, Agent) {
     let mut application = Shell::open(&place.database());
     application.run("PRAGMA journal_mode=wal; PRAGMA wal_autocheckpoint=0");
@@ -54,13 +48,11 @@ fn leave_out_checksums(wal: &Path, from: u64) {
     }
 }
 
-/// Five rows without checksums, and then one with, while the agent stands still.
-fn commit_unsummed(place: &Place, application: &mut Shell, agent: &Agent) {
-    signal(agent.pid(), Signal::STOP);
+/// Five rows without checksums.
+fn insert_unsummed(place: &Place, application: &mut Shell) {
     let before = wal_length(place);
     insert(application, 5);
     leave_out_checksums(&place.wal(), before);
-    insert(application, 1);
 }
 
 /// A reader, who keeps the WAL from being emptied.
@@ -109,7 +101,9 @@ fn commits_without_a_checksum_are_replicated_and_brought_into_the_file() {
     let place = Place::new();
     let (mut application, agent) = application(&place);
     let (reader, before) = (reader(&place), wal_length(&place));
-    commit_unsummed(&place, &mut application, &agent);
+    signal(agent.pid(), Signal::STOP);
+    insert_unsummed(&place, &mut application);
+    insert(&mut application, 1);
     insert(&mut application, 3);
     signal(agent.pid(), Signal::CONT);
     place.wait_until_replicated(&agent);
@@ -134,9 +128,7 @@ fn who_is_the_first_to_see_such_commits_copies_them_too() {
     let place = Place::new();
     let (mut application, agent) = application(&place);
     place.stop(agent);
-    let before = wal_length(&place);
-    insert(&mut application, 5);
-    leave_out_checksums(&place.wal(), before);
+    insert_unsummed(&place, &mut application);
     insert(&mut application, 1);
     let agent = place.streaming_agent(&PATIENT);
     place.wait_until_replicated(&agent);
@@ -180,9 +172,7 @@ fn a_wal_without_checksums_that_nobody_else_has_open_is_let_go_of_at_once() {
     insert(&mut application, 5);
     place.wait_until_replicated(&agent);
     signal(agent.pid(), Signal::STOP);
-    let before = wal_length(&place);
-    insert(&mut application, 5);
-    leave_out_checksums(&place.wal(), before);
+    insert_unsummed(&place, &mut application);
     application.close();
     signal(agent.pid(), Signal::CONT);
     wait_until("it is let go of", DEADLINE, || !place.wal().exists());
@@ -200,9 +190,7 @@ fn an_agent_that_begins_beside_such_a_wal_follows_it_in_its_first_generation() {
     application.run("PRAGMA journal_mode=wal; PRAGMA wal_autocheckpoint=0");
     application.run("CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
     insert(&mut application, 5);
-    let before = wal_length(&place);
-    insert(&mut application, 5);
-    leave_out_checksums(&place.wal(), before);
+    insert_unsummed(&place, &mut application);
     insert(&mut application, 1);
     // What is there cannot be compared either.
     let reader = reader(&place);
@@ -226,7 +214,9 @@ fn an_agent_that_stops_leaves_no_such_wal_to_whoever_comes_next() {
         let place = Place::new();
         let (mut application, mut agent) = application(&place);
         let reader = reader(&place);
-        commit_unsummed(&place, &mut application, &agent);
+        signal(agent.pid(), Signal::STOP);
+        insert_unsummed(&place, &mut application);
+        insert(&mut application, 1);
         signal(agent.pid(), Signal::CONT);
         place.wait_until_replicated(&agent);
         signal(agent.pid(), Signal::STOP);

@@ -275,6 +275,12 @@ pub fn is_resting(status: &Value) -> bool {
     first(status)["state"] == "detached" && is_streaming(status)
 }
 
+/// How many rows the table `t` has.
+pub fn rows(database: &Path) -> i64 {
+    let connection = Connection::open(database).expect("a database");
+    connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("the table")
+}
+
 /// How many commits a database that one plain `writer` wrote holds: they are the first ones, and whole.
 #[track_caller]
 pub fn whole_commits(database: &Path) -> i64 {
