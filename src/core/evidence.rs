@@ -95,6 +95,8 @@ pub struct Sighting {
     pub backfilled: (Index, u32),
     /// The frames of a checkpoint that has not come to its end; zero if there is none.
     pub cut_off: u32,
+    /// Somebody checkpointed while it was looked at: the stamp says nothing.
+    pub is_checkpointed: bool,
     /// Nobody but us had the database open.
     pub alone: bool,
     /// The database's own header.
@@ -105,8 +107,18 @@ pub struct Sighting {
 pub type DatabaseHeader = [u8; 100];
 
 impl Sighting {
-    /// Who has written the file since, if nobody was there all the time who could have checkpointed, and no checkpoint
-    /// has ended. (`cp` over a database keeps its inode.)
+    /// What is to be remembered once the file is looked at again. While a checkpoint is under way, or was cut off, anybody
+    /// may have written what is new in the file: then what it was before counts, until a checkpoint has ended.
+    #[must_use]
+    pub fn followed_by(self, later: Sighting) -> Sighting {
+        let is_known = self.backfilled != later.backfilled || !later.may_be_in_checkpoint();
+        match is_known || later.alone {
+            true => later,
+            false => Sighting { stamp: self.stamp, header: self.header, ..later },
+        }
+    }
+
+    /// Who has written the file since, if no checkpoint has ended. (`cp` over a database keeps its inode.)
     ///
     /// Somebody may have been killed in their checkpoint, even somebody who was never seen, or may be in it. But then the
     /// header is the old one or one from the WAL: `is_in_wal` is asked, where nobody is there to be kept waiting.
@@ -116,12 +128,20 @@ impl Sighting {
         later: &Sighting,
         is_in_wal: impl FnOnce(&DatabaseHeader) -> Option<bool>,
     ) -> Option<Writer> {
-        let is_used = !self.alone && !later.alone;
-        if is_used || self.stamp == later.stamp || self.backfilled != later.backfilled {
+        if self.stamp == later.stamp || self.backfilled != later.backfilled {
             return Some(Writer::Sqlite);
+        }
+        if !self.alone && !later.alone {
+            let is_written = !later.may_be_in_checkpoint() && !self.stamp.is_but_for_its_name(later.stamp);
+            return Some(if is_written { Writer::Beside } else { Writer::Sqlite });
         }
         let may_be_ours = !later.alone || self.header == later.header || is_in_wal(&later.header)?;
         Some(if may_be_ours { Writer::Unknown } else { Writer::Another })
+    }
+
+    /// Whether SQLite may have written into the file, though not more is known to be in it.
+    fn may_be_in_checkpoint(&self) -> bool {
+        self.is_checkpointed || self.cut_off > 0
     }
 }
 
@@ -132,6 +152,8 @@ pub enum Writer {
     Sqlite,
     /// Nobody who was seen before. Its pages can tell.
     Unknown,
+    /// None of those who had it open all the time, by a checkpoint. Its pages can tell.
+    Beside,
     /// Something other than SQLite.
     Another,
 }
@@ -192,9 +214,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_beside_users_is_asked_about_where_none_of_them_can_have_checkpointed() {
+        let (stamp, backfilled) = (stamp(Duration::new(1, 1)), (Index::ZERO, 3));
+        let before =
+            Sighting { stamp, backfilled, cut_off: 0, is_checkpointed: false, alone: false, header: [0; 100] };
+        let written = Sighting { stamp: Stamp { size: 1, ..stamp }, header: [1; 100], ..before };
+        let writer = |before: Sighting, later: Sighting| before.writer(&later, |_| Some(false));
+        assert_eq!(writer(before, before), Some(Writer::Sqlite));
+        assert_eq!(writer(before, written), Some(Writer::Beside));
+        let renamed = Sighting { stamp: Stamp { changed: Duration::new(2, 2), ..stamp }, ..before };
+        assert_eq!(writer(before, renamed), Some(Writer::Sqlite), "not written");
+        let ended = Sighting { backfilled: (Index::ZERO, 4), ..written };
+        for begun in [Sighting { is_checkpointed: true, ..written }, Sighting { cut_off: 4, ..written }] {
+            assert_eq!(writer(before, begun), Some(Writer::Sqlite), "perhaps");
+            let followed = before.followed_by(begun);
+            assert_eq!((followed.stamp, followed.header), (before.stamp, before.header));
+            assert_eq!(writer(followed, written), Some(Writer::Beside), "without having checkpointed");
+            assert_eq!(writer(followed, ended), Some(Writer::Sqlite));
+            assert_eq!(writer(followed, Sighting { alone: true, ..written }), Some(Writer::Another));
+        }
+        assert_eq!(before.followed_by(ended), ended);
+        assert_eq!(writer(ended, written), Some(Writer::Sqlite), "the next WAL");
+    }
+
+    #[test]
     fn only_a_header_that_no_checkpoint_can_have_written_is_anothers() {
         let (stamp, backfilled) = (stamp(Duration::new(1, 1)), (Index::ZERO, 3));
-        let before = Sighting { stamp, backfilled, cut_off: 0, alone: true, header: [0; 100] };
+        let before =
+            Sighting { stamp, backfilled, cut_off: 0, is_checkpointed: false, alone: true, header: [0; 100] };
         let written = Sighting { stamp: Stamp { size: 1, ..stamp }, ..before };
         let unasked = |_: &DatabaseHeader| -> Option<bool> { panic!("asked") };
         assert_eq!(
@@ -212,7 +259,6 @@ mod tests {
         let backfilled = Sighting { backfilled: (Index::ZERO, 4), ..written };
         assert_eq!(before.writer(&backfilled, unasked), Some(Writer::Sqlite));
         let used = Sighting { alone: false, ..before };
-        assert_eq!(used.writer(&somebody_came, unasked), Some(Writer::Sqlite));
         assert_eq!(used.writer(&written, unasked), Some(Writer::Unknown), "killed before it wrote page 1");
         let other = Sighting { header: [1; 100], ..written };
         let wrote_page_1 = |header: &DatabaseHeader| Some(*header == [1; 100]);

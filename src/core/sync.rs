@@ -57,7 +57,7 @@ pub enum Break {
     AnotherMachine,
     /// The database file was written by something other than SQLite, while nobody but us held it or while we did not.
     DatabaseOverwritten,
-    /// The database file was written while nobody else had it open, and nothing can tell by whom.
+    /// The database file was written while nobody is known to have checkpointed, and nothing can tell by whom.
     DatabaseDoubtful,
     /// The database was moved away and came back, and who wrote it meanwhile cannot be told.
     DatabaseMoved,
@@ -103,9 +103,7 @@ impl fmt::Display for Break {
             }
             Break::DatabaseOverwritten => "something other than SQLite has written over the database",
             Break::DatabaseMoved => "the database was moved away and back",
-            Break::DatabaseDoubtful => {
-                "the database was written while nobody had it open, and it cannot be told by whom"
-            }
+            Break::DatabaseDoubtful => "the database was written, and it cannot be told by whom",
             Break::DatabaseChanged => "the database was changed while the agent did not hold it",
             Break::WalReplaced => "the WAL was deleted or replaced while it was being read",
             Break::WalOverwritten => "something other than SQLite has written over the -wal",

@@ -65,8 +65,21 @@ impl Attached {
         // On read lock 0 the WAL could be restarted before all of it is copied; and nobody could backfill meanwhile.
         self.guard.forbid_restart()?;
         let inode = self.descriptor.identity().inode();
-        self.capture.begin(ShadowWal::begin(Arc::clone(disk), meta, generation, inode)?);
+        let shadow = ShadowWal::begin(Arc::clone(disk), meta, generation, inode)?;
+        self.capture.begin(shadow, self.extent().ok());
         Ok(())
+    }
+
+    /// Where others have written over the file, what is in it already of the WAL counts for nothing: nobody reads it in the
+    /// WAL any more, and a restore must not either. Nobody may be able to backfill.
+    pub fn pass_over_backfilled(&mut self) {
+        // In this order: who restarts the WAL says so in the wal-index first, and then writes its header.
+        let header = self.capture.live_wal();
+        if let Ok(extent) = self.extent()
+            && extent.is_backfilled()
+        {
+            self.capture.settled = Some((header, extent.frames));
+        }
     }
 
     /// Closes everything as the last one who has the database open, so that SQLite removes `-wal` and `-shm`. Others
@@ -99,11 +112,17 @@ impl Attached {
     /// What is seen of the file and of others just now; `None` if it cannot be told.
     pub fn sight(&self) -> Option<Sighting> {
         let alone = !locks::is_shared(&self.descriptor).ok()?;
-        let index = self.capture.shadow.extent().index;
-        let backfilled = (index, self.extent().ok()?.backfilled);
+        let before = self.extent().ok()?.backfilled;
+        let stamp = proof::stamp_of(&self.descriptor).ok()?;
         let header = proof::header_of(&self.descriptor);
+        // A checkpoint that wrote before the stamp was read holds its lock still, or was cut off, or there is more in the
+        // file by now: asked in this order.
+        let is_held = self.guard.index().is_checkpointed().ok()?;
         let cut_off = locks::cut_off(self.guard.index().file()).ok()?;
-        Some(Sighting { stamp: proof::stamp_of(&self.descriptor).ok()?, backfilled, cut_off, alone, header })
+        let backfilled = self.extent().ok()?.backfilled;
+        let is_checkpointed = is_held || backfilled != before;
+        let backfilled = (self.capture.shadow.extent().index, backfilled);
+        Some(Sighting { stamp, backfilled, cut_off, is_checkpointed, alone, header })
     }
 
     /// Whether the file that is open is the one at its path.

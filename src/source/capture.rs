@@ -84,8 +84,8 @@ pub struct Capture {
     pub guarded: bool,
     /// Whether it is proven that nothing was committed between the shadow's end and our beginning to hold.
     pub continues: bool,
-    /// The WAL whose content is in the shadow already, though not as an index: its header and frames. Nothing of it is
-    /// copied.
+    /// The WAL whose content is in the shadow, or was in the database file when the generation began, though not as an index:
+    /// its header and frames. Nothing of it is copied.
     pub settled: Option<(Option<WalHeader>, u32)>,
     /// Whether SQLite has left out checksums in the live WAL: whoever recovers it loses what was committed from there on.
     pub is_unsummed: bool,
@@ -112,10 +112,15 @@ impl Capture {
         }
     }
 
-    /// Begins a generation: the first look at it compares with nothing.
-    pub fn begin(&mut self, mut shadow: ShadowWal) {
+    /// Begins a generation: the first look at it compares with nothing. What the wal-index says is in the WAL; if all that
+    /// is settled, it stays so.
+    pub fn begin(&mut self, mut shadow: ShadowWal, extent: Option<WalExtent>) {
         self.table = SourceTable::of(&mut shadow);
-        (self.shadow, self.guarded, self.continues, self.settled) = (shadow, false, false, None);
+        let live = self.live_wal();
+        let is_still =
+            |(header, frames): &_| *header == live && extent.is_some_and(|extent| extent.frames == *frames);
+        self.settled = self.settled.filter(is_still);
+        (self.shadow, self.guarded, self.continues) = (shadow, self.settled.is_some(), false);
     }
 
     /// Looks at the WAL, and copies what is newly committed, up to a bounded number of bytes.
@@ -363,7 +368,7 @@ impl Capture {
     }
 
     /// The same, if it is valid.
-    fn live_wal(&self) -> Option<WalHeader> {
+    pub fn live_wal(&self) -> Option<WalHeader> {
         self.live_header().ok().flatten().and_then(|bytes| WalHeader::parse(&bytes).ok())
     }
 

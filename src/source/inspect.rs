@@ -29,6 +29,8 @@ const PAUSE: Duration = Duration::from_millis(2);
 pub enum Suspicion {
     /// It was written while we held it, and nobody else had it open.
     Written,
+    /// It was written beside those who have it open, and none of them has checkpointed.
+    Beside,
     /// It has the WAL that was copied, but nobody of us saw what was done to it since: `cp` over a database leaves its WAL.
     Unseen,
 }
@@ -74,7 +76,13 @@ pub enum InspectionError {
 /// Compares a file with the page table and the WAL.
 pub fn inspect(attached: &mut Attached) -> Inspection {
     let inspection = freeze(attached).and_then(|is_frozen| match is_frozen {
-        true => try_inspect(attached),
+        true => {
+            let inspection = try_inspect(attached);
+            if matches!(inspection, Ok(Inspection::Overwritten) | Err(_)) {
+                attached.pass_over_backfilled();
+            }
+            inspection
+        }
         false => Ok(Inspection::Unsettled),
     });
     let thawed = attached.guard.thaw();

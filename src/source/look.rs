@@ -66,6 +66,7 @@ impl Source {
         }
         self.look_by_the_clock(now);
         self.plan_emptying(now);
+        self.plan_sighting(now);
         self.bring_in_place(now);
         // The next writer may restart the WAL at once.
         self.needs_sync |=

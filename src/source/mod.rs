@@ -50,7 +50,7 @@ pub use refusal::Refusal;
 pub use round::{RoundPlan, RoundReport, round};
 
 use crate::core::checkpoint::{CheckpointPolicy, CheckpointState};
-use crate::core::evidence::Sighting;
+use crate::core::evidence::{Sighting, Stamp};
 use crate::core::names;
 use crate::core::pace::Pace;
 use crate::core::position::Index;
@@ -186,6 +186,10 @@ pub struct Source {
     is_mixed: bool,
     /// The file and who was there, when that was last looked at.
     sighting: Option<Sighting>,
+    /// What the file became beside those who have it open, none of whom checkpointed; and since when it is that.
+    written_beside: Option<(Stamp, Instant)>,
+    /// Another content was put into the file beside those who have it open.
+    is_written_over: bool,
     /// That could not be looked at when there was reason to.
     look_around_at: Option<Recheck>,
     /// Of who works with another WAL; while it is held.
@@ -255,6 +259,8 @@ impl Source {
             used: None,
             is_mixed: false,
             sighting: None,
+            written_beside: None,
+            is_written_over: false,
             look_around_at: None,
             apart: None,
             rights_at: None,

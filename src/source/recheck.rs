@@ -20,7 +20,12 @@ pub struct Recheck {
 impl Recheck {
     /// At once.
     pub fn now(now: Instant) -> Recheck {
-        Recheck { at: now, pause: Duration::ZERO, in_flight: false }
+        Recheck::at(now)
+    }
+
+    /// Once.
+    pub fn at(at: Instant) -> Recheck {
+        Recheck { at, pause: Duration::ZERO, in_flight: false }
     }
 
     /// After `first`, or after twice the pause of the `previous` one, up to `longest`. A time that has not come yet

@@ -10,7 +10,7 @@ use crate::core::checkpoint::CheckpointState;
 use crate::core::evidence::{DatabaseHeader, Sighting, Stamp, Writer};
 use crate::core::pace::Pace;
 use crate::core::position::Index;
-use crate::core::settling::Settling;
+use crate::core::settling::{SETTLE_PAUSE, Settling};
 use crate::core::sync::{Break, Dirty};
 use crate::core::wal_index::WalExtent;
 use crate::database_file::DatabaseFile;
@@ -81,11 +81,24 @@ impl Source {
             debug!("{}: nobody else has it open", self.settings.database.display());
         }
         self.look_around_at = None;
+        let beside = self.written_beside.take();
         match writer {
             Writer::Sqlite => {}
             Writer::Unknown => {
                 // Whatever is written from now on is asked about again.
                 (self.to_inspect, self.sighting) = (Some(Suspicion::Written), Some(sighting));
+                return;
+            }
+            Writer::Beside => {
+                // A copy may still be on its way.
+                let same = beside.filter(|(stamp, _)| *stamp == sighting.stamp);
+                let (stamp, since) = same.unwrap_or((sighting.stamp, now));
+                if now.duration_since(since) >= SETTLE_PAUSE {
+                    (self.to_inspect, self.sighting) = (Some(Suspicion::Beside), Some(sighting));
+                } else {
+                    self.written_beside = Some((stamp, since));
+                    self.look_around_at = Some(Recheck::at(since + SETTLE_PAUSE));
+                }
                 return;
             }
             Writer::Another => {
@@ -109,13 +122,23 @@ impl Source {
             let at = |quiet| latest(quiet).map_or(now + quiet, |latest| latest.min(now + quiet));
             self.let_go_at = quiet.map(|quiet| at(quiet).max(now + pause));
         }
-        self.sighting = Some(sighting);
+        self.sighting = Some(self.sighting.map_or(sighting, |before| before.followed_by(sighting)));
         self.note_alone();
     }
 
-    /// Whether it is let go of as soon as nobody else has it open, whatever else is to be done with it.
+    /// After a look: what the file is once a checkpoint has ended, or the WAL was restarted, is what is compared with later.
+    pub(super) fn plan_sighting(&mut self, now: Instant) {
+        let Some(sighting) = self.sighting else { return };
+        let index = self.shadow_extent().map(|extent| extent.index);
+        if index.is_some_and(|index| sighting.backfilled != (index, self.extent.backfilled)) {
+            self.look_around_at.get_or_insert(Recheck::now(now));
+        }
+    }
+
+    /// Whether it is let go of as soon as nobody else has it open, whatever else is to be done with it. Where the file was
+    /// written over, the wal-index that we keep has the size of what was there before.
     fn must_go(&self) -> bool {
-        self.shuts_out() || self.is_unsummed()
+        self.shuts_out() || self.is_unsummed() || self.is_written_over
     }
 
     /// Whether the file says something. While our own checkpoint writes, its times say nothing; and while what is
@@ -146,7 +169,7 @@ impl Source {
             (Inspection::Whole, Suspicion::Written) => {
                 info!("{name}: was written by a checkpoint that was not seen to begin; its WAL goes on")
             }
-            (Inspection::Whole, Suspicion::Unseen) => {
+            (Inspection::Whole, Suspicion::Unseen | Suspicion::Beside) => {
                 debug!("{name}: is what its page table and its WAL say")
             }
             (Inspection::Unsettled, _) => self.to_inspect = Some(suspicion),
@@ -162,14 +185,21 @@ impl Source {
                 );
                 self.request_generation(Break::DatabaseOverwritten);
             }
+            (Inspection::Overwritten, Suspicion::Beside) => {
+                error!(
+                    "{name}: something other than SQLite has written over it while a program has it open, which may go on with \
+                     pages of what was there before: end that program, check it with PRAGMA integrity_check, and start the \
+                     program again"
+                );
+                self.is_written_over = true;
+                self.request_generation(Break::DatabaseOverwritten);
+            }
             // That it was written by others is nothing but possible.
             (Inspection::Unknown(error), Suspicion::Unseen) => {
                 debug!("{name}: its pages cannot tell whether others have written it: {error}");
             }
-            (Inspection::Unknown(error), Suspicion::Written) => {
-                info!(
-                    "{name}: was written while nobody had it open, its pages cannot tell by whom ({error})"
-                );
+            (Inspection::Unknown(error), Suspicion::Written | Suspicion::Beside) => {
+                info!("{name}: was written, and its pages cannot tell by whom ({error})");
                 // Its WAL may hold commits that are nowhere else, so it stays; whatever the file is, is copied anew.
                 self.request_generation(Break::DatabaseDoubtful);
             }
@@ -299,7 +329,8 @@ impl Source {
         (self.urgent_next, self.needs_sync) = (false, false);
         (self.sighting, self.let_go_at, self.settle_at, self.settling) = (None, None, None, None);
         (self.quiet_since, self.is_told_to_let_go) = (None, false);
-        (self.to_inspect, self.look_around_at, self.apart, self.rights_at) = (None, None, None, None);
+        (self.to_inspect, self.written_beside, self.is_written_over) = (None, None, false);
+        (self.look_around_at, self.apart, self.rights_at) = (None, None, None);
         self.checkpoint = CheckpointState::new();
         (self.extent, self.uncopied) = (WalExtent::default(), None);
         self.problems.remove(&Task::Look);

@@ -136,6 +136,45 @@ fn a_page_that_was_checkpointed_and_written_over_shows_another_file_though_it_is
     drop(agent);
 }
 
+/// The application is idle, and all it has committed is in the file: nothing that SQLite does can write it then.
+#[test]
+fn a_backup_that_is_copied_over_the_database_beside_an_idle_application_is_noticed_and_copied() {
+    let place = Place::new();
+    let backup = place.path("backup.db");
+    let rows = "INSERT INTO t (data) SELECT randomblob(700) FROM generate_series(1, 300)";
+    let mut maker = Shell::open(&backup);
+    maker.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB, note); ");
+    maker.run(rows);
+    maker.close();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
+    application.run(rows);
+    let agent = place.streaming_agent(&PATIENT);
+    application.run("UPDATE t SET data = randomblob(3000) WHERE id % 10 = 0");
+    application.run("PRAGMA wal_checkpoint");
+    agent.wait_for_status("streams", is_streaming);
+    wait_for_page_table(&agent);
+    let text = "something other than SQLite has written over it while a program has it open";
+    copy(&backup, &place.database());
+    wait_until(text, DEADLINE, || agent.log().contains(text));
+    agent.wait_for_status("streams", is_streaming);
+    application.close();
+    wait_until("it is let go of, though that is never to be done", DEADLINE, || !place.wal().exists());
+    let mut application = Shell::open(&place.database());
+    assert_eq!(application.value("SELECT count(note) + count(*) FROM t"), "300");
+    application.run("INSERT INTO t (data) VALUES (1)");
+    place.wait_until_replicated(&agent);
+    application.close();
+    place.stop(agent);
+    place.assert_restores();
+}
+
+/// By another process: closing the file in this one would drop the locks of SQLite in it.
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").args([from, to]).status().expect("cp can be run");
+    assert!(copied.success());
+}
+
 #[test]
 fn a_file_of_which_nothing_can_tell_keeps_its_wal_and_is_copied_anew() {
     let (place, agent) = place_with_a_wal("");
