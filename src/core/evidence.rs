@@ -216,8 +216,14 @@ mod tests {
     #[test]
     fn what_is_written_beside_users_is_asked_about_where_none_of_them_can_have_checkpointed() {
         let (stamp, backfilled) = (stamp(Duration::new(1, 1)), (Index::ZERO, 3));
-        let before =
-            Sighting { stamp, backfilled, cut_off: 0, is_checkpointed: false, alone: false, header: [0; 100] };
+        let before = Sighting {
+            stamp,
+            backfilled,
+            cut_off: 0,
+            is_checkpointed: false,
+            alone: false,
+            header: [0; 100],
+        };
         let written = Sighting { stamp: Stamp { size: 1, ..stamp }, header: [1; 100], ..before };
         let writer = |before: Sighting, later: Sighting| before.writer(&later, |_| Some(false));
         assert_eq!(writer(before, before), Some(Writer::Sqlite));

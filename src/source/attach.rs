@@ -8,7 +8,7 @@ use super::guard::Guard;
 use super::held::Held;
 use super::held_files::HeldFiles;
 use super::inspect::Suspicion;
-use super::left_behind::Paths;
+use super::left_behind::{Paths, has_no_name};
 use super::let_go::Resting;
 use super::proof::{self, WalAtPath};
 use super::refusal::Refusal;
@@ -128,6 +128,14 @@ impl Attached {
     /// Whether the file that is open is the one at its path.
     pub fn is_at_path(&self, path: &Path) -> bool {
         is_at_path(&self.descriptor, path)
+    }
+
+    /// Whether the WAL has been moved away from its path, or replaced there, and still has a name.
+    pub fn is_wal_elsewhere(&self, wal: &Path) -> bool {
+        let moved = |file: &File| {
+            !has_no_name(file) && FileIdentity::of_path(wal) != FileIdentity::of_file(file).ok()
+        };
+        self.capture.live_file().is_some_and(moved)
     }
 
     /// Which files are held.

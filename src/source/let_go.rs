@@ -143,7 +143,7 @@ fn settle(attached: &mut Attached, wal: &Path) -> Result<String, Stay> {
     copy_all(attached, None)?;
     sync_shadow(attached)?;
     // The checkpoint under the lock writes the database and waits for nothing.
-    File::open(wal).and_then(|file| file.sync_data()).map_err(failed)?;
+    attached.capture.live_file().map_or(Ok(()), File::sync_data).map_err(failed)?;
     Ok(boot)
 }
 

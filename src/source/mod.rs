@@ -188,8 +188,9 @@ pub struct Source {
     sighting: Option<Sighting>,
     /// What the file became beside those who have it open, none of whom checkpointed; and since when it is that.
     written_beside: Option<(Stamp, Instant)>,
-    /// Another content was put into the file beside those who have it open.
-    is_written_over: bool,
+    /// What we hold is in the way of whoever opens it later: the WAL was moved away; or the file was written over beside those
+    /// who have it open, and the wal-index has the size of what was there before.
+    is_in_the_way: bool,
     /// That could not be looked at when there was reason to.
     look_around_at: Option<Recheck>,
     /// Of who works with another WAL; while it is held.
@@ -260,7 +261,7 @@ impl Source {
             is_mixed: false,
             sighting: None,
             written_beside: None,
-            is_written_over: false,
+            is_in_the_way: false,
             look_around_at: None,
             apart: None,
             rights_at: None,

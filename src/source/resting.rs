@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 /// Whoever opens a database, and is not seen to have it open, and does not write, may have failed to. That puts letting
 /// go off by so many times `let-go-after` at most.
 const MOST_PUT_OFF: u32 = 10;
+/// Where no event tells of what is written, it is looked at so often.
+const UNTOLD_PAUSE: Duration = Duration::from_secs(1);
 /// Letting go did not work: the first pause before it is tried again without an event, doubled up to the longest.
 const AGAIN_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_AGAIN_PAUSE: Duration = Duration::from_secs(60);
@@ -77,10 +79,18 @@ impl Source {
             self.leaving = Some(Break::WalOverwritten);
             return;
         }
+        if attached.is_wal_elsewhere(&self.wal) {
+            if sighting.alone && is_alone && !self.is_in_the_way {
+                self.leaving = Some(Break::WalReplaced);
+                return;
+            }
+            self.on_wal_elsewhere();
+        }
         if sighting.alone && !is_alone {
             debug!("{}: nobody else has it open", self.settings.database.display());
         }
-        self.look_around_at = None;
+        // No event tells of a WAL that was moved away.
+        self.look_around_at = self.is_in_the_way.then(|| Recheck::at(now + UNTOLD_PAUSE));
         let beside = self.written_beside.take();
         match writer {
             Writer::Sqlite => {}
@@ -135,10 +145,21 @@ impl Source {
         }
     }
 
-    /// Whether it is let go of as soon as nobody else has it open, whatever else is to be done with it. Where the file was
-    /// written over, the wal-index that we keep has the size of what was there before.
+    /// The WAL was moved away while a program has it open, which goes on with it, and brings it into the file with its last
+    /// close; so must we.
+    fn on_wal_elsewhere(&mut self) {
+        self.dirty.wal = true;
+        if !std::mem::replace(&mut self.is_in_the_way, true) {
+            warn!(
+                "{}: its -wal was moved away while a program has it open: nobody else can open it before that has ended",
+                self.settings.database.display()
+            );
+        }
+    }
+
+    /// Whether it is let go of as soon as nobody else has it open, whatever else is to be done with it.
     fn must_go(&self) -> bool {
-        self.shuts_out() || self.is_unsummed() || self.is_written_over
+        self.shuts_out() || self.is_unsummed() || self.is_in_the_way
     }
 
     /// Whether the file says something. While our own checkpoint writes, its times say nothing; and while what is
@@ -191,7 +212,7 @@ impl Source {
                      pages of what was there before: end that program, check it with PRAGMA integrity_check, and start the \
                      program again"
                 );
-                self.is_written_over = true;
+                self.is_in_the_way = true;
                 self.request_generation(Break::DatabaseOverwritten);
             }
             // That it was written by others is nothing but possible.
@@ -329,7 +350,7 @@ impl Source {
         (self.urgent_next, self.needs_sync) = (false, false);
         (self.sighting, self.let_go_at, self.settle_at, self.settling) = (None, None, None, None);
         (self.quiet_since, self.is_told_to_let_go) = (None, false);
-        (self.to_inspect, self.written_beside, self.is_written_over) = (None, None, false);
+        (self.to_inspect, self.written_beside, self.is_in_the_way) = (None, None, false);
         (self.look_around_at, self.apart, self.rights_at) = (None, None, None);
         self.checkpoint = CheckpointState::new();
         (self.extent, self.uncopied) = (WalExtent::default(), None);

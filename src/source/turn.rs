@@ -142,9 +142,13 @@ impl Source {
 
     fn attached_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
         // No event tells, beside writers that never pause.
-        let is_asked = std::mem::take(&mut self.dirty.folder) || self.needs_no_events(now);
+        let is_told = std::mem::take(&mut self.dirty.folder);
+        let is_asked = is_told || self.needs_no_events(now);
         if is_asked {
             self.leaving = self.replaced().or(self.leaving.take());
+        }
+        if is_told {
+            self.look_around_at = Some(Recheck::now(now));
         }
         if self.leaving.is_none() {
             self.look_at_rights(is_asked, now);

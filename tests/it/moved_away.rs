@@ -234,3 +234,36 @@ fn a_file_that_nobody_wrote_keeps_its_wal_though_a_strange_one_lay_beside_its_ot
     assert_eq!(kept_wals(&place), Vec::<PathBuf>::new());
     assert_replicated(&place, agent);
 }
+
+#[test]
+fn a_wal_that_is_moved_away_alone_keeps_nobody_from_opening_the_database() {
+    let (place, agent, application) = place_with_a_wal_and(&[("RUST_LOG", "debug")]);
+    application.kill();
+    agent.wait_for_log("nobody else has it open");
+    rename(&place.wal(), &place.path("aside-wal"));
+    agent.wait_for_log("the WAL was deleted or replaced");
+    let mut again = Shell::open(&place.database());
+    wait_until("it can be opened", DEADLINE, || again.try_run(COUNT).is_ok());
+    assert_eq!(again.value(COUNT), "1", "as without an agent");
+    again.run("INSERT INTO t VALUES ('after')");
+    again.close();
+    assert_replicated(&place, agent);
+    rename(&place.path("aside-wal"), &place.path("copy.db-wal"));
+    let kept = place.path("copy.db");
+    fs::copy(place.database(), &kept).expect("there is room");
+    assert_eq!(Shell::open(&kept).value(COUNT), "11", "what was in it is there still");
+}
+
+#[test]
+fn a_wal_that_is_moved_away_beside_its_application_is_replicated_and_brought_into_the_file() {
+    let (place, agent, mut application) = place_with_a_wal();
+    rename(&place.wal(), &place.path("aside-wal"));
+    agent.wait_for_log("its -wal was moved away while a program has it open");
+    application.run("INSERT INTO t VALUES ('after')");
+    application.close();
+    wait_until("it is let go of, though that is never to be done", DEADLINE, || {
+        !place.path("app.db-shm").exists()
+    });
+    assert_eq!(Shell::open(&place.database()).value(COUNT), "12");
+    assert_replicated(&place, agent);
+}
