@@ -249,20 +249,7 @@ fn lock_for_open_file(file: &File, lock: OwnLock, byte: u64) -> io::Result<bool>
 /// # Errors
 /// The kernel's.
 fn is_locked_for_others(file: &File, byte: u64) -> io::Result<bool> {
-    is_in_the_way(file, libc::F_RDLCK, byte)
-}
-
-/// Whether anybody but this open file has locked a byte in any way.
-///
-/// # Errors
-/// The kernel's.
-fn is_used_by_others(file: &File, byte: u64) -> io::Result<bool> {
-    is_in_the_way(file, libc::F_WRLCK, byte)
-}
-
-/// Whether a lock of somebody else would keep this open file from this one.
-fn is_in_the_way(file: &File, kind: libc::c_int, byte: u64) -> io::Result<bool> {
-    let mut lock = flock(kind, byte as libc::off_t, 1);
+    let mut lock = flock(libc::F_RDLCK, byte as libc::off_t, 1);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
     Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
 }

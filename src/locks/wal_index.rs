@@ -8,7 +8,7 @@
 //! The locks belong to our open file, not to the process: they are no business of SQLite's connections in it, and none of
 //! these gives them back by mistake.
 
-use super::{OwnLock, is_locked_for_others, is_used_by_others, lock_for_open_file};
+use super::{OwnLock, is_locked_for_others, lock_for_open_file};
 use crate::core::wal_index::{BACKFILLED, BEGINNING_LENGTH, WalExtent};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -148,17 +148,34 @@ impl WalIndex {
         self.lock(OwnLock::None, slot.number).map(drop)
     }
 
-    /// Whether anybody else reads from the WAL, or is about to.
+    /// Keeps everybody from beginning to read from the WAL, and so to write; `false` if somebody reads, and then nothing is
+    /// changed. Whoever comes waits, see [`WalIndex::let_in_readers`]. `ours` must be ours.
+    ///
+    /// # Errors
+    /// The kernel's; nobody may be kept out any longer.
+    pub fn shut_out_readers(&self, ours: Slot) -> io::Result<bool> {
+        for number in SLOTS.into_iter().filter(|number| *number != ours.number) {
+            let is_shut = match self.lock(OwnLock::Exclusive, number) {
+                Ok(true) => self.clear_mark(number).map(|()| true),
+                other => other,
+            };
+            if !matches!(is_shut, Ok(true)) {
+                self.let_in_readers(ours)?;
+                return is_shut;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes [`WalIndex::shut_out_readers`] back.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn is_read(&self) -> io::Result<bool> {
-        for number in SLOTS {
-            if is_used_by_others(&self.0, READ_LOCK_ZERO + u64::from(number))? {
-                return Ok(true);
-            }
+    pub fn let_in_readers(&self, ours: Slot) -> io::Result<()> {
+        for number in SLOTS.into_iter().filter(|number| *number != ours.number) {
+            self.lock(OwnLock::None, number)?;
         }
-        Ok(false)
+        Ok(())
     }
 
     /// Keeps everybody from backfilling; `false` while somebody does.

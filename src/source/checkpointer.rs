@@ -28,6 +28,14 @@ impl Checkpointer {
         Ok(LimitedCheckpoint(self))
     }
 
+    /// Checkpoints while nobody can commit.
+    ///
+    /// # Errors
+    /// SQLite's; busy while somebody else checkpoints.
+    pub fn checkpoint_quietly(&self) -> Result<Checkpointed, SqliteError> {
+        self.handle.checkpoint()
+    }
+
     /// Checkpoints with all others locked out, and makes nothing durable.
     ///
     /// # Errors

@@ -13,11 +13,15 @@ use std::time::{Duration, Instant};
 /// The pauses after a round in which others were in the way.
 const PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// From one to the next, for whoever writes such WALs all the time waits for us each time. Should the application close
+/// meanwhile, it is let go of; and should the machine end, it is as without us.
+const REST: Duration = Duration::from_secs(1);
 
 /// When such a WAL is to be emptied.
 #[derive(Debug, Default)]
 pub(super) struct Emptying {
     at: Option<Recheck>,
+    tried_at: Option<Instant>,
     /// It was said that there are such WALs.
     is_said: bool,
 }
@@ -38,7 +42,8 @@ impl Source {
             );
         }
         if self.emptying.at.is_none() {
-            self.emptying.at = Some(Recheck::now(now));
+            let rested_at = self.emptying.tried_at.map_or(now, |tried_at| now.max(tried_at + REST));
+            self.emptying.at = Some(Recheck::at(rested_at));
             // Whoever wrote it may have gone, before anybody knew that it matters.
             self.let_go_at = self.let_go_at.map(|at| at.min(now));
             self.look_around_at = Some(Recheck::now(now));
@@ -58,7 +63,8 @@ impl Source {
     /// Lends everything to a worker that empties it, if it is time.
     pub(super) fn emptying_job(&mut self, now: Instant) -> Option<LocalJob> {
         let at = self.emptying.at.filter(|again| now >= again.at)?;
-        self.emptying.at = Some(Recheck::after(Some(at), PAUSE, LONGEST_PAUSE, now));
+        (self.emptying.at, self.emptying.tried_at) =
+            (Some(Recheck::after(Some(at), PAUSE, LONGEST_PAUSE, now)), Some(now));
         self.round_job(RoundPlan::Emptying)
     }
 

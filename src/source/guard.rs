@@ -145,6 +145,25 @@ impl Guard {
         Ok(())
     }
 
+    /// Keeps everybody from beginning to read and to write, on a slot of our own; `None` if somebody reads. What is returned
+    /// is for [`Guard::let_in_readers`].
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn shut_out_readers(&mut self) -> io::Result<Option<Slot>> {
+        self.forbid_restart()?;
+        let Some(ours) = self.slot.filter(|slot| slot.is_ours) else { return Ok(None) };
+        Ok(self.index.shut_out_readers(ours)?.then_some(ours))
+    }
+
+    /// Takes that back.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn let_in_readers(&self, ours: Slot) -> io::Result<()> {
+        self.index.let_in_readers(ours)
+    }
+
     /// Brings everything into the database file, and goes to read lock 0; returns what the wal-index says then. `None`
     /// if others write meanwhile. What is not copied by then, the caller must take from the file.
     ///

@@ -141,30 +141,47 @@ fn urgent(
     sync_shadow(attached)
 }
 
-/// Empties the WAL once everything is in the file. On read lock 0, which was taken when everything was copied, SQLite
-/// empties no WAL that has come since: it would have to bring that in first. Beside nobody, another file may just be copied
-/// over this one: then it is let go of, which looks for that. While somebody reads, nothing is brought into the file either:
-/// what others recovered then would be laid over newer pages.
+/// Brings everything into the file and empties the WAL, while nobody reads or writes: with a reader it could not be emptied,
+/// and what others recovered then would be laid over newer pages. Beside nobody, another file may just be copied over this
+/// one: then it is let go of, which looks for that.
 fn empty(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
     copy_all(attached, None)?;
     sync_shadow(attached)?;
-    let is_read = attached.guard.index().is_read().unwrap_or(true);
-    if is_read || !locks::is_shared(&attached.descriptor).unwrap_or(false) {
-        return Err(Stop::Later);
-    }
-    checkpoint(attached, database, None, LOCK_PATIENCE)?;
-    let extent = copy_all(attached, None)?;
-    if !extent.is_backfilled() || !bring_in_place(attached, extent)? {
-        return Err(Stop::Later);
-    }
-    sync_shadow(attached)?;
+    // Nobody has to wait for this part of the checkpoint.
+    sync_wal(attached)?;
+    let shut = attached.guard.shut_out_readers().map_err(GuardError::from)?;
+    let ours = shut.ok_or(Stop::Later)?;
+    let settled = settle_shut(attached, database);
+    attached.guard.let_in_readers(ours).map_err(GuardError::from)?;
+    settled?;
     let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
-    if let Some(reason) = attached.replaced(database) {
-        return Err(Stop::Broken(reason));
-    }
     let emptied = checkpointer.empty_wal()?;
     attached.capture.is_unsummed = emptied.frames > 0;
     // A power cut must not bring back what lies over newer pages.
+    sync_wal(attached)
+}
+
+/// Brings everything into the file while nobody can commit, and goes to read lock 0: SQLite empties no WAL then that has come
+/// since, for it would have to bring that in first.
+fn settle_shut(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
+    copy_all(attached, None)?;
+    sync_shadow(attached)?;
+    if let Some(reason) = attached.replaced(database) {
+        return Err(Stop::Broken(reason));
+    }
+    if !locks::is_shared(&attached.descriptor).unwrap_or(false) {
+        return Err(Stop::Later);
+    }
+    let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
+    checkpointer.checkpoint_quietly()?;
+    let extent = attached.extent()?;
+    match extent.is_backfilled() && bring_in_place(attached, extent)? {
+        true => Ok(()),
+        false => Err(Stop::Later),
+    }
+}
+
+fn sync_wal(attached: &Attached) -> Result<(), Stop> {
     let synced = attached.capture.live_file().map_or(Ok(()), File::sync_all);
     synced.map_err(|error| Stop::Failed(error.to_string()))
 }
