@@ -154,6 +154,35 @@ fn where_all_slots_are_used_one_is_shared_until_one_is_free() {
 }
 
 #[test]
+fn while_readers_are_shut_out_nobody_commits_and_a_reader_forbids_it() {
+    let place = Place::new();
+    let (mut application, index) = opened(&place);
+    application.run("INSERT INTO t VALUES (1)");
+    let slot = index.take_slot(None).expect("it locks").expect("nobody is in the way");
+    let mut reader = Shell::open(&place.database());
+    reader.run(".timeout 1");
+    reader.run("BEGIN; SELECT count(*) FROM t");
+    assert!(!index.shut_out_readers(slot).expect("it locks"), "it is read");
+    assert_eq!(application.value("SELECT count(*) FROM t"), "1", "nobody is shut out");
+    reader.run("COMMIT");
+    assert!(index.shut_out_readers(slot).expect("it locks"));
+    let before = index.extent().expect("nobody writes it");
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| application.run("INSERT INTO t VALUES (2)"));
+        let (is_busy, frames, backfilled) = checkpoint(&mut reader, "PASSIVE");
+        assert!(
+            !is_busy && frames == before.frames && backfilled == frames,
+            "{backfilled} of {frames} frames"
+        );
+        assert!(!writer.is_finished() && index.extent().expect("nobody writes it").frames == before.frames);
+        index.let_in_readers(slot).expect("they are ours");
+        writer.join().expect("it has only had to wait");
+    });
+    assert_eq!(reader.value("SELECT count(*) FROM t"), "2");
+    assert!(checkpoint(&mut reader, "RESTART").0, "the slot is still held");
+}
+
+#[test]
 fn connections_of_this_process_neither_drop_our_locks_nor_ignore_them() {
     let place = Place::new();
     let (mut application, index) = opened(&place);
