@@ -386,7 +386,7 @@ impl Database {
             wal_pages: self.source.wal_extent().frames,
             scarcity: self.source.scarcity(),
             elsewhere: self.source.used_elsewhere(),
-            mixed: self.source.mixed(),
+            mixed: self.source.mixed().or(self.source.in_the_way()),
             write_lock_holds: self.source.lock_holds(),
         }
     }

@@ -2,6 +2,7 @@
 //! while everything was in it and all others were kept out.
 
 use super::position::{Generation, Index, Offset, Position};
+use super::wal::Salt;
 use std::time::Duration;
 
 /// A file system that keeps nanoseconds gives a later write another time if this has passed (its clock ticks every
@@ -91,8 +92,8 @@ fn parse_time(text: &str) -> Option<Duration> {
 pub struct Sighting {
     /// The file.
     pub stamp: Stamp,
-    /// The WAL, and how much of it was in the file.
-    pub backfilled: (Index, u32),
+    /// The WAL, by its salts in the wal-index, and how many of its frames were in the file.
+    pub backfilled: (Salt, u32),
     /// The frames of a checkpoint that has not come to its end; zero if there is none.
     pub cut_off: u32,
     /// Somebody checkpointed while it was looked at: the stamp says nothing.
@@ -215,7 +216,7 @@ mod tests {
 
     #[test]
     fn what_is_written_beside_users_is_asked_about_where_none_of_them_can_have_checkpointed() {
-        let (stamp, backfilled) = (stamp(Duration::new(1, 1)), (Index::ZERO, 3));
+        let (stamp, backfilled) = (stamp(Duration::new(1, 1)), (Salt(1, 2), 3));
         let before = Sighting {
             stamp,
             backfilled,
@@ -230,7 +231,7 @@ mod tests {
         assert_eq!(writer(before, written), Some(Writer::Beside));
         let renamed = Sighting { stamp: Stamp { changed: Duration::new(2, 2), ..stamp }, ..before };
         assert_eq!(writer(before, renamed), Some(Writer::Sqlite), "not written");
-        let ended = Sighting { backfilled: (Index::ZERO, 4), ..written };
+        let ended = Sighting { backfilled: (Salt(1, 2), 4), ..written };
         for begun in [Sighting { is_checkpointed: true, ..written }, Sighting { cut_off: 4, ..written }] {
             assert_eq!(writer(before, begun), Some(Writer::Sqlite), "perhaps");
             let followed = before.followed_by(begun);
@@ -245,7 +246,7 @@ mod tests {
 
     #[test]
     fn only_a_header_that_no_checkpoint_can_have_written_is_anothers() {
-        let (stamp, backfilled) = (stamp(Duration::new(1, 1)), (Index::ZERO, 3));
+        let (stamp, backfilled) = (stamp(Duration::new(1, 1)), (Salt(1, 2), 3));
         let before =
             Sighting { stamp, backfilled, cut_off: 0, is_checkpointed: false, alone: true, header: [0; 100] };
         let written = Sighting { stamp: Stamp { size: 1, ..stamp }, ..before };
@@ -262,7 +263,7 @@ mod tests {
             Some(Writer::Unknown),
             "perhaps only after it was written"
         );
-        let backfilled = Sighting { backfilled: (Index::ZERO, 4), ..written };
+        let backfilled = Sighting { backfilled: (Salt(1, 2), 4), ..written };
         assert_eq!(before.writer(&backfilled, unasked), Some(Writer::Sqlite));
         let used = Sighting { alone: false, ..before };
         assert_eq!(used.writer(&written, unasked), Some(Writer::Unknown), "killed before it wrote page 1");

@@ -111,8 +111,8 @@ impl Attached {
             && extent.is_backfilled()
             && (self.guard.lets_restart()
                 || self.guard.let_restart(&self.query, extent, |_| true).unwrap_or(false));
-        let backfilled = (self.capture.shadow.extent().index, extent.backfilled);
-        let before = before.filter(|before| before.backfilled == backfilled).map(|before| before.stamp);
+        let backfilled = self.backfilled();
+        let before = before.filter(|before| Some(before.backfilled) == backfilled).map(|before| before.stamp);
         if extent.left() > 0
             && let Err(error) = self.keep_left(at, before)
         {

@@ -16,6 +16,7 @@ use super::rights;
 use crate::core::evidence::{Evidence, Sighting, Stamp};
 use crate::core::position::Generation;
 use crate::core::sync::Break;
+use crate::core::wal::Salt;
 use crate::core::wal_index::WalExtent;
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::disk::Disk;
@@ -66,20 +67,8 @@ impl Attached {
         self.guard.forbid_restart()?;
         let inode = self.descriptor.identity().inode();
         let shadow = ShadowWal::begin(Arc::clone(disk), meta, generation, inode)?;
-        self.capture.begin(shadow, self.extent().ok());
+        self.capture.begin(shadow);
         Ok(())
-    }
-
-    /// Where others have written over the file, what is in it already of the WAL counts for nothing: nobody reads it in the
-    /// WAL any more, and a restore must not either. Nobody may be able to backfill.
-    pub fn pass_over_backfilled(&mut self) {
-        // In this order: who restarts the WAL says so in the wal-index first, and then writes its header.
-        let header = self.capture.live_wal();
-        if let Ok(extent) = self.extent()
-            && extent.is_backfilled()
-        {
-            self.capture.settled = Some((header, extent.frames));
-        }
     }
 
     /// Closes everything as the last one who has the database open, so that SQLite removes `-wal` and `-shm`. Others
@@ -112,17 +101,22 @@ impl Attached {
     /// What is seen of the file and of others just now; `None` if it cannot be told.
     pub fn sight(&self) -> Option<Sighting> {
         let alone = !locks::is_shared(&self.descriptor).ok()?;
-        let before = self.extent().ok()?.backfilled;
+        let before = self.backfilled()?;
         let stamp = proof::stamp_of(&self.descriptor).ok()?;
         let header = proof::header_of(&self.descriptor);
         // A checkpoint that wrote before the stamp was read holds its lock still, or was cut off, or there is more in the
         // file by now: asked in this order.
         let is_held = self.guard.index().is_checkpointed().ok()?;
         let cut_off = locks::cut_off(self.guard.index().file()).ok()?;
-        let backfilled = self.extent().ok()?.backfilled;
+        let backfilled = self.backfilled()?;
         let is_checkpointed = is_held || backfilled != before;
-        let backfilled = (self.capture.shadow.extent().index, backfilled);
         Some(Sighting { stamp, backfilled, cut_off, is_checkpointed, alone, header })
+    }
+
+    /// How much of which WAL is in the file; `None` while somebody writes that.
+    pub(super) fn backfilled(&self) -> Option<(Salt, u32)> {
+        let extent = self.guard.index().extent()?;
+        Some((extent.salt?, extent.backfilled))
     }
 
     /// Whether the file that is open is the one at its path.

@@ -8,7 +8,7 @@ use super::left_behind::Fate;
 use super::look::{LONGEST_PLACE_PAUSE, PLACE_PAUSE};
 use super::recheck::Recheck;
 use super::refusal::Refusal;
-use super::{BREAK_PAUSE, LONGEST_BREAK_PAUSE, Source, State, Task};
+use super::{BREAK_PAUSE, LONGEST_BREAK_PAUSE, LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::position::Generation;
 use crate::core::settling::SETTLE_PAUSE;
 use crate::core::sync::{Break, Dirty};
@@ -30,14 +30,18 @@ impl Source {
     pub(super) fn on_break(&mut self, reason: Break) {
         match reason {
             // Another generation would find the same.
+            // Whoever renames the database may remove its WAL directly after that.
+            Break::WalReplaced => {
+                let replaced = self.replaced().filter(|found| *found == Break::DatabaseReplaced);
+                self.leaving = replaced.or(Some(reason));
+            }
             Break::DatabaseReplaced
             | Break::DatabaseOverwritten
-            | Break::WalReplaced
             | Break::WalOverwritten
             | Break::WalIndexReplaced
             | Break::HeaderInvalid
             | Break::ChainBroken => self.leaving = Some(reason),
-            reason if can_settle(&reason) => {
+            reason if can_settle(&reason) || reason == Break::WalContinued && self.passes_over() => {
                 self.gaps = self.gaps.wrapping_add(1);
                 self.to_compare = Some(reason);
             }
@@ -84,11 +88,42 @@ impl Source {
     pub(super) fn on_compared(&mut self, result: &Result<Compared, Doubt>, now: Instant) {
         self.sighting = result.as_ref().ok().map(|compared| compared.seen);
         self.look_around_at = Some(Recheck::now(now));
+        if self.passes_over() {
+            // Whoever continues that WAL makes it be compared again.
+            self.compare_at = Some(Recheck::after(self.compare_at, RETRY_PAUSE, LONGEST_RETRY_PAUSE, now));
+        }
+        if let Err(doubt) = result
+            && self.must_settle()
+        {
+            self.failed(
+                Task::BeginGeneration,
+                &format!("what was written over it cannot be copied yet: {doubt}"),
+            );
+            return;
+        }
         let Some(reason) = self.to_compare.take() else { return };
         report(&self.settings.database, &reason, result);
         if result.is_err() {
             self.request_generation(reason);
         }
+    }
+
+    /// Whether a part of the live WAL counts for nothing, so that no generation may begin with it.
+    pub(super) fn passes_over(&self) -> bool {
+        matches!(&self.state, State::Attached(attached) if attached.capture.is_written_over())
+    }
+
+    /// The same, and not everything in it is in the file.
+    fn must_settle(&self) -> bool {
+        let State::Attached(attached) = &self.state else { return false };
+        let is_settled = attached.extent().is_ok_and(|extent| attached.capture.is_settled(extent));
+        attached.capture.is_written_over() && !is_settled
+    }
+
+    /// When the pages are compared again, if that is to wait.
+    pub(super) fn compare_timeout(&self, now: Instant) -> Option<Instant> {
+        let again = self.compare_at.filter(|again| self.to_compare.is_some() && now < again.at);
+        again.map(|again| again.at)
     }
 
     /// A replica, or a look, found that the generation cannot go on; the next turn begins a new one.
@@ -114,6 +149,11 @@ impl Source {
             return false;
         }
         self.break_at = Some(Recheck::after(self.break_at, BREAK_PAUSE, LONGEST_BREAK_PAUSE, now));
+        if self.must_settle() {
+            self.to_compare.get_or_insert(reason);
+            return true;
+        }
+        let State::Attached(attached) = &mut self.state else { return false };
         match attached.begin_generation(&self.disk, &self.settings.meta, generation) {
             Ok(()) => {
                 self.count_break(reason);
@@ -163,7 +203,7 @@ impl Source {
             Break::NoRoom(shortage) => self.let_go_for_room(State::Attached(attached), shortage, now),
             Break::HeaderInvalid | Break::ChainBroken => {
                 // What was copied stays, and goes on with what comparing the pages finds.
-                attached.let_go_of_damaged_wal(&self.settings.database);
+                attached.let_go_of_damaged_wal(&self.settings.database, seen.as_ref());
                 self.refuse(Refusal::WalDamaged(reason), now);
             }
             Break::WalIndexReplaced => {

@@ -87,6 +87,9 @@ pub struct Capture {
     /// The WAL whose content is in the shadow, or was in the database file when the generation began, though not as an index:
     /// its header and frames. Nothing of it is copied.
     pub settled: Option<(Option<WalHeader>, u32)>,
+    /// The WAL of which a part was in the database file already when others wrote over that: that part is read by nobody any
+    /// more, and no index may begin with it.
+    pub written_over: Option<WalHeader>,
     /// Whether SQLite has left out checksums in the live WAL: whoever recovers it loses what was committed from there on.
     pub is_unsummed: bool,
     /// Where the shadow ended when that was found last, and the header of its last frame as it is in the live WAL.
@@ -107,20 +110,28 @@ impl Capture {
             guarded: false,
             continues: false,
             settled: None,
+            written_over: None,
             is_unsummed: false,
             unsummed_tail: None,
         }
     }
 
-    /// Begins a generation: the first look at it compares with nothing. What the wal-index says is in the WAL; if all that
-    /// is settled, it stays so.
-    pub fn begin(&mut self, mut shadow: ShadowWal, extent: Option<WalExtent>) {
+    /// Begins a generation: the first look at it compares with nothing. Of a WAL that was written over, everything must be
+    /// settled.
+    pub fn begin(&mut self, mut shadow: ShadowWal) {
         self.table = SourceTable::of(&mut shadow);
-        let live = self.live_wal();
-        let is_still =
-            |(header, frames): &_| *header == live && extent.is_some_and(|extent| extent.frames == *frames);
-        self.settled = self.settled.filter(is_still);
+        self.settled = self.settled.filter(|_| self.is_written_over());
         (self.shadow, self.guarded, self.continues) = (shadow, self.settled.is_some(), false);
+    }
+
+    /// Whether the live WAL is one that was written over.
+    pub fn is_written_over(&self) -> bool {
+        self.written_over.is_some() && self.written_over == self.live_wal()
+    }
+
+    /// Whether all that is committed in it is settled.
+    pub fn is_settled(&self, extent: WalExtent) -> bool {
+        self.settled.is_some_and(|(header, frames)| header == self.live_wal() && frames == extent.frames)
     }
 
     /// Looks at the WAL, and copies what is newly committed, up to a bounded number of bytes.
@@ -203,10 +214,10 @@ impl Capture {
 
     /// Whether everything that the wal-index says is committed, of the WAL that is there now, is in the shadow.
     pub fn holds(&self, extent: WalExtent) -> bool {
-        let live = self.live_wal();
-        if self.settled.is_some_and(|(header, frames)| header == live && frames == extent.frames) {
+        if self.is_settled(extent) {
             return true;
         }
+        let live = self.live_wal();
         let is_copied = |shadow: &ShadowFacts| {
             Some(shadow.header) == live
                 && shadow.end == Offset::after_frames(shadow.header.page_size(), extent.frames)
@@ -220,7 +231,7 @@ impl Capture {
         let live = self.live_wal();
         let is_copied = live.is_some() && live == self.shadow.facts().map(|facts| facts.header);
         // Of a header alone, a new wal-index says nothing, not even its salts; frames may be of a transaction taken back.
-        let has_commit = || self.has_commit_behind().unwrap_or(false);
+        let has_commit = || self.has_commit_behind(extent).unwrap_or(false);
         is_another(live, extent) && (extent.frames > 0 || !is_copied && has_commit())
     }
 
@@ -236,14 +247,14 @@ impl Capture {
         Ok(())
     }
 
-    /// Whether the live WAL holds commits that are not in the shadow, though everything was copied that the wal-index says:
-    /// somebody has committed by another wal-index.
+    /// Whether the live WAL holds commits that are neither in the shadow nor what the wal-index says: somebody has committed by
+    /// another wal-index.
     ///
     /// # Errors
     /// What could not be read.
-    pub fn has_commit_behind(&self) -> Result<bool, LookError> {
+    pub fn has_commit_behind(&self, extent: WalExtent) -> Result<bool, LookError> {
         let Some(header) = self.live_wal() else { return Ok(false) };
-        let chain = self.follow(self.known_chain(header)?, |chain| chain.commit().is_none())?;
+        let chain = self.follow(self.known_chain(header, extent)?, |chain| chain.commit().is_none())?;
         Ok(chain.commit().is_some())
     }
 
@@ -257,15 +268,21 @@ impl Capture {
         Ok(chain)
     }
 
-    /// The chain of the live WAL, which has this header, up to where its content is in the shadow.
-    fn known_chain(&self, header: WalHeader) -> Result<Chain, LookError> {
-        if let Some((_, frames)) = self.settled.filter(|(settled, _)| *settled == Some(header)) {
-            let end = Offset::after_frames(header.page_size(), frames);
-            let last = self.live_frame_before(end, header.page_size())?;
-            return Ok(last.map_or(Chain::new(header), |last| Chain::resume(header, end, &last)));
-        }
-        let copied = self.shadow.chain()?.filter(|chain| *chain.header() == header);
-        Ok(copied.unwrap_or(Chain::new(header)))
+    /// The chain of the live WAL, which has this header, from where it is known: its content is in the shadow, or in the
+    /// wal-index.
+    fn known_chain(&self, header: WalHeader, extent: WalExtent) -> Result<Chain, LookError> {
+        let after = |frames| Offset::after_frames(header.page_size(), frames);
+        let settled = self.settled.filter(|(settled, _)| *settled == Some(header));
+        let copied = self.shadow.facts().filter(|facts| facts.header == header);
+        let indexed = Some(extent).filter(|extent| extent.salt == Some(header.salt()));
+        let ends = [
+            settled.map(|(_, frames)| after(frames)),
+            copied.map(|facts| facts.end),
+            indexed.map(|extent| after(extent.frames)),
+        ];
+        let end = ends.into_iter().flatten().max().unwrap_or(Offset::FIRST_FRAME);
+        let last = self.live_frame_before(end, header.page_size())?;
+        Ok(last.map_or(Chain::new(header), |last| Chain::resume(header, end, &last)))
     }
 
     /// The file that is open as the WAL, if one is.

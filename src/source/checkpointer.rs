@@ -28,18 +28,10 @@ impl Checkpointer {
         Ok(LimitedCheckpoint(self))
     }
 
-    /// Checkpoints while nobody can commit.
+    /// Checkpoints while nobody else can commit, and makes nothing durable.
     ///
     /// # Errors
     /// SQLite's; busy while somebody else checkpoints.
-    pub fn checkpoint_quietly(&self) -> Result<Checkpointed, SqliteError> {
-        self.handle.checkpoint()
-    }
-
-    /// Checkpoints with all others locked out, and makes nothing durable.
-    ///
-    /// # Errors
-    /// SQLite's.
     pub fn checkpoint_alone(&self) -> Result<Checkpointed, SqliteError> {
         self.handle.checkpoint_without_sync()
     }

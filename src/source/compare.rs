@@ -40,7 +40,7 @@ pub enum Doubt {
     #[error("there is no page table to compare with")]
     NoTable,
     /// Everything was never in the file at once.
-    #[error("others wrote without a pause")]
+    #[error("others read or write without a pause")]
     Busy,
     /// A snapshot is better.
     #[error("most pages have changed")]
@@ -120,10 +120,15 @@ pub fn compare(
     wal: &Path,
     next_generation: Generation,
 ) -> Result<Compared, Doubt> {
-    if attached.capture.table.state().is_none() {
+    let has_table = attached.capture.table.state().is_some();
+    // What was written over is settled in any case, for whatever follows.
+    if !has_table && !attached.capture.is_written_over() {
         return Err(Doubt::NoTable);
     }
     settle(attached, database, wal)?;
+    if !has_table {
+        return Err(Doubt::NoTable);
+    }
     let seen = attached.sight().ok_or(Doubt::Busy)?;
     let difference = attached.capture.table.compare(&attached.descriptor)?;
     must_be(attached, &seen)?;
@@ -134,9 +139,8 @@ pub fn compare(
     if pages > 0 {
         copy(attached, &difference, salt_of(next_generation), &seen)?;
     }
-    let index = attached.capture.shadow.extent().index;
     attached.capture.guarded = true;
-    Ok(Compared { pages, seen: Sighting { backfilled: (index, seen.backfilled.1), ..seen } })
+    Ok(Compared { pages, seen })
 }
 
 /// Fails if the file has been written since.

@@ -84,7 +84,9 @@ impl Source {
             && !self.is_busy()
             && let Some(attached) = self.lend()
         {
-            attached.let_go_of_damaged_wal(&self.settings.database);
+            attached.let_go_of_damaged_wal(&self.settings.database, self.sighting.as_ref());
+            self.state = State::Detached;
+            self.hold_nothing();
         }
     }
 

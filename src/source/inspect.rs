@@ -76,13 +76,7 @@ pub enum InspectionError {
 /// Compares a file with the page table and the WAL.
 pub fn inspect(attached: &mut Attached) -> Inspection {
     let inspection = freeze(attached).and_then(|is_frozen| match is_frozen {
-        true => {
-            let inspection = try_inspect(attached);
-            if matches!(inspection, Ok(Inspection::Overwritten) | Err(_)) {
-                attached.pass_over_backfilled();
-            }
-            inspection
-        }
+        true => try_inspect(attached),
         false => Ok(Inspection::Unsettled),
     });
     let thawed = attached.guard.thaw();

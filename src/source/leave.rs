@@ -245,12 +245,12 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
         Err(stop) => return Err(stop),
     }
     sync_shadow(attached)?;
+    let extent = attached.extent()?;
     // Whoever opened the file where it is now has another -shm, and commits to our WAL if that was moved along.
-    if attached.capture.has_commit_behind().map_err(|error| Stop::Failed(error.to_string()))? {
+    if attached.capture.has_commit_behind(extent).map_err(|error| Stop::Failed(error.to_string()))? {
         info!("{}: others have committed to its WAL under another name", at.database.display());
         return Ok(left_alone(attached, seen));
     }
-    let extent = attached.extent()?;
     if extent.left() > 0 && !is_unchanged(attached, seen) {
         return Ok(Course::Changed);
     }

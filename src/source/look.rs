@@ -49,6 +49,7 @@ impl Source {
         (self.extent, self.up_to_date_at) = (extent, Some(now));
         self.looks = self.looks.wrapping_add(1);
         (self.break_at, self.retry, self.uncopied) = (None, None, None);
+        self.compare_at = self.compare_at.filter(|_| self.passes_over());
         // A checkpoint: the next WAL is not copied before the copy of this one is durable. While writers go on beside it,
         // nobody restarts the WAL.
         let is_endless = self.pace.is_endless(now);

@@ -174,6 +174,8 @@ pub struct Source {
     to_inspect: Option<Suspicion>,
     /// What the page table is to settle at the next turn.
     to_compare: Option<Break>,
+    /// When, where that has to be repeated.
+    compare_at: Option<Recheck>,
     /// A generation has begun, and until a look succeeds in it the next one must not begin earlier.
     break_at: Option<Recheck>,
     /// Lets go of the database once nothing is lent any more.
@@ -188,9 +190,10 @@ pub struct Source {
     sighting: Option<Sighting>,
     /// What the file became beside those who have it open, none of whom checkpointed; and since when it is that.
     written_beside: Option<(Stamp, Instant)>,
-    /// What we hold is in the way of whoever opens it later: the WAL was moved away; or the file was written over beside those
-    /// who have it open, and the wal-index has the size of what was there before.
-    is_in_the_way: bool,
+    /// Another content was put into the file beside those who have it open; the wal-index has the size of what was there before.
+    is_written_over: bool,
+    /// The WAL has no name at its path, and nobody who comes can read it.
+    is_wal_elsewhere: bool,
     /// That could not be looked at when there was reason to.
     look_around_at: Option<Recheck>,
     /// Of who works with another WAL; while it is held.
@@ -254,6 +257,7 @@ impl Source {
             requested_break: None,
             to_inspect: None,
             to_compare: None,
+            compare_at: None,
             break_at: None,
             leaving: None,
             left: None,
@@ -261,7 +265,8 @@ impl Source {
             is_mixed: false,
             sighting: None,
             written_beside: None,
-            is_in_the_way: false,
+            is_written_over: false,
+            is_wal_elsewhere: false,
             look_around_at: None,
             apart: None,
             rights_at: None,

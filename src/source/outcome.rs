@@ -196,7 +196,7 @@ impl Source {
             self.on_break(reason);
         } else if let Some(error) = report.error {
             self.failed(Task::Checkpoint, &format!("cannot checkpoint: {error}"));
-        } else {
+        } else if report.round.is_some() || report.finished {
             self.solved(Task::Checkpoint);
         }
     }

@@ -4,6 +4,8 @@
 use super::attach::{Attached, is_at_path};
 use super::held::Held;
 use super::left_behind::{Fate, LeftBehind, Paths};
+use super::proof;
+use crate::core::evidence::Sighting;
 use crate::core::names;
 use crate::locks;
 use log::warn;
@@ -46,10 +48,13 @@ impl Attached {
 
     /// Closes everything when the WAL does not hold what the wal-index says. SQLite believes that until its last close, which
     /// brings everything into the file: if we are the last, so do we. Whoever recovers it, finds less.
-    pub fn let_go_of_damaged_wal(mut self, database: &Path) {
+    /// `seen` is what the file was when it was last looked at: whoever has come alone to it since may copy another over it.
+    pub fn let_go_of_damaged_wal(mut self, database: &Path, seen: Option<&Sighting>) {
         let is_alone =
             locks::lock_out(&self.descriptor).unwrap_or(false) && self.replaced(database).is_none();
-        if !is_alone {
+        let stamp = proof::stamp_of(&self.descriptor).ok();
+        let is_written = seen.is_some_and(|seen| seen.alone && Some(seen.stamp) != stamp);
+        if !is_alone || is_written {
             return;
         }
         let checkpointed = self.checkpoint_alone().map_err(|error| error.to_string());

@@ -9,7 +9,6 @@ use super::{LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::checkpoint::CheckpointState;
 use crate::core::evidence::{DatabaseHeader, Sighting, Stamp, Writer};
 use crate::core::pace::Pace;
-use crate::core::position::Index;
 use crate::core::settling::{SETTLE_PAUSE, Settling};
 use crate::core::sync::{Break, Dirty};
 use crate::core::wal_index::WalExtent;
@@ -28,6 +27,13 @@ const UNTOLD_PAUSE: Duration = Duration::from_secs(1);
 /// Letting go did not work: the first pause before it is tried again without an event, doubled up to the longest.
 const AGAIN_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_AGAIN_PAUSE: Duration = Duration::from_secs(60);
+
+const WRITTEN_OVER: &str = "something other than SQLite has written over it while a program has it open, which may go on \
+                            with pages of what was there before: end that program, check it with PRAGMA integrity_check, \
+                            and start the program again";
+
+const ELSEWHERE: &str = "its -wal was moved away, and nobody can open it: what is in that is brought into the file once \
+                         nobody has it open any more";
 
 impl Source {
     /// Whether a replica needs the database file; then it is held even if nobody else has it open. How many bytes of the
@@ -79,18 +85,17 @@ impl Source {
             self.leaving = Some(Break::WalOverwritten);
             return;
         }
-        if attached.is_wal_elsewhere(&self.wal) {
-            if sighting.alone && is_alone && !self.is_in_the_way {
-                self.leaving = Some(Break::WalReplaced);
-                return;
-            }
-            self.on_wal_elsewhere();
+        let is_wal_elsewhere = attached.is_wal_elsewhere(&self.wal);
+        if is_wal_elsewhere && sighting.alone && self.wal.exists() {
+            self.leaving = Some(Break::WalReplaced);
+            return;
         }
+        self.on_wal_elsewhere(is_wal_elsewhere);
         if sighting.alone && !is_alone {
             debug!("{}: nobody else has it open", self.settings.database.display());
         }
         // No event tells of a WAL that was moved away.
-        self.look_around_at = self.is_in_the_way.then(|| Recheck::at(now + UNTOLD_PAUSE));
+        self.look_around_at = self.is_wal_elsewhere.then(|| Recheck::at(now + UNTOLD_PAUSE));
         let beside = self.written_beside.take();
         match writer {
             Writer::Sqlite => {}
@@ -138,28 +143,42 @@ impl Source {
 
     /// After a look: what the file is once a checkpoint has ended, or the WAL was restarted, is what is compared with later.
     pub(super) fn plan_sighting(&mut self, now: Instant) {
-        let Some(sighting) = self.sighting else { return };
-        let index = self.shadow_extent().map(|extent| extent.index);
-        if index.is_some_and(|index| sighting.backfilled != (index, self.extent.backfilled)) {
+        let (Some(sighting), Some(salt)) = (self.sighting, self.extent.salt) else { return };
+        if sighting.backfilled != (salt, self.extent.backfilled) {
             self.look_around_at.get_or_insert(Recheck::now(now));
         }
     }
 
-    /// The WAL was moved away while a program has it open, which goes on with it, and brings it into the file with its last
-    /// close; so must we.
-    fn on_wal_elsewhere(&mut self) {
-        self.dirty.wal = true;
-        if !std::mem::replace(&mut self.is_in_the_way, true) {
-            warn!(
-                "{}: its -wal was moved away while a program has it open: nobody else can open it before that has ended",
-                self.settings.database.display()
-            );
+    /// Whether the WAL was moved away. What is in it belongs to the file, which its program's last close would bring in.
+    fn on_wal_elsewhere(&mut self, is_elsewhere: bool) {
+        self.dirty.wal |= is_elsewhere;
+        if is_elsewhere && !self.is_wal_elsewhere {
+            warn!("{}: {ELSEWHERE}", self.settings.database.display());
         }
+        self.is_wal_elsewhere = is_elsewhere;
+    }
+
+    /// What is wrong with the files of a database that is held, and what to do.
+    pub fn in_the_way(&self) -> Option<&'static str> {
+        let written_over = self.is_written_over.then_some(WRITTEN_OVER);
+        written_over.or(self.is_wal_elsewhere.then_some(ELSEWHERE))
+    }
+
+    /// The pages of the file have shown that others have written it, and it goes on. What was in it already of the WAL is
+    /// read by nobody any more.
+    fn on_written_over(&mut self, reason: Break) {
+        let State::Attached(attached) = &mut self.state else { return };
+        if attached.extent().is_ok_and(|extent| extent.backfilled == 0) {
+            return self.request_generation(reason);
+        }
+        attached.capture.written_over = attached.capture.live_wal();
+        self.gaps = self.gaps.wrapping_add(1);
+        self.to_compare = Some(reason);
     }
 
     /// Whether it is let go of as soon as nobody else has it open, whatever else is to be done with it.
     fn must_go(&self) -> bool {
-        self.shuts_out() || self.is_unsummed() || self.is_in_the_way
+        self.shuts_out() || self.is_unsummed() || self.is_written_over || self.is_wal_elsewhere
     }
 
     /// Whether the file says something. While our own checkpoint writes, its times say nothing; and while what is
@@ -204,16 +223,12 @@ impl Source {
                     "{name}: something other than SQLite has written over it while the agent was not there, and SQLite \
                      reads it with the -wal of what was there before: check it with PRAGMA integrity_check"
                 );
-                self.request_generation(Break::DatabaseOverwritten);
+                self.on_written_over(Break::DatabaseOverwritten);
             }
             (Inspection::Overwritten, Suspicion::Beside) => {
-                error!(
-                    "{name}: something other than SQLite has written over it while a program has it open, which may go on with \
-                     pages of what was there before: end that program, check it with PRAGMA integrity_check, and start the \
-                     program again"
-                );
-                self.is_in_the_way = true;
-                self.request_generation(Break::DatabaseOverwritten);
+                error!("{name}: {WRITTEN_OVER}");
+                self.is_written_over = true;
+                self.on_written_over(Break::DatabaseOverwritten);
             }
             // That it was written by others is nothing but possible.
             (Inspection::Unknown(error), Suspicion::Unseen) => {
@@ -222,7 +237,7 @@ impl Source {
             (Inspection::Unknown(error), Suspicion::Written | Suspicion::Beside) => {
                 info!("{name}: was written, and its pages cannot tell by whom ({error})");
                 // Its WAL may hold commits that are nowhere else, so it stays; whatever the file is, is copied anew.
-                self.request_generation(Break::DatabaseDoubtful);
+                self.on_written_over(Break::DatabaseDoubtful);
             }
         }
     }
@@ -238,8 +253,8 @@ impl Source {
     }
 
     fn sighting_with(&self, before: Sighting, stamp: Option<Stamp>) -> Sighting {
-        let index = self.shadow_extent().map_or(Index::ZERO, |extent| extent.index);
-        let backfilled = (index, self.extent.backfilled);
+        let State::Attached(attached) = &self.state else { return before };
+        let backfilled = attached.backfilled().unwrap_or(before.backfilled);
         stamp.map_or(before, |stamp| Sighting { stamp, backfilled, ..before })
     }
 
@@ -350,7 +365,8 @@ impl Source {
         (self.urgent_next, self.needs_sync) = (false, false);
         (self.sighting, self.let_go_at, self.settle_at, self.settling) = (None, None, None, None);
         (self.quiet_since, self.is_told_to_let_go) = (None, false);
-        (self.to_inspect, self.written_beside, self.is_in_the_way) = (None, None, false);
+        (self.to_inspect, self.written_beside, self.compare_at) = (None, None, None);
+        (self.is_written_over, self.is_wal_elsewhere) = (false, false);
         (self.look_around_at, self.apart, self.rights_at) = (None, None, None);
         self.checkpoint = CheckpointState::new();
         (self.extent, self.uncopied) = (WalExtent::default(), None);

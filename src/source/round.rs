@@ -8,7 +8,7 @@ use super::guard::GuardError;
 use crate::core::checkpoint::Round;
 use crate::core::sync::Break;
 use crate::core::wal_index::{Checkpointed, WalExtent};
-use crate::locks::{self, cut_off};
+use crate::locks::{self, Slot, cut_off};
 use crate::processor::Stay;
 use crate::sqlite::SqliteError;
 use std::fs::File;
@@ -20,7 +20,7 @@ pub(super) const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 /// Before the lock is taken, the checkpoint follows the writers until so few frames are left: writing them takes a
 /// small part of the budget.
 const FEW_FRAMES: u32 = 200;
-/// How long a round without the lock waits for a moment in which nothing is left.
+/// How long a round without the lock waits for a moment in which nothing is left, or nobody reads.
 const WATCH: Duration = Duration::from_millis(10);
 /// Writers that have committed nothing for so long, while nobody checkpoints, pause.
 const REST: Duration = Duration::from_millis(2);
@@ -145,13 +145,12 @@ fn urgent(
 /// and what others recovered then would be laid over newer pages. Beside nobody, another file may just be copied over this
 /// one: then it is let go of, which looks for that.
 fn empty(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
-    copy_all(attached, None)?;
+    let synced = copy_all(attached, None)?;
     sync_shadow(attached)?;
     // Nobody has to wait for this part of the checkpoint.
     sync_wal(attached)?;
-    let shut = attached.guard.shut_out_readers().map_err(GuardError::from)?;
-    let ours = shut.ok_or(Stop::Later)?;
-    let settled = settle_shut(attached, database);
+    let ours = shut_out_readers(attached)?;
+    let settled = settle_shut(attached, database, synced);
     attached.guard.let_in_readers(ours).map_err(GuardError::from)?;
     settled?;
     let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
@@ -161,11 +160,26 @@ fn empty(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
     sync_wal(attached)
 }
 
+/// Tries for a moment: writers that never pause leave gaps of microseconds.
+fn shut_out_readers(attached: &mut Attached) -> Result<Slot, Stop> {
+    let begun = Instant::now();
+    while begun.elapsed() < WATCH {
+        if let Some(ours) = attached.guard.shut_out_readers().map_err(GuardError::from)? {
+            return Ok(ours);
+        }
+        std::thread::yield_now();
+    }
+    Err(Stop::Later)
+}
+
 /// Brings everything into the file while nobody can commit, and goes to read lock 0: SQLite empties no WAL then that has come
 /// since, for it would have to bring that in first.
-fn settle_shut(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
-    copy_all(attached, None)?;
-    sync_shadow(attached)?;
+/// So much of the WAL is durable.
+fn settle_shut(attached: &mut Attached, database: &Path, synced: WalExtent) -> Result<(), Stop> {
+    if copy_all(attached, None)?.frames != synced.frames {
+        sync_shadow(attached)?;
+        sync_wal(attached)?;
+    }
     if let Some(reason) = attached.replaced(database) {
         return Err(Stop::Broken(reason));
     }
@@ -173,7 +187,9 @@ fn settle_shut(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
         return Err(Stop::Later);
     }
     let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
-    checkpointer.checkpoint_quietly()?;
+    // Whoever copies another file over this one may come as soon as they have gone: it is written at once.
+    checkpointer.checkpoint_alone()?;
+    attached.descriptor.sync_data().map_err(|error| Stop::Failed(error.to_string()))?;
     let extent = attached.extent()?;
     match extent.is_backfilled() && bring_in_place(attached, extent)? {
         true => Ok(()),

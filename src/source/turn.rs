@@ -44,6 +44,9 @@ impl Source {
         if self.leaving.is_some() || self.dirty.folder || self.dirty.rights {
             return Some(now);
         }
+        if let Some(at) = self.compare_timeout(now).filter(|_| self.to_inspect.is_none()) {
+            return Some(at);
+        }
         if self.to_inspect.is_none() && self.requested_break.is_some() {
             let place = self.place_at.map(|r| r.at);
             return [self.break_at.map_or(now, |r| r.at)].into_iter().chain(place).min();
@@ -56,7 +59,7 @@ impl Source {
         }
         let at = |recheck: Option<Recheck>| recheck.map(|r| r.at);
         let checkpoint = self.checkpoint.next_timeout(&self.settings.checkpoint, self.extent);
-        let checkpoint = checkpoint.filter(|_| self.may_checkpoint());
+        let checkpoint = checkpoint.filter(|_| self.may_checkpoint() && !self.is_unsummed());
         let let_go = self.let_go_at.filter(|_| !self.job_in_flight);
         let listens = self.pace.next_timeout(now);
         let (place, backfill) = (at(self.place_at), at(self.backfill_at));
@@ -162,6 +165,11 @@ impl Source {
             // Inspecting copies, too.
             return if self.has_no_room(0, now) { None } else { self.inspect_job() };
         }
+        if self.compare_timeout(now).is_some() {
+            // Events would only find the same again.
+            self.dirty = Dirty::default();
+            return None;
+        }
         if self.requested_break.is_some() && !self.begin_requested(now, generation) {
             return None;
         }
@@ -212,15 +220,12 @@ impl Source {
         if !self.may_checkpoint() {
             return None;
         }
-        let is_endless = self.pace.is_endless(now);
-        let round = self.checkpoint.due(&self.settings.checkpoint, self.extent, is_endless, now);
-        // The others make the next writer restart the WAL, which does as well.
-        if matches!(round, None | Some(Round::Cooperative))
-            && let Some(job) = self.emptying_job(now)
-        {
-            return Some(job);
+        // What is brought into the file beside a reader would, after a crash, have older pages laid over it.
+        if self.is_unsummed() {
+            return self.emptying_job(now);
         }
-        let round = round?;
+        let is_endless = self.pace.is_endless(now);
+        let round = self.checkpoint.due(&self.settings.checkpoint, self.extent, is_endless, now)?;
         if round == Round::Following {
             let most_frames = self.settings.checkpoint.unhelped_pages();
             return self.round_job(RoundPlan::Following { most_frames });

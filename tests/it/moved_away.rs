@@ -4,9 +4,12 @@
 use crate::moved_back::{go_on, hold};
 use crate::support::agent::Agent;
 use crate::support::mounted::Mounted;
-use crate::support::place::{Place, is_streaming, wait_for_page_table};
+use crate::support::place::{Place, first, is_streaming, wait_for_page_table};
+use crate::support::process::signal;
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
+use rustix::process::Signal;
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -235,30 +238,45 @@ fn a_file_that_nobody_wrote_keeps_its_wal_though_a_strange_one_lay_beside_its_ot
     assert_replicated(&place, agent);
 }
 
+/// The agent sees all of it at once: the last commit, which it has not copied, and that the file has another name and its WAL
+/// none.
 #[test]
-fn a_wal_that_is_moved_away_alone_keeps_nobody_from_opening_the_database() {
-    let (place, agent, application) = place_with_a_wal_and(&[("RUST_LOG", "debug")]);
-    application.kill();
-    agent.wait_for_log("nobody else has it open");
+fn a_renamed_file_has_the_last_commit_though_its_wal_was_removed_before_that_was_copied() {
+    let (place, agent, mut application) = place_with_a_wal();
+    signal(agent.pid(), Signal::STOP);
+    application.run("INSERT INTO t VALUES ('last')");
+    application.close();
+    rename(&place.database(), &place.path("aside.db"));
+    for removed in [place.wal(), place.path("app.db-shm")] {
+        fs::remove_file(removed).expect("it is held");
+    }
+    signal(agent.pid(), Signal::CONT);
+    agent.wait_for_log("everything committed is in the file that was there");
+    assert_eq!(Shell::open(&place.path("aside.db")).value(COUNT), "12", "{}", agent.log());
+}
+
+#[test]
+fn a_wal_that_is_moved_away_beside_nobody_is_brought_into_the_file_and_keeps_nobody_from_opening_it() {
+    let (place, agent, application) = place_with_a_wal();
+    application.close();
     rename(&place.wal(), &place.path("aside-wal"));
-    agent.wait_for_log("the WAL was deleted or replaced");
+    agent.wait_for_log("its -wal was moved away");
+    wait_until("it is let go of, though that is never to be done", DEADLINE, || {
+        !place.path("app.db-shm").exists()
+    });
     let mut again = Shell::open(&place.database());
-    wait_until("it can be opened", DEADLINE, || again.try_run(COUNT).is_ok());
-    assert_eq!(again.value(COUNT), "1", "as without an agent");
+    assert_eq!(again.value(COUNT), "11", "as after any last close");
     again.run("INSERT INTO t VALUES ('after')");
     again.close();
     assert_replicated(&place, agent);
-    rename(&place.path("aside-wal"), &place.path("copy.db-wal"));
-    let kept = place.path("copy.db");
-    fs::copy(place.database(), &kept).expect("there is room");
-    assert_eq!(Shell::open(&kept).value(COUNT), "11", "what was in it is there still");
 }
 
 #[test]
 fn a_wal_that_is_moved_away_beside_its_application_is_replicated_and_brought_into_the_file() {
     let (place, agent, mut application) = place_with_a_wal();
     rename(&place.wal(), &place.path("aside-wal"));
-    agent.wait_for_log("its -wal was moved away while a program has it open");
+    let is_said = |status: &Value| first(status)["mixed"].to_string().contains("its -wal was moved away");
+    agent.wait_for_status("says so", |status| status["health"] == "failing" && is_said(status));
     application.run("INSERT INTO t VALUES ('after')");
     application.close();
     wait_until("it is let go of, though that is never to be done", DEADLINE, || {
