@@ -94,6 +94,8 @@ pub struct Sighting {
     pub stamp: Stamp,
     /// The WAL, by its salts in the wal-index, and how many of its frames were in the file.
     pub backfilled: (Salt, u32),
+    /// All of them were.
+    pub is_backfilled: bool,
     /// The frames of a checkpoint that has not come to its end; zero if there is none.
     pub cut_off: u32,
     /// Somebody checkpointed while it was looked at: the stamp says nothing.
@@ -112,7 +114,7 @@ impl Sighting {
     /// may have written what is new in the file: then what it was before counts, until a checkpoint has ended.
     #[must_use]
     pub fn followed_by(self, later: Sighting) -> Sighting {
-        let is_known = self.backfilled != later.backfilled || !later.may_be_in_checkpoint();
+        let is_known = self.may_be_checkpointed_since(&later) || !later.may_be_in_checkpoint();
         match is_known || later.alone {
             true => later,
             false => Sighting { stamp: self.stamp, header: self.header, ..later },
@@ -129,7 +131,7 @@ impl Sighting {
         later: &Sighting,
         is_in_wal: impl FnOnce(&DatabaseHeader) -> Option<bool>,
     ) -> Option<Writer> {
-        if self.stamp == later.stamp || self.backfilled != later.backfilled {
+        if self.stamp == later.stamp || self.may_be_checkpointed_since(later) {
             return Some(Writer::Sqlite);
         }
         if !self.alone && !later.alone {
@@ -138,6 +140,14 @@ impl Sighting {
         }
         let may_be_ours = !later.alone || self.header == later.header || is_in_wal(&later.header)?;
         Some(if may_be_ours { Writer::Unknown } else { Writer::Another })
+    }
+
+    /// Whether a checkpoint may have ended since. That only the next WAL has begun writes nothing: each one adds one to the
+    /// first salt (wal.c, `walRestartHdr`).
+    fn may_be_checkpointed_since(&self, later: &Sighting) -> bool {
+        let ((before, _), (salt, backfilled)) = (self.backfilled, later.backfilled);
+        let has_only_begun = self.is_backfilled && backfilled == 0 && salt.0 == before.0.wrapping_add(1);
+        self.backfilled != later.backfilled && !has_only_begun
     }
 
     /// Whether SQLite may have written into the file, though not more is known to be in it.
@@ -220,6 +230,7 @@ mod tests {
         let before = Sighting {
             stamp,
             backfilled,
+            is_backfilled: true,
             cut_off: 0,
             is_checkpointed: false,
             alone: false,
@@ -241,14 +252,27 @@ mod tests {
             assert_eq!(writer(followed, Sighting { alone: true, ..written }), Some(Writer::Another));
         }
         assert_eq!(before.followed_by(ended), ended);
-        assert_eq!(writer(ended, written), Some(Writer::Sqlite), "the next WAL");
+        let next = Sighting { backfilled: (Salt(2, 9), 0), ..written };
+        assert_eq!(writer(before, next), Some(Writer::Beside), "the next WAL has begun");
+        assert_eq!(writer(Sighting { is_backfilled: false, ..before }, next), Some(Writer::Sqlite));
+        for later in [(Salt(2, 9), 1), (Salt(3, 9), 0)] {
+            let later = Sighting { backfilled: later, ..written };
+            assert_eq!(writer(before, later), Some(Writer::Sqlite), "after a checkpoint");
+        }
     }
 
     #[test]
     fn only_a_header_that_no_checkpoint_can_have_written_is_anothers() {
         let (stamp, backfilled) = (stamp(Duration::new(1, 1)), (Salt(1, 2), 3));
-        let before =
-            Sighting { stamp, backfilled, cut_off: 0, is_checkpointed: false, alone: true, header: [0; 100] };
+        let before = Sighting {
+            stamp,
+            backfilled,
+            is_backfilled: true,
+            cut_off: 0,
+            is_checkpointed: false,
+            alone: true,
+            header: [0; 100],
+        };
         let written = Sighting { stamp: Stamp { size: 1, ..stamp }, ..before };
         let unasked = |_: &DatabaseHeader| -> Option<bool> { panic!("asked") };
         assert_eq!(

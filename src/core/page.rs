@@ -70,6 +70,11 @@ impl PageCount {
     pub fn new(count: u32) -> Option<Self> {
         std::num::NonZeroU32::new(count).map(PageCount)
     }
+    /// What the header of a database file says, where that is valid (SQLite file format, 1.3.7).
+    pub fn from_database_header(header: &[u8; 100]) -> Option<Self> {
+        let word = |at: usize| header[at..].first_chunk().map(|bytes| u32::from_be_bytes(*bytes));
+        word(28).filter(|_| word(24) == word(92)).and_then(PageCount::new)
+    }
     /// The count itself.
     pub fn get(self) -> u32 {
         self.0.get()

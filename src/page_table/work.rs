@@ -315,9 +315,7 @@ pub(super) fn page_count_of(database: &File, page_size: PageSize) -> Result<Page
         return Err(TableError::NotADatabase);
     }
     let in_file = file_page_count_of(database, page_size)?;
-    let word = |at: usize| header.get(at..at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
-    let in_header = word(28).filter(|_| word(24) == word(92));
-    let count = in_header.and_then(PageCount::new).filter(|count| *count <= in_file);
+    let count = PageCount::from_database_header(&header).filter(|count| *count <= in_file);
     Ok(count.unwrap_or(in_file))
 }
 

@@ -111,8 +111,9 @@ impl Attached {
             && extent.is_backfilled()
             && (self.guard.lets_restart()
                 || self.guard.let_restart(&self.query, extent, |_| true).unwrap_or(false));
-        let backfilled = self.backfilled();
-        let before = before.filter(|before| Some(before.backfilled) == backfilled).map(|before| before.stamp);
+        let in_file = self.in_file();
+        let is_same = |before: &&Sighting| in_file == Some((before.backfilled, before.is_backfilled));
+        let before = before.filter(is_same).map(|before| before.stamp);
         if extent.left() > 0
             && let Err(error) = self.keep_left(at, before)
         {

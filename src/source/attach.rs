@@ -101,22 +101,22 @@ impl Attached {
     /// What is seen of the file and of others just now; `None` if it cannot be told.
     pub fn sight(&self) -> Option<Sighting> {
         let alone = !locks::is_shared(&self.descriptor).ok()?;
-        let before = self.backfilled()?;
+        let before = self.in_file()?;
         let stamp = proof::stamp_of(&self.descriptor).ok()?;
         let header = proof::header_of(&self.descriptor);
         // A checkpoint that wrote before the stamp was read holds its lock still, or was cut off, or there is more in the
         // file by now: asked in this order.
         let is_held = self.guard.index().is_checkpointed().ok()?;
         let cut_off = locks::cut_off(self.guard.index().file()).ok()?;
-        let backfilled = self.backfilled()?;
-        let is_checkpointed = is_held || backfilled != before;
-        Some(Sighting { stamp, backfilled, cut_off, is_checkpointed, alone, header })
+        let (backfilled, is_backfilled) = self.in_file()?;
+        let is_checkpointed = is_held || backfilled != before.0;
+        Some(Sighting { is_backfilled, stamp, backfilled, cut_off, is_checkpointed, alone, header })
     }
 
-    /// How much of which WAL is in the file; `None` while somebody writes that.
-    pub(super) fn backfilled(&self) -> Option<(Salt, u32)> {
+    /// How much of which WAL is in the file, and whether that is all; `None` while somebody writes it.
+    pub(super) fn in_file(&self) -> Option<((Salt, u32), bool)> {
         let extent = self.guard.index().extent()?;
-        Some((extent.salt?, extent.backfilled))
+        Some(((extent.salt?, extent.backfilled), extent.is_backfilled()))
     }
 
     /// Whether the file that is open is the one at its path.

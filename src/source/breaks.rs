@@ -95,6 +95,9 @@ impl Source {
         if let Err(doubt) = result
             && self.must_settle()
         {
+            if self.close_written_over(now) {
+                return;
+            }
             self.failed(
                 Task::BeginGeneration,
                 &format!("what was written over it cannot be copied yet: {doubt}"),
@@ -106,24 +109,6 @@ impl Source {
         if result.is_err() {
             self.request_generation(reason);
         }
-    }
-
-    /// Whether a part of the live WAL counts for nothing, so that no generation may begin with it.
-    pub(super) fn passes_over(&self) -> bool {
-        matches!(&self.state, State::Attached(attached) if attached.capture.is_written_over())
-    }
-
-    /// The same, and not everything in it is in the file.
-    fn must_settle(&self) -> bool {
-        let State::Attached(attached) = &self.state else { return false };
-        let is_settled = attached.extent().is_ok_and(|extent| attached.capture.is_settled(extent));
-        attached.capture.is_written_over() && !is_settled
-    }
-
-    /// When the pages are compared again, if that is to wait.
-    pub(super) fn compare_timeout(&self, now: Instant) -> Option<Instant> {
-        let again = self.compare_at.filter(|again| self.to_compare.is_some() && now < again.at);
-        again.map(|again| again.at)
     }
 
     /// A replica, or a look, found that the generation cannot go on; the next turn begins a new one.

@@ -71,6 +71,15 @@ struct LiveWal {
     map: WalMap,
 }
 
+/// A WAL of which a part was in the database file already when others wrote over that.
+#[derive(Debug, Clone, Copy)]
+pub struct WrittenOver {
+    /// Its header.
+    pub wal: WalHeader,
+    /// A generation has begun with what they wrote.
+    pub is_begun: bool,
+}
+
 /// Copies the live WAL of one database into its shadow.
 pub struct Capture {
     wal_path: PathBuf,
@@ -87,9 +96,8 @@ pub struct Capture {
     /// The WAL whose content is in the shadow, or was in the database file when the generation began, though not as an index:
     /// its header and frames. Nothing of it is copied.
     pub settled: Option<(Option<WalHeader>, u32)>,
-    /// The WAL of which a part was in the database file already when others wrote over that: that part is read by nobody any
-    /// more, and no index may begin with it.
-    pub written_over: Option<WalHeader>,
+    /// What was in the file then is read by nobody any more, and no index may begin with it.
+    pub written_over: Option<WrittenOver>,
     /// Whether SQLite has left out checksums in the live WAL: whoever recovers it loses what was committed from there on.
     pub is_unsummed: bool,
     /// Where the shadow ended when that was found last, and the header of its last frame as it is in the live WAL.
@@ -121,12 +129,15 @@ impl Capture {
     pub fn begin(&mut self, mut shadow: ShadowWal) {
         self.table = SourceTable::of(&mut shadow);
         self.settled = self.settled.filter(|_| self.is_written_over());
+        if let Some(written_over) = &mut self.written_over {
+            written_over.is_begun = true;
+        }
         (self.shadow, self.guarded, self.continues) = (shadow, self.settled.is_some(), false);
     }
 
     /// Whether the live WAL is one that was written over.
     pub fn is_written_over(&self) -> bool {
-        self.written_over.is_some() && self.written_over == self.live_wal()
+        self.written_over.is_some_and(|written_over| Some(written_over.wal) == self.live_wal())
     }
 
     /// Whether all that is committed in it is settled.

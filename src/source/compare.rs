@@ -17,6 +17,7 @@ use crate::core::position::Generation;
 use crate::core::sync::Break;
 use crate::core::synthetic::SyntheticWal;
 use crate::core::wal::Salt;
+use crate::core::wal_index::WalExtent;
 use crate::page_table::{Difference, StagedFrames, TableError};
 use crate::shadow::AbsorbError;
 use crate::sqlite::SqliteError;
@@ -39,6 +40,9 @@ pub enum Doubt {
     /// There is none to compare with.
     #[error("there is no page table to compare with")]
     NoTable,
+    /// It is no history of what was there before.
+    #[error("another content was put into the file")]
+    AnotherContent,
     /// Everything was never in the file at once.
     #[error("others read or write without a pause")]
     Busy,
@@ -129,6 +133,10 @@ pub fn compare(
     if !has_table {
         return Err(Doubt::NoTable);
     }
+    // A copy that is on its way is no database yet, and what comes behind that in a generation could not be restored by all.
+    if attached.capture.written_over.is_some_and(|written_over| !written_over.is_begun) {
+        return Err(Doubt::AnotherContent);
+    }
     let seen = attached.sight().ok_or(Doubt::Busy)?;
     let difference = attached.capture.table.compare(&attached.descriptor)?;
     must_be(attached, &seen)?;
@@ -152,11 +160,6 @@ fn must_be(attached: &Attached, seen: &Sighting) -> Result<(), Doubt> {
 /// Brings everything into the file, and keeps it as it is by read lock 0.
 fn settle(attached: &mut Attached, database: &Path, wal: &Path) -> Result<(), Doubt> {
     for _ in 0..TRIES {
-        let Some(checkpointer) = &attached.checkpointer else { return Err(Doubt::Busy) };
-        let Ok(checkpoint) = checkpointer.begin() else {
-            thread::sleep(PAUSE);
-            continue;
-        };
         if attached.replaced(database).is_some() {
             return Err(Doubt::Replaced);
         }
@@ -164,11 +167,7 @@ fn settle(attached: &mut Attached, database: &Path, wal: &Path) -> Result<(), Do
         if header.is_none() && attached.extent().is_ok_and(|extent| extent.left() > 0) {
             return Err(Doubt::WalDamaged);
         }
-        let settled = match attached.guard.settle(&attached.query, checkpoint) {
-            Err(GuardError::Sqlite(SqliteError::Busy)) => None,
-            other => other?,
-        };
-        if let Some(extent) = settled
+        if let Some(extent) = bring_in(attached, database)?
             && proof::wal_header(wal) == header
         {
             attached.capture.settled = Some((header, extent.frames));
@@ -178,6 +177,25 @@ fn settle(attached: &mut Attached, database: &Path, wal: &Path) -> Result<(), Do
         thread::sleep(PAUSE);
     }
     Err(Doubt::Busy)
+}
+
+/// Brings what is left into the file, and goes to read lock 0. Whatever is in the way of reading the database matters only
+/// where something is left.
+fn bring_in(attached: &mut Attached, database: &Path) -> Result<Option<WalExtent>, Doubt> {
+    let settled = if attached.extent().is_ok_and(WalExtent::is_backfilled) {
+        attached.guard.settle(&attached.query, None)
+    } else {
+        let Some(checkpointer) = &attached.checkpointer else { return Err(Doubt::Busy) };
+        let Ok(checkpoint) = checkpointer.begin() else { return Ok(None) };
+        if attached.replaced(database).is_some() {
+            return Err(Doubt::Replaced);
+        }
+        attached.guard.settle(&attached.query, Some(checkpoint))
+    };
+    match settled {
+        Err(GuardError::Sqlite(SqliteError::Busy)) => Ok(None),
+        settled => Ok(settled?),
+    }
 }
 
 /// Writes the pages that differ as one transaction into the next index.

@@ -164,18 +164,19 @@ impl Guard {
         self.index.let_in_readers(ours)
     }
 
-    /// Brings everything into the database file, and goes to read lock 0; returns what the wal-index says then. `None`
-    /// if others write meanwhile. What is not copied by then, the caller must take from the file.
+    /// Brings everything into the database file by a checkpoint, and goes to read lock 0; returns what the wal-index says
+    /// then. `None` if others write meanwhile. What is not copied by then, the caller must take from the file.
     ///
     /// # Errors
     /// What failed; the WAL is held all the same.
     pub fn settle(
         &mut self,
         query: &Handle,
-        checkpoint: LimitedCheckpoint,
+        checkpoint: Option<LimitedCheckpoint>,
     ) -> Result<Option<WalExtent>, GuardError> {
         if !self.extent(query)?.is_backfilled() {
             self.forbid_restart()?;
+            let Some(checkpoint) = checkpoint else { return Ok(None) };
             checkpoint.checkpoint(Duration::ZERO, None)?;
         }
         let extent = self.extent(query)?;

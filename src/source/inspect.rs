@@ -11,8 +11,9 @@
 
 use super::attach::Attached;
 use super::capture::{Look, LookError};
+use super::proof;
 use super::round::sync_shadow;
-use crate::core::page::PageNumber;
+use crate::core::page::{PageCount, PageNumber};
 use crate::core::sync::Break;
 use crate::core::wal_index::WalExtent;
 use crate::page_table::TableError;
@@ -127,6 +128,12 @@ fn is_whole(attached: &Attached, extent: WalExtent) -> Result<bool, InspectionEr
     }
     let read_from = if is_backfilled { u32::MAX } else { extent.backfilled };
     let in_wal = capture.shadow.pages_behind(read_from)?;
+    // A copy that is on its way may have been shorter when the table was made, and then the rest comes behind its end.
+    let reads_first = PageNumber::new(1).is_some_and(|first| !in_wal.contains(&first));
+    let in_header = PageCount::from_database_header(&proof::header_of(&attached.descriptor));
+    if reads_first && in_header.is_some_and(|in_header| in_header > state.page_count) {
+        return Ok(false);
+    }
     let difference = capture.table.compare_file(&attached.descriptor)?;
     let counts_for_nothing =
         |number: &PageNumber| number.get() > state.page_count.get() || in_wal.contains(number);

@@ -266,7 +266,7 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
 fn settle(attached: &mut Attached) -> Result<Option<WalExtent>, Stop> {
     let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
     let checkpoint = checkpointer.begin()?;
-    Ok(attached.guard.settle(&attached.query, checkpoint)?)
+    Ok(attached.guard.settle(&attached.query, Some(checkpoint))?)
 }
 
 /// The name that a file has now, as far as the kernel knows.

@@ -35,6 +35,7 @@ mod table;
 mod turn;
 mod visits;
 mod went_on;
+mod written_over;
 
 pub use attach::{AttachOutcome, AttachRequest, Attached, attach};
 pub use capture::{Look, LookError};
@@ -50,7 +51,7 @@ pub use refusal::Refusal;
 pub use round::{RoundPlan, RoundReport, round};
 
 use crate::core::checkpoint::{CheckpointPolicy, CheckpointState};
-use crate::core::evidence::{Sighting, Stamp};
+use crate::core::evidence::Sighting;
 use crate::core::names;
 use crate::core::pace::Pace;
 use crate::core::position::Index;
@@ -75,6 +76,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use table::TableWork;
+use written_over::WrittenBeside;
 
 /// A commit frame can be in the WAL before it is in the wal-index, and no event follows: the first pause before
 /// asking again, doubled each time.
@@ -188,8 +190,7 @@ pub struct Source {
     is_mixed: bool,
     /// The file and who was there, when that was last looked at.
     sighting: Option<Sighting>,
-    /// What the file became beside those who have it open, none of whom checkpointed; and since when it is that.
-    written_beside: Option<(Stamp, Instant)>,
+    written_beside: Option<WrittenBeside>,
     /// Another content was put into the file beside those who have it open; the wal-index has the size of what was there before.
     is_written_over: bool,
     /// The WAL has no name at its path, and nobody who comes can read it.

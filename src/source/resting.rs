@@ -5,11 +5,12 @@ use super::job::LocalJob;
 use super::let_go::{LetGoOutcome, LetGoRequest, Stay};
 use super::proof;
 use super::recheck::Recheck;
+use super::written_over::{ELSEWHERE, WRITTEN_OVER};
 use super::{LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::checkpoint::CheckpointState;
 use crate::core::evidence::{DatabaseHeader, Sighting, Stamp, Writer};
 use crate::core::pace::Pace;
-use crate::core::settling::{SETTLE_PAUSE, Settling};
+use crate::core::settling::Settling;
 use crate::core::sync::{Break, Dirty};
 use crate::core::wal_index::WalExtent;
 use crate::database_file::DatabaseFile;
@@ -27,13 +28,6 @@ const UNTOLD_PAUSE: Duration = Duration::from_secs(1);
 /// Letting go did not work: the first pause before it is tried again without an event, doubled up to the longest.
 const AGAIN_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_AGAIN_PAUSE: Duration = Duration::from_secs(60);
-
-const WRITTEN_OVER: &str = "something other than SQLite has written over it while a program has it open, which may go on \
-                            with pages of what was there before: end that program, check it with PRAGMA integrity_check, \
-                            and start the program again";
-
-const ELSEWHERE: &str = "its -wal was moved away, and nobody can open it: what is in that is brought into the file once \
-                         nobody has it open any more";
 
 impl Source {
     /// Whether a replica needs the database file; then it is held even if nobody else has it open. How many bytes of the
@@ -96,30 +90,8 @@ impl Source {
         }
         // No event tells of a WAL that was moved away.
         self.look_around_at = self.is_wal_elsewhere.then(|| Recheck::at(now + UNTOLD_PAUSE));
-        let beside = self.written_beside.take();
-        match writer {
-            Writer::Sqlite => {}
-            Writer::Unknown => {
-                // Whatever is written from now on is asked about again.
-                (self.to_inspect, self.sighting) = (Some(Suspicion::Written), Some(sighting));
-                return;
-            }
-            Writer::Beside => {
-                // A copy may still be on its way.
-                let same = beside.filter(|(stamp, _)| *stamp == sighting.stamp);
-                let (stamp, since) = same.unwrap_or((sighting.stamp, now));
-                if now.duration_since(since) >= SETTLE_PAUSE {
-                    (self.to_inspect, self.sighting) = (Some(Suspicion::Beside), Some(sighting));
-                } else {
-                    self.written_beside = Some((stamp, since));
-                    self.look_around_at = Some(Recheck::at(since + SETTLE_PAUSE));
-                }
-                return;
-            }
-            Writer::Another => {
-                self.leaving = Some(Break::DatabaseOverwritten);
-                return;
-            }
+        if self.suspect(writer, sighting, now) {
+            return;
         }
         if !sighting.alone {
             if is_alone {
@@ -156,24 +128,6 @@ impl Source {
             warn!("{}: {ELSEWHERE}", self.settings.database.display());
         }
         self.is_wal_elsewhere = is_elsewhere;
-    }
-
-    /// What is wrong with the files of a database that is held, and what to do.
-    pub fn in_the_way(&self) -> Option<&'static str> {
-        let written_over = self.is_written_over.then_some(WRITTEN_OVER);
-        written_over.or(self.is_wal_elsewhere.then_some(ELSEWHERE))
-    }
-
-    /// The pages of the file have shown that others have written it, and it goes on. What was in it already of the WAL is
-    /// read by nobody any more.
-    fn on_written_over(&mut self, reason: Break) {
-        let State::Attached(attached) = &mut self.state else { return };
-        if attached.extent().is_ok_and(|extent| extent.backfilled == 0) {
-            return self.request_generation(reason);
-        }
-        attached.capture.written_over = attached.capture.live_wal();
-        self.gaps = self.gaps.wrapping_add(1);
-        self.to_compare = Some(reason);
     }
 
     /// Whether it is let go of as soon as nobody else has it open, whatever else is to be done with it.
@@ -254,8 +208,9 @@ impl Source {
 
     fn sighting_with(&self, before: Sighting, stamp: Option<Stamp>) -> Sighting {
         let State::Attached(attached) = &self.state else { return before };
-        let backfilled = attached.backfilled().unwrap_or(before.backfilled);
-        stamp.map_or(before, |stamp| Sighting { stamp, backfilled, ..before })
+        let (backfilled, is_backfilled) =
+            attached.in_file().unwrap_or((before.backfilled, before.is_backfilled));
+        stamp.map_or(before, |stamp| Sighting { stamp, backfilled, is_backfilled, ..before })
     }
 
     /// Lends everything to a worker that lets go, if it is time.

@@ -73,7 +73,7 @@ impl Source {
     }
 
     fn may_checkpoint(&self) -> bool {
-        !self.job_in_flight && !self.problems.contains_key(&Task::Look)
+        !self.job_in_flight && !self.problems.contains_key(&Task::Look) && self.written_beside.is_none()
     }
 
     /// Takes a turn: looks if there is reason to, and returns the job that is due. `generation` is for the case that

@@ -202,6 +202,53 @@ fn of_a_wal_that_was_partly_in_a_file_that_was_written_over_no_restore_reads_tha
     assert_replicated(&place, agent);
 }
 
+#[test]
+fn a_commit_directly_after_a_copy_does_not_hide_it() {
+    // It begins the WAL anew, and then brings all of it into the file.
+    for last in ["", "PRAGMA wal_checkpoint"] {
+        let (place, mut application, _) = place_with_a_backup();
+        application.run("PRAGMA wal_checkpoint(TRUNCATE)");
+        let before = place.path("before.db");
+        copy(&place.database(), &before);
+        let agent = place.streaming_agent(&PATIENT);
+        application.run("UPDATE t SET data = randomblob(700) WHERE id % 10 = 0");
+        application.run("PRAGMA wal_checkpoint");
+        agent.wait_for_status("streams", is_streaming);
+        wait_for_page_table(&agent);
+        copy(&before, &place.database());
+        application.run("UPDATE t SET data = randomblob(700) WHERE id % 100 = 1");
+        application.run(last);
+        agent.wait_for_log(WRITTEN_OVER);
+        application.close();
+        wait_until("it is let go of, though that is never to be done", DEADLINE, || !place.wal().exists());
+        assert_replicated(&place, agent);
+    }
+}
+
+/// Until then, the half of it is what is replicated.
+#[test]
+fn a_copy_that_pauses_is_noticed_again_when_it_goes_on() {
+    let (place, mut application, backup) = place_with_a_backup();
+    let agent = place.streaming_agent(&PATIENT);
+    application.run("UPDATE t SET data = randomblob(3000) WHERE id % 10 = 0");
+    application.run("PRAGMA wal_checkpoint");
+    agent.wait_for_status("streams", is_streaming);
+    wait_for_page_table(&agent);
+    for (part, seen) in [(vec!["count=20"], 1), (vec!["skip=20", "seek=20", "conv=notrunc"], 2)] {
+        let files = [format!("if={}", backup.display()), format!("of={}", place.database().display())];
+        let copied =
+            Command::new("dd").arg("bs=4096").args(files).args(part).output().expect("dd can be run");
+        assert!(copied.status.success(), "{copied:?}");
+        wait_until("it is noticed", DEADLINE, || agent.log().matches(WRITTEN_OVER).count() == seen);
+        agent.wait_for_status("streams", is_streaming);
+        wait_for_page_table(&agent);
+    }
+    application.close();
+    wait_until("it is let go of, though that is never to be done", DEADLINE, || !place.wal().exists());
+    assert_eq!(Shell::open(&place.database()).value("SELECT count(note) + count(*) FROM t"), "300");
+    assert_replicated(&place, agent);
+}
+
 /// By another process: closing the file in this one would drop the locks of SQLite in it.
 fn copy(from: &Path, to: &Path) {
     let copied = Command::new("cp").args([from, to]).status().expect("cp can be run");
