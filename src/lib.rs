@@ -130,8 +130,9 @@
 //!   a transaction that was spilled, and what follows is summed from what stands before it
 //!   ([`core::scan::Chain::resum`]). Whoever recovers that WAL loses these commits; without an agent the last close brings
 //!   them into the file, but beside one it is not the last. They get their checksums in the shadow, and the live WAL is
-//!   emptied as soon as nobody reads: before, nothing of it is brought into the file for that, because what somebody
-//!   recovered then would lie over newer pages. Beside nobody it is let go of at once, also where letting go is switched
+//!   emptied as soon as nobody reads, once a second at the most: before, none of our checkpoints brings anything of it into
+//!   the file, because what somebody recovered then would lie over newer pages. While it is brought in and emptied, nobody
+//!   can begin to read: we lock the slots of readers, and whoever comes waits in SQLite's own loop. Beside nobody it is let go of at once, also where letting go is switched
 //!   off, and before the agent stops. Left over: an agent that is killed in those milliseconds, or while a snapshot keeps
 //!   it from letting go; and the application's own checkpoints, as without us. Where a frame is damaged otherwise, and we
 //!   are the last, we do what SQLite's close does.
@@ -197,6 +198,17 @@
 //!   costs one. Left over: a `cp` in the very millisecond in which our last checkpoint writes; and one of a
 //!   file with the same header of which every page that differs is still to be backfilled: SQLite reads those from the
 //!   WAL, so that the database stays what it was before the `cp`, for us as for the application.
+//! - Beside programs that have it open, only a checkpoint of theirs explains that the file was written: it holds its lock
+//!   until it is through, and says in the wal-index how far it came, or that it was cut off. So what no such sign explains is
+//!   suspected, whatever is committed or checkpointed afterwards; and once the file has rested for 3 s (10 s at the most), its
+//!   pages tell. What was in the file already of the WAL is then read by nobody any more, for SQLite takes it from the file:
+//!   so that WAL is settled (the rest of it is in the file, too) before a generation begins, and nothing of it is copied. Where
+//!   a reader is in the way of that, the database is failing until it has gone. It is let go of as soon as nobody else has it
+//!   open: the wal-index that we would keep has the size of what was there before. Left over: who opens it in the milliseconds
+//!   until then; a `cp` during a checkpoint that ends after it; and what a program itself makes of its cached pages, as
+//!   without us.
+//! - A WAL that was moved away alone is copied as long as a program goes on in it, and brought into the file by whoever closes
+//!   last, which may be us: nobody can open the database until then.
 //! - A file that was renamed, has this one name, and that nobody else has open or will have closed within seconds, gets
 //!   everything that is in its WAL, wherever it is, and the WAL is emptied by its inode: empty, it harms no file beside
 //!   which it lies, and needs no memory. If others have worked on the file under its other name by then, its WAL does not

@@ -186,6 +186,19 @@ mod tests {
         Evidence { position, stamp: stamp(Duration::new(1000, 5)), boot: "a-b-c".to_owned() }
     }
 
+    /// Three frames are in the file, and no more in the WAL.
+    fn sighting(alone: bool) -> Sighting {
+        Sighting {
+            stamp: stamp(Duration::new(1, 1)),
+            backfilled: (Salt(1, 2), 3),
+            is_backfilled: true,
+            cut_off: 0,
+            is_checkpointed: false,
+            alone,
+            header: [0; 100],
+        }
+    }
+
     #[test]
     fn a_line_comes_back_and_no_other_line_does() {
         let line = evidence().to_line();
@@ -226,16 +239,8 @@ mod tests {
 
     #[test]
     fn what_is_written_beside_users_is_asked_about_where_none_of_them_can_have_checkpointed() {
-        let (stamp, backfilled) = (stamp(Duration::new(1, 1)), (Salt(1, 2), 3));
-        let before = Sighting {
-            stamp,
-            backfilled,
-            is_backfilled: true,
-            cut_off: 0,
-            is_checkpointed: false,
-            alone: false,
-            header: [0; 100],
-        };
+        let stamp = stamp(Duration::new(1, 1));
+        let before = sighting(false);
         let written = Sighting { stamp: Stamp { size: 1, ..stamp }, header: [1; 100], ..before };
         let writer = |before: Sighting, later: Sighting| before.writer(&later, |_| Some(false));
         assert_eq!(writer(before, before), Some(Writer::Sqlite));
@@ -263,16 +268,8 @@ mod tests {
 
     #[test]
     fn only_a_header_that_no_checkpoint_can_have_written_is_anothers() {
-        let (stamp, backfilled) = (stamp(Duration::new(1, 1)), (Salt(1, 2), 3));
-        let before = Sighting {
-            stamp,
-            backfilled,
-            is_backfilled: true,
-            cut_off: 0,
-            is_checkpointed: false,
-            alone: true,
-            header: [0; 100],
-        };
+        let stamp = stamp(Duration::new(1, 1));
+        let before = sighting(true);
         let written = Sighting { stamp: Stamp { size: 1, ..stamp }, ..before };
         let unasked = |_: &DatabaseHeader| -> Option<bool> { panic!("asked") };
         assert_eq!(

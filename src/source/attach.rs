@@ -115,7 +115,9 @@ impl Attached {
 
     /// How much of which WAL is in the file, and whether that is all; `None` while somebody writes it.
     pub(super) fn in_file(&self) -> Option<((Salt, u32), bool)> {
-        let extent = self.guard.index().extent()?;
+        // SQLite makes it anew where somebody was killed in writing it.
+        let made_anew = || self.extent().ok().and_then(|_| self.guard.index().extent());
+        let extent = self.guard.index().extent().or_else(made_anew)?;
         Some(((extent.salt?, extent.backfilled), extent.is_backfilled()))
     }
 

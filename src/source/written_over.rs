@@ -10,6 +10,7 @@ use crate::core::evidence::{Sighting, Stamp, Writer};
 use crate::core::settling::SETTLE_PAUSE;
 use crate::core::sync::Break;
 use crate::locks;
+use log::debug;
 use std::time::{Duration, Instant};
 
 /// A file that does not come to rest is looked into all the same: its programs go on.
@@ -58,6 +59,9 @@ impl Source {
         if sighting.alone || now >= at {
             (self.to_inspect, self.sighting) = (Some(Suspicion::Beside), Some(sighting));
             return true;
+        }
+        if before.is_none() {
+            debug!("{}: was written, and nobody has checkpointed it", self.settings.database.display());
         }
         (self.written_beside, self.look_around_at) = (Some(beside), Some(Recheck::at(at)));
         writer == Writer::Beside

@@ -154,15 +154,25 @@ fn place_with_a_backup() -> (Place, Shell, PathBuf) {
     (place, application, backup)
 }
 
+/// An agent beside an application of which all commits are in the file, the last ones of them in the WAL, too.
+fn agent_beside(place: &Place, application: &mut Shell) -> Agent {
+    let agent = place.agent_with(&PATIENT, &[("RUST_LOG", "debug")]);
+    agent.wait_for_status("streams", is_streaming);
+    application.run("UPDATE t SET data = randomblob(700) WHERE id % 10 = 0");
+    wait_until("all of it is in the file", DEADLINE, || {
+        let answer = application.value("PRAGMA wal_checkpoint");
+        answer.split('|').nth(1) == answer.split('|').nth(2)
+    });
+    agent.wait_for_status("streams", is_streaming);
+    wait_for_page_table(&agent);
+    agent
+}
+
 /// The application is idle, and all it has committed is in the file: nothing that SQLite does can write it then.
 #[test]
 fn a_backup_that_is_copied_over_the_database_beside_an_idle_application_is_noticed_and_copied() {
     let (place, mut application, backup) = place_with_a_backup();
-    let agent = place.streaming_agent(&PATIENT);
-    application.run("UPDATE t SET data = randomblob(3000) WHERE id % 10 = 0");
-    application.run("PRAGMA wal_checkpoint");
-    agent.wait_for_status("streams", is_streaming);
-    wait_for_page_table(&agent);
+    let agent = agent_beside(&place, &mut application);
     copy(&backup, &place.database());
     agent.wait_for_status("says so", |status| {
         status["health"] == "failing" && first(status)["mixed"].to_string().contains(WRITTEN_OVER)
@@ -186,8 +196,10 @@ fn of_a_wal_that_was_partly_in_a_file_that_was_written_over_no_restore_reads_tha
     let mut reader = Shell::open(&place.database());
     reader.run("BEGIN; SELECT count(*) FROM t");
     application.run("INSERT INTO last VALUES (1)");
-    let answer = application.value("PRAGMA wal_checkpoint");
-    assert!(answer.starts_with("0|") && answer.split('|').nth(1) != answer.split('|').nth(2), "{answer}");
+    wait_until("a part of it is in the file", DEADLINE, || {
+        let answer = application.value("PRAGMA wal_checkpoint");
+        answer.split('|').nth(2) != Some("0") && answer.split('|').nth(1) != answer.split('|').nth(2)
+    });
     agent.wait_for_status("streams", is_streaming);
     wait_for_page_table(&agent);
     copy(&backup, &place.database());
@@ -204,20 +216,21 @@ fn of_a_wal_that_was_partly_in_a_file_that_was_written_over_no_restore_reads_tha
 
 #[test]
 fn a_commit_directly_after_a_copy_does_not_hide_it() {
-    // It begins the WAL anew, and then brings all of it into the file.
-    for last in ["", "PRAGMA wal_checkpoint"] {
+    for is_checkpointed in [false, true] {
         let (place, mut application, _) = place_with_a_backup();
         application.run("PRAGMA wal_checkpoint(TRUNCATE)");
         let before = place.path("before.db");
         copy(&place.database(), &before);
-        let agent = place.streaming_agent(&PATIENT);
-        application.run("UPDATE t SET data = randomblob(700) WHERE id % 10 = 0");
-        application.run("PRAGMA wal_checkpoint");
-        agent.wait_for_status("streams", is_streaming);
-        wait_for_page_table(&agent);
+        let agent = agent_beside(&place, &mut application);
         copy(&before, &place.database());
+        if is_checkpointed {
+            agent.wait_for_log("was written, and nobody has checkpointed it");
+        }
+        // It begins the WAL anew.
         application.run("UPDATE t SET data = randomblob(700) WHERE id % 100 = 1");
-        application.run(last);
+        if is_checkpointed {
+            application.run("PRAGMA wal_checkpoint");
+        }
         agent.wait_for_log(WRITTEN_OVER);
         application.close();
         wait_until("it is let go of, though that is never to be done", DEADLINE, || !place.wal().exists());
@@ -229,11 +242,7 @@ fn a_commit_directly_after_a_copy_does_not_hide_it() {
 #[test]
 fn a_copy_that_pauses_is_noticed_again_when_it_goes_on() {
     let (place, mut application, backup) = place_with_a_backup();
-    let agent = place.streaming_agent(&PATIENT);
-    application.run("UPDATE t SET data = randomblob(3000) WHERE id % 10 = 0");
-    application.run("PRAGMA wal_checkpoint");
-    agent.wait_for_status("streams", is_streaming);
-    wait_for_page_table(&agent);
+    let agent = agent_beside(&place, &mut application);
     for (part, seen) in [(vec!["count=20"], 1), (vec!["skip=20", "seek=20", "conv=notrunc"], 2)] {
         let files = [format!("if={}", backup.display()), format!("of={}", place.database().display())];
         let copied =
