@@ -132,7 +132,7 @@
 //!   them into the file, but beside one it is not the last. They get their checksums in the shadow, and the live WAL is
 //!   emptied as soon as nobody reads, once a second at the most: before, none of our checkpoints brings anything of it into
 //!   the file, because what somebody recovered then would lie over newer pages. While it is brought in and emptied, nobody
-//!   can begin to read: we lock the slots of readers, and whoever comes waits in SQLite's own loop. Beside nobody it is let go of at once, also where letting go is switched
+//!   can begin to read: we lock the slots of readers, and whoever comes waits in SQLite's own loop for that long. Beside nobody it is let go of at once, also where letting go is switched
 //!   off, and before the agent stops. Left over: an agent that is killed in those milliseconds, or while a snapshot keeps
 //!   it from letting go; and the application's own checkpoints, as without us. Where a frame is damaged otherwise, and we
 //!   are the last, we do what SQLite's close does.
@@ -205,8 +205,8 @@
 //!   so that WAL is settled (the rest of it is in the file, too) before a generation begins, and nothing of it is copied. Where
 //!   a reader is in the way of that, the database is failing until it has gone. It is let go of as soon as nobody else has it
 //!   open: the wal-index that we would keep has the size of what was there before. Left over: who opens it in the milliseconds
-//!   until then; a `cp` during a checkpoint that ends after it; and what a program itself makes of its cached pages, as
-//!   without us.
+//!   until then; a `cp` beside a checkpoint that ends after it, as where programs checkpoint all the time: nothing tells of
+//!   that; and what a program itself makes of its cached pages, as without us.
 //! - A WAL that was moved away alone is copied as long as a program goes on in it, and brought into the file by whoever closes
 //!   last, which may be us: nobody can open the database until then.
 //! - A file that was renamed, has this one name, and that nobody else has open or will have closed within seconds, gets
@@ -214,7 +214,8 @@
 //!   which it lies, and needs no memory. If others have worked on the file under its other name by then, its WAL does not
 //!   continue it, and is only kept.
 //! - Whoever opens a renamed file whose WAL was moved along makes another `-shm`, and commits to that WAL: our wal-index
-//!   knows nothing of it. So a commit behind all that was copied means that the WAL is not ours to bring in or to empty.
+//!   knows nothing of it. So a commit behind all that was copied means that the WAL is not ours to bring in or to empty, unless
+//!   it was there already when the file had its name: a writer that was killed has left it (found by the simulation).
 //! - A program that goes on in a renamed file may checkpoint, and be killed. Whether its WAL still continues the file when
 //!   that is back is told by who has been there: as long as the program has its `-shm` open, inotify says who else opens the
 //!   file; once it has ended, size, times and header must stay. Left over: who opens the file between its rename and our

@@ -77,6 +77,7 @@ impl Source {
         }
         self.take_back_table();
         (self.recheck, self.place_at, self.backfill_at, self.let_go_at) = (None, None, None, None);
+        self.dirty.closed = false;
         Some(LocalJob::Compare {
             attached: self.lend()?,
             database: self.settings.database.clone(),
@@ -118,6 +119,10 @@ impl Source {
 
     /// Begins the generation that is asked for; `false` if it must wait.
     pub(super) fn begin_requested(&mut self, now: Instant, generation: Generation) -> bool {
+        if self.must_settle() {
+            self.to_compare = self.to_compare.take().or_else(|| self.requested_break.clone());
+            return true;
+        }
         let (Some(reason), State::Attached(attached)) = (self.requested_break.clone(), &mut self.state)
         else {
             return false;
@@ -134,11 +139,6 @@ impl Source {
             return false;
         }
         self.break_at = Some(Recheck::after(self.break_at, BREAK_PAUSE, LONGEST_BREAK_PAUSE, now));
-        if self.must_settle() {
-            self.to_compare.get_or_insert(reason);
-            return true;
-        }
-        let State::Attached(attached) = &mut self.state else { return false };
         match attached.begin_generation(&self.disk, &self.settings.meta, generation) {
             Ok(()) => {
                 self.count_break(reason);

@@ -1,5 +1,6 @@
 //! One look at the live WAL: what is committed, by the wal-index, is copied into the shadow.
 
+use crate::core::evidence::Stamp;
 use crate::core::page::PageSize;
 use crate::core::position::{Offset, WAL_HEADER_LENGTH};
 use crate::core::scan::Chain;
@@ -98,6 +99,9 @@ pub struct Capture {
     pub settled: Option<(Option<WalHeader>, u32)>,
     /// What was in the file then is read by nobody any more, and no index may begin with it.
     pub written_over: Option<WrittenOver>,
+    /// The live WAL when frames were seen behind its last commit that are those of our wal-index: taken back, or never
+    /// finished.
+    pub in_flight: Option<Stamp>,
     /// Whether SQLite has left out checksums in the live WAL: whoever recovers it loses what was committed from there on.
     pub is_unsummed: bool,
     /// Where the shadow ended when that was found last, and the header of its last frame as it is in the live WAL.
@@ -119,6 +123,7 @@ impl Capture {
             continues: false,
             settled: None,
             written_over: None,
+            in_flight: None,
             is_unsummed: false,
             unsummed_tail: None,
         }
@@ -221,6 +226,16 @@ impl Capture {
             };
         }
         Ok(Look::Again)
+    }
+
+    /// Whether more was committed to the WAL with this salt than so many frames, or may have been.
+    pub fn has_grown_beyond(&self, (salt, frames): (Salt, u32)) -> bool {
+        let settled = self.settled.filter(|(header, _)| header.is_some_and(|header| header.salt() == salt));
+        if let Some((_, settled)) = settled {
+            return settled > frames;
+        }
+        let copied = self.shadow.facts().filter(|facts| facts.header.salt() == salt);
+        copied.is_none_or(|copied| copied.end > Offset::after_frames(copied.header.page_size(), frames))
     }
 
     /// Whether everything that the wal-index says is committed, of the WAL that is there now, is in the shadow.

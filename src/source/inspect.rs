@@ -134,7 +134,11 @@ fn is_whole(attached: &Attached, extent: WalExtent) -> Result<bool, InspectionEr
     if reads_first && in_header.is_some_and(|in_header| in_header > state.page_count) {
         return Ok(false);
     }
-    let difference = capture.table.compare_file(&attached.descriptor)?;
+    let difference = match capture.table.compare_file(&attached.descriptor) {
+        // Not one page.
+        Err(TableError::NotADatabase) => return Ok(false),
+        difference => difference?,
+    };
     let counts_for_nothing =
         |number: &PageNumber| number.get() > state.page_count.get() || in_wal.contains(number);
     Ok(difference.pages.iter().all(counts_for_nothing))

@@ -2,10 +2,12 @@
 //! in the file, wherever that is by now.
 
 use super::attach::Attached;
+use super::capture::LookError;
 use super::checkpointer::Checkpointer;
 use super::held::Held;
 use super::inspect::{Inspection, inspect};
 use super::left_behind::{Content, Fate, LeftBehind, Paths, Seen};
+use super::proof;
 use super::round::{Stop, copy_all, sync_shadow};
 use super::visits::Visits;
 use crate::core::evidence::Sighting;
@@ -239,6 +241,10 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
     if has_another_log(&attached.descriptor, live) {
         return Ok(left_alone(attached, seen));
     }
+    let wal = attached.capture.live_file().and_then(|wal| proof::stamp_of(wal).ok());
+    // What was behind its last commit then is no commit of others.
+    let is_known =
+        wal.is_some_and(|wal| attached.capture.in_flight.is_some_and(|seen| seen.is_but_for_its_name(wal)));
     match copy_all(attached, None) {
         // A WAL without a name is not copied any more, but it is as good as before.
         Ok(_) | Err(Stop::Broken(Break::WalReplaced)) => {}
@@ -247,7 +253,8 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
     sync_shadow(attached)?;
     let extent = attached.extent()?;
     // Whoever opened the file where it is now has another -shm, and commits to our WAL if that was moved along.
-    if attached.capture.has_commit_behind(extent).map_err(|error| Stop::Failed(error.to_string()))? {
+    let failed_to_look = |error: LookError| Stop::Failed(error.to_string());
+    if !is_known && attached.capture.has_commit_behind(extent).map_err(failed_to_look)? {
         info!("{}: others have committed to its WAL under another name", at.database.display());
         return Ok(left_alone(attached, seen));
     }

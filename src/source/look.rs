@@ -2,8 +2,10 @@
 
 use super::capture::{Look, LookError};
 use super::guard::GuardError;
+use super::proof;
 use super::recheck::Recheck;
 use super::{BACKFILL_PAUSE, LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
+use crate::core::evidence::Stamp;
 use crate::core::shadow::ShadowExtent;
 use crate::core::wal_index::WalExtent;
 use crate::sqlite::SqliteError;
@@ -68,6 +70,10 @@ impl Source {
         self.look_by_the_clock(now);
         self.plan_emptying(now);
         self.plan_sighting(now);
+        let seen = (in_flight && !is_overtaken).then(|| self.wal_at_path()).flatten();
+        if let State::Attached(attached) = &mut self.state {
+            attached.capture.in_flight = seen;
+        }
         self.bring_in_place(now);
         // The next writer may restart the WAL at once.
         self.needs_sync |=
@@ -82,6 +88,13 @@ impl Source {
     /// Whether the next commit restarts the WAL.
     fn lets_restart(&self) -> bool {
         matches!(&self.state, State::Attached(attached) if attached.guard.lets_restart())
+    }
+
+    /// The live WAL, if all that was written into it so far belongs to the database that we hold.
+    fn wal_at_path(&self) -> Option<Stamp> {
+        let State::Attached(attached) = &self.state else { return None };
+        let stamp = proof::stamp_of(attached.capture.live_file()?).ok()?;
+        self.replaced().is_none().then_some(stamp)
     }
 
     /// Beside endless writers, events may not be listened to.

@@ -61,8 +61,12 @@ impl Source {
             let is_copied = attached.capture.holds(attached.extent().ok()?);
             is_copied.then_some(shadow.headers().ok()?.contains(header))
         };
+        let before = self.sighting.map(|before| {
+            let has_grown = attached.capture.has_grown_beyond(before.backfilled);
+            Sighting { is_backfilled: before.is_backfilled && !has_grown, ..before }
+        });
         let seen = attached.sight().and_then(|seen| {
-            let writer = self.sighting.map_or(Some(Writer::Sqlite), |before| before.writer(&seen, is_in_wal));
+            let writer = before.map_or(Some(Writer::Sqlite), |before| before.writer(&seen, is_in_wal));
             Some((seen, writer?))
         });
         let Some((sighting, writer)) = seen else {
@@ -109,7 +113,7 @@ impl Source {
             let at = |quiet| latest(quiet).map_or(now + quiet, |latest| latest.min(now + quiet));
             self.let_go_at = quiet.map(|quiet| at(quiet).max(now + pause));
         }
-        self.sighting = Some(self.sighting.map_or(sighting, |before| before.followed_by(sighting)));
+        self.sighting = Some(before.map_or(sighting, |before| before.followed_by(sighting)));
         self.note_alone();
     }
 

@@ -145,12 +145,8 @@ fn urgent(
 /// and what others recovered then would be laid over newer pages. Beside nobody, another file may just be copied over this
 /// one: then it is let go of, which looks for that.
 fn empty(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
-    let synced = copy_all(attached, None)?;
-    sync_shadow(attached)?;
-    // Nobody has to wait for this part of the checkpoint.
-    sync_wal(attached)?;
-    let ours = shut_out_readers(attached)?;
-    let settled = settle_shut(attached, database, synced);
+    let ours = shut_out_durably(attached)?;
+    let settled = settle_shut(attached, database);
     attached.guard.let_in_readers(ours).map_err(GuardError::from)?;
     settled?;
     let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
@@ -160,12 +156,23 @@ fn empty(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
     sync_wal(attached)
 }
 
-/// Tries for a moment: writers that never pause leave gaps of microseconds.
-fn shut_out_readers(attached: &mut Attached) -> Result<Slot, Stop> {
+/// Keeps readers out once everything is copied and durable, in the shadow and in the WAL: nobody has to wait for that. Tries
+/// for a moment: writers that never pause leave gaps of microseconds.
+fn shut_out_durably(attached: &mut Attached) -> Result<Slot, Stop> {
     let begun = Instant::now();
-    while begun.elapsed() < WATCH {
+    let mut durable = None;
+    while durable.is_none() || begun.elapsed() < WATCH {
+        let copied = copy_all(attached, None)?;
+        if durable != Some(copied.frames) {
+            sync_shadow(attached)?;
+            sync_wal(attached)?;
+            durable = Some(copied.frames);
+        }
         if let Some(ours) = attached.guard.shut_out_readers().map_err(GuardError::from)? {
-            return Ok(ours);
+            if attached.extent().is_ok_and(|extent| extent.frames == copied.frames) {
+                return Ok(ours);
+            }
+            attached.guard.let_in_readers(ours).map_err(GuardError::from)?;
         }
         std::thread::yield_now();
     }
@@ -174,12 +181,7 @@ fn shut_out_readers(attached: &mut Attached) -> Result<Slot, Stop> {
 
 /// Brings everything into the file while nobody can commit, and goes to read lock 0: SQLite empties no WAL then that has come
 /// since, for it would have to bring that in first.
-/// So much of the WAL is durable.
-fn settle_shut(attached: &mut Attached, database: &Path, synced: WalExtent) -> Result<(), Stop> {
-    if copy_all(attached, None)?.frames != synced.frames {
-        sync_shadow(attached)?;
-        sync_wal(attached)?;
-    }
+fn settle_shut(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
     if let Some(reason) = attached.replaced(database) {
         return Err(Stop::Broken(reason));
     }
