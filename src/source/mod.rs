@@ -190,8 +190,10 @@ pub struct Source {
     is_mixed: bool,
     /// The file and who was there, when that was last looked at.
     sighting: Option<Sighting>,
+    /// What nobody is known to have written, until its pages are asked.
     written_beside: Option<WrittenBeside>,
-    /// Another content was put into the file beside those who have it open; the wal-index has the size of what was there before.
+    /// Another content was put into the file beside those who have it open; the wal-index has the size of what was there
+    /// before.
     is_written_over: bool,
     /// The WAL has no name at its path, and nobody who comes can read it.
     is_wal_elsewhere: bool,

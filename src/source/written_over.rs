@@ -16,12 +16,14 @@ use std::time::{Duration, Instant};
 /// A file that does not come to rest is looked into all the same: its programs go on.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-pub(super) const WRITTEN_OVER: &str = "something other than SQLite has written over it while a program has it open, which may go on \
-                            with pages of what was there before: end that program, check it with PRAGMA integrity_check, \
-                            and start the program again";
+/// Said, and in the status, until nobody has it open any more.
+pub(super) const WRITTEN_OVER: &str = "something other than SQLite has written over it while a program \
+    has it open, which may go on with pages of what was there before: end that program, check it with PRAGMA \
+    integrity_check, and start the program again";
 
-pub(super) const ELSEWHERE: &str = "its -wal was moved away, and nobody can open it: what is in that is brought into the file once \
-                         nobody has it open any more";
+/// The same, of its WAL.
+pub(super) const ELSEWHERE: &str = "its -wal was moved away, and nobody can open it: what is in that is \
+    brought into the file once nobody has it open any more";
 
 /// What a file became that was written beside those who have it open, none of whom checkpointed.
 #[derive(Debug, Clone, Copy)]
