@@ -26,6 +26,7 @@ use stopping::{Stop, Stopping};
 
 /// Events are hints: this often everything is looked at without one.
 const SAFETY_LOOK: Duration = Duration::from_secs(60);
+
 /// The time of a turn, read once by the event loop.
 #[derive(Debug, Clone, Copy)]
 pub struct Now {

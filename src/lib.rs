@@ -132,8 +132,9 @@
 //!   them into the file, but beside one it is not the last. They get their checksums in the shadow, and the live WAL is
 //!   emptied as soon as nobody reads, once a second at the most: before, none of our checkpoints brings anything of it into
 //!   the file, because what somebody recovered then would lie over newer pages. While it is brought in and emptied, nobody
-//!   can begin to read: we lock the slots of readers, and whoever comes waits in SQLite's own loop for that long. Beside nobody it is let go of at once, also where letting go is switched
-//!   off, and before the agent stops. Left over: an agent that is killed in those milliseconds, or while a snapshot keeps
+//!   can begin to read: we lock the slots of readers, and whoever comes waits in SQLite's own loop for that long. Beside
+//!   nobody it is let go of at once, also where letting go is switched off, and before the agent stops. Left over: an agent
+//!   that is killed in those milliseconds, or while a snapshot keeps
 //!   it from letting go; and the application's own checkpoints, as without us. Where a frame is damaged otherwise, and we
 //!   are the last, we do what SQLite's close does.
 //! - The wal-index says whose salts its WAL has. Another WAL in the file is somebody's backup, copied over it: SQLite, and we,

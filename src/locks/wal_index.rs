@@ -40,6 +40,11 @@ pub struct Slot {
     pub is_ours: bool,
 }
 
+/// All slots but one, in SQLite's order.
+fn slots_but(one: Option<Slot>) -> impl Iterator<Item = u8> {
+    SLOTS.into_iter().filter(move |number| one.is_none_or(|one| one.number != *number))
+}
+
 /// How many frames of a WAL the last checkpoint set out to bring into the database file, if it has not come to its end:
 /// it is under way, or was killed, or failed; or somebody has recovered the WAL since. Zero if it has.
 ///
@@ -95,7 +100,7 @@ impl WalIndex {
         if held.is_some_and(|slot| slot.is_ours) {
             return Ok(held);
         }
-        let others = || SLOTS.into_iter().filter(|number| held.is_none_or(|held| held.number != *number));
+        let others = || slots_but(held);
         for number in others() {
             if self.take_free(number, OwnLock::None)? {
                 return self.change(held, self.judge(number)).map(Some);
@@ -154,7 +159,7 @@ impl WalIndex {
     /// # Errors
     /// The kernel's; nobody may be kept out any longer.
     pub fn shut_out_readers(&self, ours: Slot) -> io::Result<bool> {
-        for number in SLOTS.into_iter().filter(|number| *number != ours.number) {
+        for number in slots_but(Some(ours)) {
             let is_shut = match self.lock(OwnLock::Exclusive, number) {
                 Ok(true) => self.clear_mark(number).map(|()| true),
                 other => other,
@@ -172,7 +177,7 @@ impl WalIndex {
     /// # Errors
     /// The kernel's.
     pub fn let_in_readers(&self, ours: Slot) -> io::Result<()> {
-        for number in SLOTS.into_iter().filter(|number| *number != ours.number) {
+        for number in slots_but(Some(ours)) {
             self.lock(OwnLock::None, number)?;
         }
         Ok(())

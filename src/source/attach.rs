@@ -129,7 +129,7 @@ impl Attached {
     /// Whether the WAL has been moved away from its path, or replaced there, and still has a name.
     pub fn is_wal_elsewhere(&self, wal: &Path) -> bool {
         let moved = |file: &File| {
-            !has_no_name(file) && FileIdentity::of_path(wal) != FileIdentity::of_file(file).ok()
+            FileIdentity::of_path(wal) != FileIdentity::of_file(file).ok() && !has_no_name(file)
         };
         self.capture.live_file().is_some_and(moved)
     }

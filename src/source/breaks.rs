@@ -29,12 +29,12 @@ const MIXED: &str = "a program opened this file with the WAL of the one that was
 impl Source {
     pub(super) fn on_break(&mut self, reason: Break) {
         match reason {
-            // Another generation would find the same.
             // Whoever renames the database may remove its WAL directly after that.
             Break::WalReplaced => {
                 let replaced = self.replaced().filter(|found| *found == Break::DatabaseReplaced);
                 self.leaving = replaced.or(Some(reason));
             }
+            // Another generation would find the same.
             Break::DatabaseReplaced
             | Break::DatabaseOverwritten
             | Break::WalOverwritten
@@ -96,13 +96,10 @@ impl Source {
         if let Err(doubt) = result
             && self.must_settle()
         {
-            if self.close_written_over(now) {
-                return;
+            if !self.close_written_over(now) {
+                let problem = format!("what was written over it cannot be copied yet: {doubt}");
+                self.failed(Task::BeginGeneration, &problem);
             }
-            self.failed(
-                Task::BeginGeneration,
-                &format!("what was written over it cannot be copied yet: {doubt}"),
-            );
             return;
         }
         let Some(reason) = self.to_compare.take() else { return };

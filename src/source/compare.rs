@@ -160,6 +160,18 @@ fn must_be(attached: &Attached, seen: &Sighting) -> Result<(), Doubt> {
 /// Brings everything into the file, and keeps it as it is by read lock 0.
 fn settle(attached: &mut Attached, database: &Path, wal: &Path) -> Result<(), Doubt> {
     for _ in 0..TRIES {
+        let checkpoint = match &attached.checkpointer {
+            // Then whatever is in the way of reading the database does not matter.
+            _ if attached.extent().is_ok_and(WalExtent::is_backfilled) => None,
+            None => return Err(Doubt::Busy),
+            Some(checkpointer) => {
+                let Ok(checkpoint) = checkpointer.begin() else {
+                    thread::sleep(PAUSE);
+                    continue;
+                };
+                Some(checkpoint)
+            }
+        };
         if attached.replaced(database).is_some() {
             return Err(Doubt::Replaced);
         }
@@ -167,7 +179,11 @@ fn settle(attached: &mut Attached, database: &Path, wal: &Path) -> Result<(), Do
         if header.is_none() && attached.extent().is_ok_and(|extent| extent.left() > 0) {
             return Err(Doubt::WalDamaged);
         }
-        if let Some(extent) = bring_in(attached, database)?
+        let settled = match attached.guard.settle(&attached.query, checkpoint) {
+            Err(GuardError::Sqlite(SqliteError::Busy)) => None,
+            other => other?,
+        };
+        if let Some(extent) = settled
             && proof::wal_header(wal) == header
         {
             attached.capture.settled = Some((header, extent.frames));
@@ -177,25 +193,6 @@ fn settle(attached: &mut Attached, database: &Path, wal: &Path) -> Result<(), Do
         thread::sleep(PAUSE);
     }
     Err(Doubt::Busy)
-}
-
-/// Brings what is left into the file, and goes to read lock 0. Whatever is in the way of reading the database matters only
-/// where something is left.
-fn bring_in(attached: &mut Attached, database: &Path) -> Result<Option<WalExtent>, Doubt> {
-    let settled = if attached.extent().is_ok_and(WalExtent::is_backfilled) {
-        attached.guard.settle(&attached.query, None)
-    } else {
-        let Some(checkpointer) = &attached.checkpointer else { return Err(Doubt::Busy) };
-        let Ok(checkpoint) = checkpointer.begin() else { return Ok(None) };
-        if attached.replaced(database).is_some() {
-            return Err(Doubt::Replaced);
-        }
-        attached.guard.settle(&attached.query, Some(checkpoint))
-    };
-    match settled {
-        Err(GuardError::Sqlite(SqliteError::Busy)) => Ok(None),
-        settled => Ok(settled?),
-    }
 }
 
 /// Writes the pages that differ as one transaction into the next index.

@@ -130,8 +130,8 @@ fn is_whole(attached: &Attached, extent: WalExtent) -> Result<bool, InspectionEr
     let in_wal = capture.shadow.pages_behind(read_from)?;
     // A copy that is on its way may have been shorter when the table was made, and then the rest comes behind its end.
     let reads_first = PageNumber::new(1).is_some_and(|first| !in_wal.contains(&first));
-    let in_header = PageCount::from_database_header(&proof::header_of(&attached.descriptor));
-    if reads_first && in_header.is_some_and(|in_header| in_header > state.page_count) {
+    let in_header = || PageCount::from_database_header(&proof::header_of(&attached.descriptor));
+    if reads_first && in_header().is_some_and(|in_header| in_header > state.page_count) {
         return Ok(false);
     }
     let difference = match capture.table.compare_file(&attached.descriptor) {

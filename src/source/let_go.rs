@@ -125,7 +125,7 @@ fn failed(error: impl ToString) -> Stay {
 }
 
 impl Attached {
-    /// Brings everything into the file, with all others locked out, and makes nothing durable; whether it is all there.
+    /// Brings everything into the file while nobody else can commit, and makes nothing durable; whether it is all there.
     pub(super) fn checkpoint_alone(&mut self) -> Result<bool, GuardError> {
         let Some(checkpointer) = &self.checkpointer else { return Ok(false) };
         self.guard.forbid_restart()?;

@@ -5,7 +5,7 @@ use super::job::LocalJob;
 use super::let_go::{LetGoOutcome, LetGoRequest, Stay};
 use super::proof;
 use super::recheck::Recheck;
-use super::written_over::{ELSEWHERE, WRITTEN_OVER};
+use super::written_over::WRITTEN_OVER;
 use super::{LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::checkpoint::CheckpointState;
 use crate::core::evidence::{DatabaseHeader, Sighting, Stamp, Writer};
@@ -123,15 +123,6 @@ impl Source {
         if sighting.backfilled != (salt, self.extent.backfilled) {
             self.look_around_at.get_or_insert(Recheck::now(now));
         }
-    }
-
-    /// Whether the WAL was moved away. What is in it belongs to the file, which its program's last close would bring in.
-    fn on_wal_elsewhere(&mut self, is_elsewhere: bool) {
-        self.dirty.wal |= is_elsewhere;
-        if is_elsewhere && !self.is_wal_elsewhere {
-            warn!("{}: {ELSEWHERE}", self.settings.database.display());
-        }
-        self.is_wal_elsewhere = is_elsewhere;
     }
 
     /// Whether it is let go of as soon as nobody else has it open, whatever else is to be done with it.

@@ -188,12 +188,11 @@ fn settle_shut(attached: &mut Attached, database: &Path) -> Result<(), Stop> {
     if !locks::is_shared(&attached.descriptor).unwrap_or(false) {
         return Err(Stop::Later);
     }
-    let Some(checkpointer) = &attached.checkpointer else { return Err(Stop::Later) };
     // Whoever copies another file over this one may come as soon as they have gone: it is written at once.
-    checkpointer.checkpoint_alone()?;
+    let is_in_file = attached.checkpoint_alone()?;
     attached.descriptor.sync_data().map_err(|error| Stop::Failed(error.to_string()))?;
     let extent = attached.extent()?;
-    match extent.is_backfilled() && bring_in_place(attached, extent)? {
+    match is_in_file && bring_in_place(attached, extent)? {
         true => Ok(()),
         false => Err(Stop::Later),
     }

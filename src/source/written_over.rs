@@ -10,7 +10,7 @@ use crate::core::evidence::{Sighting, Stamp, Writer};
 use crate::core::settling::SETTLE_PAUSE;
 use crate::core::sync::Break;
 use crate::locks;
-use log::debug;
+use log::{debug, warn};
 use std::time::{Duration, Instant};
 
 /// A file that does not come to rest is looked into all the same: its programs go on.
@@ -22,7 +22,7 @@ pub(super) const WRITTEN_OVER: &str = "something other than SQLite has written o
     integrity_check, and start the program again";
 
 /// The same, of its WAL.
-pub(super) const ELSEWHERE: &str = "its -wal was moved away, and nobody can open it: what is in that is \
+const ELSEWHERE: &str = "its -wal was moved away, and nobody can open it: what is in that is \
     brought into the file once nobody has it open any more";
 
 /// What a file became that was written beside those who have it open, none of whom checkpointed.
@@ -69,6 +69,15 @@ impl Source {
         writer == Writer::Beside
     }
 
+    /// Whether the WAL was moved away. What is in it belongs to the file, which its program's last close would bring in.
+    pub(super) fn on_wal_elsewhere(&mut self, is_elsewhere: bool) {
+        self.dirty.wal |= is_elsewhere;
+        if is_elsewhere && !self.is_wal_elsewhere {
+            warn!("{}: {ELSEWHERE}", self.settings.database.display());
+        }
+        self.is_wal_elsewhere = is_elsewhere;
+    }
+
     /// What is wrong with the files of a database that is held, and what to do.
     pub fn in_the_way(&self) -> Option<&'static str> {
         let written_over = self.is_written_over.then_some(WRITTEN_OVER);
@@ -96,8 +105,8 @@ impl Source {
     /// The same, and not everything in it is in the file.
     pub(super) fn must_settle(&self) -> bool {
         let State::Attached(attached) = &self.state else { return false };
-        let is_settled = attached.extent().is_ok_and(|extent| attached.capture.is_settled(extent));
-        attached.capture.is_written_over() && !is_settled
+        let is_settled = || attached.extent().is_ok_and(|extent| attached.capture.is_settled(extent));
+        attached.capture.is_written_over() && !is_settled()
     }
 
     /// Does what the last close of its programs would have done, if they have gone: nobody who comes could use the wal-index.

@@ -64,6 +64,12 @@ pub fn kept_wals(place: &Place) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).filter(is_kept).collect()
 }
 
+/// Though that is never to be done.
+pub fn wait_until_let_go(place: &Place) {
+    let is_held = || place.wal().exists() || place.path("app.db-shm").exists();
+    wait_until("it is let go of", DEADLINE, || !is_held());
+}
+
 #[track_caller]
 pub fn assert_replicated(place: &Place, agent: Agent) {
     place.wait_until_replicated(&agent);
@@ -261,9 +267,7 @@ fn a_wal_that_is_moved_away_beside_nobody_is_brought_into_the_file_and_keeps_nob
     application.close();
     rename(&place.wal(), &place.path("aside-wal"));
     agent.wait_for_log("its -wal was moved away");
-    wait_until("it is let go of, though that is never to be done", DEADLINE, || {
-        !place.path("app.db-shm").exists()
-    });
+    wait_until_let_go(&place);
     let mut again = Shell::open(&place.database());
     assert_eq!(again.value(COUNT), "11", "as after any last close");
     again.run("INSERT INTO t VALUES ('after')");
@@ -279,9 +283,7 @@ fn a_wal_that_is_moved_away_beside_its_application_is_replicated_and_brought_int
     agent.wait_for_status("says so", |status| status["health"] == "failing" && is_said(status));
     application.run("INSERT INTO t VALUES ('after')");
     application.close();
-    wait_until("it is let go of, though that is never to be done", DEADLINE, || {
-        !place.path("app.db-shm").exists()
-    });
+    wait_until_let_go(&place);
     assert_eq!(Shell::open(&place.database()).value(COUNT), "12");
     assert_replicated(&place, agent);
 }

@@ -1,7 +1,7 @@
 //! A database file that was written while nobody has it open: by a checkpoint that was killed, or by something that is
 //! not SQLite. In the first case its WAL holds commits that are nowhere else.
 
-use crate::moved_away::assert_replicated;
+use crate::moved_away::{assert_replicated, wait_until_let_go};
 use crate::support::agent::Agent;
 use crate::support::at_once::agent_of;
 use crate::support::place::{Place, first, is_streaming, wait_for_page_table};
@@ -178,7 +178,7 @@ fn a_backup_that_is_copied_over_the_database_beside_an_idle_application_is_notic
         status["health"] == "failing" && first(status)["mixed"].to_string().contains(WRITTEN_OVER)
     });
     application.close();
-    wait_until("it is let go of, though that is never to be done", DEADLINE, || !place.wal().exists());
+    wait_until_let_go(&place);
     let mut application = Shell::open(&place.database());
     assert_eq!(application.value("SELECT count(note) + count(*) FROM t"), "300");
     application.run("INSERT INTO t (data) VALUES (1)");
@@ -210,7 +210,7 @@ fn of_a_wal_that_was_partly_in_a_file_that_was_written_over_no_restore_reads_tha
     agent.wait_for_log("works again");
     reader.close();
     application.close();
-    wait_until("it is let go of, though that is never to be done", DEADLINE, || !place.wal().exists());
+    wait_until_let_go(&place);
     assert_replicated(&place, agent);
 }
 
@@ -233,7 +233,7 @@ fn a_commit_directly_after_a_copy_does_not_hide_it() {
         }
         agent.wait_for_log(WRITTEN_OVER);
         application.close();
-        wait_until("it is let go of, though that is never to be done", DEADLINE, || !place.wal().exists());
+        wait_until_let_go(&place);
         assert_replicated(&place, agent);
     }
 }
@@ -253,7 +253,7 @@ fn a_copy_that_pauses_is_noticed_again_when_it_goes_on() {
         wait_for_page_table(&agent);
     }
     application.close();
-    wait_until("it is let go of, though that is never to be done", DEADLINE, || !place.wal().exists());
+    wait_until_let_go(&place);
     assert_eq!(Shell::open(&place.database()).value("SELECT count(note) + count(*) FROM t"), "300");
     assert_replicated(&place, agent);
 }
