@@ -120,6 +120,10 @@ pub struct Application {
     pages: u64,
     /// How many commits there are at least.
     promised: i64,
+    /// The same, also behind a power cut.
+    durably_promised: i64,
+    /// The last commit that was tried was acknowledged, so it and everything before it was synced.
+    has_acknowledged: bool,
     /// An fsync of one of its processes is made to fail.
     fails_a_sync: bool,
 }
@@ -169,6 +173,8 @@ impl Application {
             backups: Vec::new(),
             pages: 0,
             promised: 0,
+            durably_promised: 0,
+            has_acknowledged: false,
             fails_a_sync: false,
         }
     }
@@ -318,6 +324,7 @@ impl Application {
         let answer = self.tell(connection, &format!("sql {connection} {sql}"));
         let is_ok = matches!(answer, Answer::Ok(_));
         self.count_statement(sql, &answer);
+        self.note_commit(connection, sql, is_ok);
         let slot = &mut self.slots[connection];
         match (answer, sql) {
             (Answer::Died | Answer::Waiting, _) => {}

@@ -1,7 +1,7 @@
 //! What SQLite promises an application, whoever else is attached: what was committed stays, and nothing fails that was
 //! not made to fail.
 
-use super::Application;
+use super::{Application, Slot};
 
 /// What an application is told without an agent, too: it meets others, or asks for what is not there.
 const EXPECTED: [&str; 5] = [
@@ -32,12 +32,33 @@ impl Application {
             self.log()
         );
         self.promised = counter;
+        if self.has_acknowledged {
+            self.durably_promised = counter;
+        }
     }
 
     /// What was committed may be gone: somebody has put another file in its place, or its machine has lost what was not
     /// synced.
     pub fn release_promise(&mut self) {
-        self.promised = 0;
+        (self.promised, self.durably_promised) = (0, 0);
+    }
+
+    /// The machine loses power. What nobody was told to be committed may be gone: frames whose fsync failed, or whose
+    /// writer died before it, are a commit for whoever recovers the WAL, and durable for nobody.
+    pub fn promise_only_what_is_durable(&mut self) {
+        // SQLite makes each commit durable only then.
+        match self.habits.synchronous {
+            "FULL" => self.promised = self.durably_promised,
+            _ => self.release_promise(),
+        }
+    }
+
+    /// A statement that may have committed something ends.
+    pub(super) fn note_commit(&mut self, connection: usize, sql: &str, is_ok: bool) {
+        let is_alone = self.slots[connection] == Slot::Idle && sql.starts_with("UPDATE");
+        if is_alone || sql.ends_with("COMMIT") {
+            self.has_acknowledged = is_ok;
+        }
     }
 
     /// # Panics

@@ -18,10 +18,7 @@ impl World {
         self.lose_present();
         self.disk.lose_power(self.random.random());
         let _ = std::fs::remove_file(self.folder.path().join("app.db-shm"));
-        // SQLite makes each commit durable only then.
-        if self.application().habits().synchronous != "FULL" {
-            self.application().release_promise();
-        }
+        self.application().promise_only_what_is_durable();
         // Without syncs, SQLite itself promises nothing then.
         if self.application().habits().synchronous != "OFF" {
             for name in ["app.db", "app.db-wal", "app.db-journal"] {
