@@ -205,9 +205,11 @@
 //!   pages tell. What was in the file already of the WAL is then read by nobody any more, for SQLite takes it from the file:
 //!   so that WAL is settled (the rest of it is in the file, too) before a generation begins, and nothing of it is copied. Where
 //!   a reader is in the way of that, the database is failing until it has gone. It is let go of as soon as nobody else has it
-//!   open: the wal-index that we would keep has the size of what was there before. Left over: who opens it in the milliseconds
-//!   until then; a `cp` beside a checkpoint that ends after it, as where programs checkpoint all the time: nothing tells of
-//!   that; and what a program itself makes of its cached pages, as without us.
+//!   open: the wal-index that we would keep has the size of what was there before. A checkpoint that ends
+//!   behind a `cp` hides it, as where programs checkpoint all the time. So the file is read, too, a part of it each second,
+//!   as long as others have it open and write ([`core::scrub`]): a page that nobody has committed meanwhile, and that is
+//!   not in the WAL only, is what the page table says, or the file is suspected. Left over: who opens it in the
+//!   milliseconds until it is let go of; and what a program itself makes of its cached pages, as without us.
 //! - A WAL that was moved away alone is copied as long as a program goes on in it, and brought into the file by whoever closes
 //!   last, which may be us: nobody can open the database until then.
 //! - A file that was renamed, has this one name, and that nobody else has open or will have closed within seconds, gets

@@ -10,9 +10,11 @@
 //! Entries are read one by one with `pread`, not through a map: a disk that fails is an error then, not SIGBUS. Any error
 //! costs the table and nothing else: replication goes on, and it is built anew.
 
+mod part;
 mod staged;
 mod work;
 
+pub use part::PartRead;
 pub use staged::StagedFrames;
 pub use work::{BuiltTable, Difference, TableBuild, TableJob, TableOutcome, TableWrite, WrittenTable};
 

@@ -19,6 +19,7 @@ pub mod replica;
 pub mod restore;
 pub mod rights;
 pub mod scan;
+pub mod scrub;
 pub mod segment;
 pub mod settling;
 pub mod shadow;

@@ -1,6 +1,7 @@
 //! What a worker does for a page table: it reads the whole database, or writes changes into the table.
 
 use super::TableError;
+use super::part::PartRead;
 use crate::core::names::{PAGE_TABLE, PAGE_TABLE_CHANGES};
 use crate::core::page::{PageCount, PageNumber, PageSize};
 use crate::core::page_table::{DatabaseChecksum, DatabaseState, Entries, PageChanges, PageEntry};
@@ -27,6 +28,8 @@ pub enum TableJob {
     Build(TableBuild),
     /// Write changes into the table.
     Write(TableWrite),
+    /// Read a part of the database.
+    Read(PartRead),
 }
 
 /// How a [`TableJob`] ended.
@@ -35,6 +38,8 @@ pub enum TableOutcome {
     Built(Result<BuiltTable, TableError>),
     /// Of `Write`.
     Written(Result<WrittenTable, TableError>),
+    /// Of `Read`.
+    Read(Result<Vec<PageEntry>, TableError>),
 }
 
 impl TableJob {
@@ -43,6 +48,7 @@ impl TableJob {
         match self {
             TableJob::Build(build) => TableOutcome::Built(build.run()),
             TableJob::Write(write) => TableOutcome::Written(write.run()),
+            TableJob::Read(part) => TableOutcome::Read(part.run()),
         }
     }
 }
@@ -290,7 +296,7 @@ pub(super) fn compare(
     Ok(Difference { page_count, pages, entries })
 }
 
-fn read_or_zeros(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
+pub(super) fn read_or_zeros(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
     let mut filled = 0;
     while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match FileExt::read_at(file, rest, at + filled as u64) {

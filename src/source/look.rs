@@ -70,6 +70,7 @@ impl Source {
         self.look_by_the_clock(now);
         self.plan_emptying(now);
         self.plan_sighting(now);
+        self.judge_part(now);
         let seen = (in_flight && !is_overtaken).then(|| self.wal_at_path()).flatten();
         if let State::Attached(attached) = &mut self.state {
             attached.capture.in_flight = seen;

@@ -31,6 +31,7 @@ mod resting;
 mod rights;
 mod room;
 mod round;
+mod scrub;
 mod table;
 mod turn;
 mod visits;
@@ -71,6 +72,7 @@ use left_behind::{LeftBehind, Paths};
 use log::{error, info, warn};
 use recheck::Recheck;
 use room::Room;
+use scrub::ScrubWork;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -224,6 +226,7 @@ pub struct Source {
     last_break: Option<Break>,
     holds: WriteLockHolds,
     table: TableWork,
+    scrub: ScrubWork,
     durability: DurabilityWork,
     emptying: Emptying,
     room: Room,
@@ -288,6 +291,7 @@ impl Source {
             last_break: None,
             holds: WriteLockHolds::default(),
             table: TableWork::default(),
+            scrub: ScrubWork::default(),
             durability: DurabilityWork::default(),
             emptying: Emptying::default(),
             room: Room::default(),

@@ -47,7 +47,8 @@ impl Source {
         if self.table.in_flight || !may_begin || self.table.read_after == Some(self.looks) {
             return None;
         }
-        capture.table.next_timeout(capture.shadow.extent(), self.may_build(), now)
+        let table = capture.table.next_timeout(capture.shadow.extent(), self.may_build(), now);
+        table.into_iter().chain(self.scrub_timeout(now)).min()
     }
 
     /// Not in the middle of a transaction, and not where room is scarce.
@@ -70,9 +71,11 @@ impl Source {
         let problem = capture.table.take_problem(now);
         let job = capture.table.next_job(&capture.shadow, may_build, &attached.descriptor, now);
         capture.keep_state();
-        (self.table.in_flight, self.table.read_after) = (job.is_some(), None);
+        self.table.read_after = None;
         self.table.is_volatile = matches!(&job, Some(TableJob::Write(write)) if write.is_volatile());
         problem.into_iter().for_each(|problem| self.on_lost_table(&problem));
+        let job = job.or_else(|| self.scrub_job(now));
+        self.table.in_flight = job.is_some();
         job.map(LocalJob::Table)
     }
 
@@ -85,6 +88,10 @@ impl Source {
 
     pub(super) fn on_table(&mut self, outcome: TableOutcome) {
         self.table.in_flight = false;
+        let outcome = match outcome {
+            TableOutcome::Read(read) => return self.on_part_read(read),
+            other => other,
+        };
         match &mut self.state {
             State::Attached(attached) => {
                 if matches!(outcome, TableOutcome::Built(_)) {

@@ -1,12 +1,14 @@
 //! A database file that was written while nobody has it open: by a checkpoint that was killed, or by something that is
 //! not SQLite. In the first case its WAL holds commits that are nowhere else.
 
-use crate::moved_away::{assert_replicated, wait_until_let_go};
+use crate::moved_away::assert_replicated;
 use crate::support::agent::Agent;
 use crate::support::at_once::agent_of;
 use crate::support::place::{Place, first, is_streaming, wait_for_page_table};
+use crate::support::process::signal;
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
+use rustix::process::Signal;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -168,6 +170,11 @@ fn agent_beside(place: &Place, application: &mut Shell) -> Agent {
     agent
 }
 
+/// It may be held again at once: a snapshot that was being sent begins anew.
+fn wait_until_let_go(agent: &Agent) {
+    agent.wait_for_status("is what was put there", |status| first(status)["mixed"].is_null());
+}
+
 /// The application is idle, and all it has committed is in the file: nothing that SQLite does can write it then.
 #[test]
 fn a_backup_that_is_copied_over_the_database_beside_an_idle_application_is_noticed_and_copied() {
@@ -178,7 +185,7 @@ fn a_backup_that_is_copied_over_the_database_beside_an_idle_application_is_notic
         status["health"] == "failing" && first(status)["mixed"].to_string().contains(WRITTEN_OVER)
     });
     application.close();
-    wait_until_let_go(&place);
+    wait_until_let_go(&agent);
     let mut application = Shell::open(&place.database());
     assert_eq!(application.value("SELECT count(note) + count(*) FROM t"), "300");
     application.run("INSERT INTO t (data) VALUES (1)");
@@ -196,10 +203,7 @@ fn of_a_wal_that_was_partly_in_a_file_that_was_written_over_no_restore_reads_tha
     let mut reader = Shell::open(&place.database());
     reader.run("BEGIN; SELECT count(*) FROM t");
     application.run("INSERT INTO last VALUES (1)");
-    wait_until("a part of it is in the file", DEADLINE, || {
-        let answer = application.value("PRAGMA wal_checkpoint");
-        answer.split('|').nth(2) != Some("0") && answer.split('|').nth(1) != answer.split('|').nth(2)
-    });
+    wait_until_a_part_is_in_the_file(&mut application);
     agent.wait_for_status("streams", is_streaming);
     wait_for_page_table(&agent);
     copy(&backup, &place.database());
@@ -210,7 +214,7 @@ fn of_a_wal_that_was_partly_in_a_file_that_was_written_over_no_restore_reads_tha
     agent.wait_for_log("works again");
     reader.close();
     application.close();
-    wait_until_let_go(&place);
+    wait_until_let_go(&agent);
     assert_replicated(&place, agent);
 }
 
@@ -233,9 +237,44 @@ fn a_commit_directly_after_a_copy_does_not_hide_it() {
         }
         agent.wait_for_log(WRITTEN_OVER);
         application.close();
-        wait_until_let_go(&place);
+        wait_until_let_go(&agent);
         assert_replicated(&place, agent);
     }
+}
+
+/// The agent stands still meanwhile, so that it can only see that the file was written, and that a checkpoint has ended.
+#[test]
+fn what_a_checkpoint_hides_is_noticed_in_the_pages() {
+    let (place, mut application, _) = place_with_a_backup();
+    application.run("PRAGMA wal_checkpoint(TRUNCATE)");
+    let before = place.path("before.db");
+    copy(&place.database(), &before);
+    let agent = agent_beside(&place, &mut application);
+    application.run("UPDATE t SET data = randomblob(700) WHERE id % 100 = 1");
+    let mut reader = Shell::open(&place.database());
+    reader.run("BEGIN; SELECT count(*) FROM t");
+    application.run("UPDATE t SET data = randomblob(700) WHERE id % 100 = 2");
+    wait_until_a_part_is_in_the_file(&mut application);
+    agent.wait_for_status("streams", is_streaming);
+    signal(agent.pid(), Signal::STOP);
+    copy(&before, &place.database());
+    reader.run("COMMIT");
+    let answer = application.value("PRAGMA wal_checkpoint");
+    signal(agent.pid(), Signal::CONT);
+    assert_eq!(answer.split('|').nth(1), answer.split('|').nth(2), "it has ended");
+    agent.wait_for_log(WRITTEN_OVER);
+    reader.close();
+    application.close();
+    wait_until_let_go(&agent);
+    assert_replicated(&place, agent);
+}
+
+/// Behind that is what a reader keeps from it.
+fn wait_until_a_part_is_in_the_file(application: &mut Shell) {
+    wait_until("a part of it is in the file", DEADLINE, || {
+        let answer = application.value("PRAGMA wal_checkpoint");
+        answer.split('|').nth(2) != Some("0") && answer.split('|').nth(1) != answer.split('|').nth(2)
+    });
 }
 
 /// Until then, the half of it is what is replicated.
@@ -253,7 +292,7 @@ fn a_copy_that_pauses_is_noticed_again_when_it_goes_on() {
         wait_for_page_table(&agent);
     }
     application.close();
-    wait_until_let_go(&place);
+    wait_until_let_go(&agent);
     assert_eq!(Shell::open(&place.database()).value("SELECT count(note) + count(*) FROM t"), "300");
     assert_replicated(&place, agent);
 }
