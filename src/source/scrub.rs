@@ -23,8 +23,8 @@ struct Reading {
     pages: Pages,
     /// The index that was copied then.
     index: (Generation, Index),
-    /// Its frames from here on may not be in the file.
-    backfilled: u32,
+    /// Its frames from here on may not have been in the file; `None` if all were.
+    backfilled: Option<u32>,
     entries: Entries,
     /// What the table said then.
     before: Vec<PageEntry>,
@@ -39,18 +39,18 @@ impl Reading {
         let Attached { capture, .. } = attached;
         let after = capture.table.part(&self.pages).ok().flatten()?;
         let page_count = capture.table.state()?.page_count;
-        if self.index != index_of(attached) {
+        if self.backfilled.is_some() && self.index != index_of(attached) {
             return None;
         }
         let (read, _) = self.read.as_ref()?;
         let part = Part { before: &self.before, read, after: &after };
         let mut differing = part.differing(*self.pages.start(), &self.entries);
         differing.retain(|number| number.get() <= page_count.get());
-        if differing.is_empty() {
-            return Some(true);
+        if let Some(backfilled) = self.backfilled.filter(|_| !differing.is_empty()) {
+            let in_wal = capture.shadow.pages_behind(backfilled).ok()?;
+            differing.retain(|number| !in_wal.contains(number));
         }
-        let in_wal = capture.shadow.pages_behind(self.backfilled).ok()?;
-        Some(differing.iter().all(|number| in_wal.contains(number)))
+        Some(differing.is_empty())
     }
 }
 
@@ -83,7 +83,10 @@ impl Source {
         let job = capture.table.read_part(&attached.descriptor, pages.clone())?;
         // Of another WAL it says nothing.
         let is_of_it = capture.shadow.facts().is_some_and(|of| self.extent.salt == Some(of.header.salt()));
-        let backfilled = if is_of_it { self.extent.backfilled } else { 0 };
+        let backfilled = match is_of_it {
+            true => (!self.extent.is_backfilled()).then_some(self.extent.backfilled),
+            false => Some(0),
+        };
         let index = index_of(attached);
         self.scrub.reading = Some(Reading { pages, index, backfilled, entries, before, read: None });
         Some(TableJob::Read(job))
