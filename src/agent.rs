@@ -122,8 +122,8 @@ impl Agent {
         let needs = |room: &ReplicaRoom| room.course.as_ref().is_some_and(Replica::wants_database);
         let extent = database.shadow.as_ref().map(|(extent, _)| extent);
         let behind = extent.and_then(|extent| database.replicas.iter().map(|room| room.lag(extent)).max());
-        let is_failing = database.replicas.iter().any(|room| room.is_failing);
-        database.source.need(database.replicas.iter().any(needs), behind.unwrap_or_default(), is_failing);
+        let is_filled = database.replicas.iter().any(|room| room.lets_fill(extent, now.mono));
+        database.source.need(database.replicas.iter().any(needs), behind.unwrap_or_default(), is_filled);
         let are_whole = database.replicas.iter().all(ReplicaRoom::is_restorable);
         database.source.rely_on_replicas(are_whole && !database.replicas.is_empty());
         if database.source.next_timeout(now.mono).is_some_and(|due| due <= now.mono) {

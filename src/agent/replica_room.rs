@@ -223,6 +223,11 @@ impl ReplicaRoom {
         self.observe_lag(extent, now);
     }
 
+    /// Whether the disk fills with what it lacks, as long as the application goes on writing: it fails, or does not follow.
+    pub fn lets_fill(&self, extent: Option<&ShadowExtent>, now: Instant) -> bool {
+        self.is_failing || extent.is_some_and(|extent| self.lag.is_outrun(extent.position(), now))
+    }
+
     fn observe_lag(&mut self, extent: &ShadowExtent, now: Now) {
         let acked = self.course.as_ref().and_then(Replica::acked);
         self.lag.observe(self.lag(extent), extent.position(), acked, now.mono);

@@ -1,7 +1,10 @@
 //! For how long a replica has lacked something, without remembering when each commit was made.
 
 use super::position::Position;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// A replica that takes what comes has taken it by then, or what comes is more than it takes.
+const PROMPT: Duration = Duration::from_millis(50);
 
 /// Since when a replica lacks something of what is shadowed.
 ///
@@ -32,6 +35,12 @@ impl Lag {
             Some(_) => {}
             None => self.goal = Some((shadowed, now)),
         }
+    }
+
+    /// Whether commits come faster than they are acked, or none is acked at all. One large commit is not that.
+    pub fn is_outrun(&self, shadowed: Position, now: Instant) -> bool {
+        let outruns = |(end, seen): (Position, Instant)| shadowed > end && now >= seen + PROMPT;
+        self.goal.is_some_and(outruns)
     }
 
     /// Nothing is behind that was shadowed before this; `None` if nothing is behind at all.
@@ -71,6 +80,20 @@ mod tests {
         }
         lag.observe(5_000, at(1, 10_000), Some(at(1, 50)), second(100));
         assert_eq!(lag.since(), Some(second(1)), "not even the first goal is reached");
+    }
+
+    #[test]
+    fn a_replica_is_outrun_if_commits_come_and_the_first_is_not_acked_soon() {
+        let (start, mut lag) = (Instant::now(), Lag::default());
+        let later = start + PROMPT;
+        lag.observe(100, at(1, 100), None, start);
+        assert!(!lag.is_outrun(at(1, 100), later), "one large commit");
+        assert!(!lag.is_outrun(at(1, 200), later - Duration::from_millis(1)), "not soon enough to tell");
+        assert!(lag.is_outrun(at(1, 200), later));
+        lag.observe(100, at(1, 200), Some(at(1, 100)), later);
+        assert!(!lag.is_outrun(at(1, 200), later), "it follows");
+        lag.observe(0, at(1, 200), Some(at(1, 200)), later);
+        assert!(!lag.is_outrun(at(1, 300), later + PROMPT));
     }
 
     #[test]

@@ -8,8 +8,9 @@ use std::fmt;
 /// Less than this is not worth giving up: it would not help the application.
 const LEAST_KEPT: u64 = 4 << 20;
 /// Without a limit of its own, a disk keeps so many bytes free, or so large a part, whichever is less. Where less than
-/// that many bytes are free, and the application fills the disk while a replica fails, what that lacks takes no more than
-/// it leaves, either: a disk that is filled at the speed of memory is full before anybody has noticed how little is left.
+/// that many bytes are free, and the application fills the disk while a replica fails or does not follow, what that lacks
+/// takes no more than it leaves, either: a disk that is filled at the speed of memory is full before anybody has noticed
+/// how little is left.
 const DEFAULT_FREE: u64 = 256 << 20;
 const DEFAULT_FREE_PART: u64 = 20;
 
@@ -31,7 +32,7 @@ pub struct ShadowSize {
     pub left: u64,
     /// What some replica lacks of it.
     pub behind: u64,
-    /// Whether that replica fails, and the application goes on writing.
+    /// Whether that replica fails, or does not follow, and the application goes on writing.
     pub is_filled: bool,
 }
 

@@ -32,9 +32,9 @@ const LONGEST_AGAIN_PAUSE: Duration = Duration::from_secs(60);
 
 impl Source {
     /// Whether a replica needs the database file; then it is held even if nobody else has it open. How many bytes of the
-    /// shadow the replica lacks that lacks the most, and whether one fails.
-    pub fn need(&mut self, is_needed: bool, behind: u64, is_failing: bool) {
-        (self.is_needed, self.behind, self.is_failing) = (is_needed, behind, is_failing);
+    /// shadow the replica lacks that lacks the most, and whether one fails or does not follow.
+    pub fn need(&mut self, is_needed: bool, behind: u64, lets_fill: bool) {
+        (self.is_needed, self.behind, self.lets_fill) = (is_needed, behind, lets_fill);
         self.on_behind();
     }
 

@@ -38,7 +38,7 @@ impl Source {
         let copied = shadow.bytes_behind_end();
         let kept = shadow.extent().bytes_kept() + copied;
         let (left, behind) = (left.saturating_sub(copied), self.behind + copied);
-        let is_filled = self.is_failing && kept + left >= self.room.filled + MUCH;
+        let is_filled = self.lets_fill && kept + left >= self.room.filled + MUCH;
         let shadow = ShadowSize { kept, left, behind, is_filled };
         let is_known = |(at, then): (Instant, u64)| now < at + ASK_PAUSE && kept.abs_diff(then) < ASK_BYTES;
         if self.room.asked.is_some_and(is_known) {

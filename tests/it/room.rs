@@ -5,13 +5,14 @@ use crate::support::compare::difference;
 use crate::support::mounted::Mounted;
 use crate::support::oracle::{Application, Habits};
 use crate::support::place::first;
-use crate::support::process::output;
+use crate::support::process::{output, signal};
 use crate::support::scene::{Scene, files, is_all_acknowledged, of_database, on_server, restore};
 use crate::support::sim_disk::DiskFault;
 use crate::support::sqlite::Shell;
 use crate::support::sshd::Sshd;
 use crate::support::wait::wait_until;
 use crate::support::world::{Settings, World};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -129,6 +130,31 @@ fn an_application_on_a_small_disk_never_meets_a_full_one_because_a_server_is_awa
     }
     agent.wait_for_log("there is no room for the shadow WAL");
     server.start_again(&["ed25519"]);
+    agent.wait_for_status("streams again", is_all_acknowledged);
+    assert_restores(&agent, &database, folder.path());
+    application.close();
+    agent.wait_for_status("lets go", |status| first(status)["state"] == "detached");
+    drop(agent);
+    output(std::process::Command::new("sync").arg("-f").arg(&small));
+}
+
+/// Whatever is sent to it waits for an answer, and fails only later.
+#[test]
+fn an_application_on_a_small_disk_never_meets_a_full_one_because_a_server_does_not_answer() {
+    let Scene { server, folder, .. } = Scene::new();
+    let small = folder.path().join("small");
+    fs::create_dir(&small).expect("the folder is ours");
+    let _mounted = Mounted::new(&small, 40 * MIB);
+    let database = small.join("app.db");
+    let mut application = application(&database);
+    let agent = start(folder.path(), &database, &server, "let-go-after: 1s");
+    server.sftp_servers().into_iter().for_each(|pid| signal(pid, Signal::STOP));
+    // Four times the disk; each commit must succeed.
+    for _ in 0..40 {
+        application.run(&"UPDATE t SET data = randomblob(1000000);".repeat(4));
+    }
+    agent.wait_for_log("there is no room for the shadow WAL");
+    server.sftp_servers().into_iter().for_each(|pid| signal(pid, Signal::CONT));
     agent.wait_for_status("streams again", is_all_acknowledged);
     assert_restores(&agent, &database, folder.path());
     application.close();
