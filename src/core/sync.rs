@@ -89,7 +89,7 @@ impl fmt::Display for Break {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Break::FirstRun => "this database has not been replicated from here before",
-            Break::ShadowMissing => "the shadow WAL of the last generation is missing",
+            Break::ShadowMissing => "the shadow WAL of the last generation is missing or empty",
             Break::ShadowDamaged => "the shadow WAL of the last generation is damaged",
             Break::WalShorterThanShadow => "the WAL holds less than was copied from it",
             Break::TailDiffers => "the WAL does not hold what was copied from it",
