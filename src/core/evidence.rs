@@ -114,7 +114,11 @@ impl Sighting {
     /// may have written what is new in the file: then what it was before counts, until a checkpoint has ended.
     #[must_use]
     pub fn followed_by(self, later: Sighting) -> Sighting {
-        let is_known = self.may_be_checkpointed_since(&later) || !later.may_be_in_checkpoint();
+        if later.is_checkpointed {
+            // Its stamp may be from before the checkpoint's last write, and what it says of the WAL from after that.
+            return Sighting { alone: later.alone, ..self };
+        }
+        let is_known = self.may_be_checkpointed_since(&later) || later.cut_off == 0;
         match is_known || later.alone {
             true => later,
             false => Sighting { stamp: self.stamp, header: self.header, ..later },
@@ -257,6 +261,11 @@ mod tests {
             assert_eq!(writer(followed, Sighting { alone: true, ..written }), Some(Writer::Another));
         }
         assert_eq!(before.followed_by(ended), ended);
+        let (ending, done) = (
+            Sighting { is_checkpointed: true, ..ended },
+            Sighting { stamp: Stamp { modified: Duration::new(3, 3), ..stamp }, ..ended },
+        );
+        assert_eq!(writer(before.followed_by(ending), done), Some(Writer::Sqlite), "its last write");
         let next = Sighting { backfilled: (Salt(2, 9), 0), ..written };
         assert_eq!(writer(before, next), Some(Writer::Beside), "the next WAL has begun");
         assert_eq!(writer(Sighting { is_backfilled: false, ..before }, next), Some(Writer::Sqlite));

@@ -269,6 +269,7 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
         return Err(SqliteError::Busy.into());
     }
     // Only what is looked at after we began to hold can be trusted: from here on, no WAL ends without us.
+    let extent = guard.index().extent();
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
     // A new generation begins only if nothing can fail any more: else each try would begin one.
     let (shadow, lock, beginning) = past.go_on(request, stamp)?;
@@ -282,8 +283,19 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let held = keep_held(&attached, request);
     held.unwrap_or_else(|e| warn!("{}: cannot write {}: {e}", path.display(), request.meta.display()));
     let seen = attached.sight();
-    // What the evidence held for.
-    let seen = if is_proven { seen.map(|seen| Sighting { stamp, ..seen }) } else { seen };
+    let seen = match is_proven {
+        // What the evidence held for, and what was in the file then.
+        true => seen.and_then(|seen| {
+            let WalExtent { backfilled, salt, .. } = extent?;
+            Some(Sighting {
+                stamp,
+                backfilled: (salt?, backfilled),
+                is_backfilled: extent?.is_backfilled(),
+                ..seen
+            })
+        }),
+        false => seen.filter(|seen| !seen.is_checkpointed),
+    };
     let (reason, to_compare, to_inspect) = match beginning {
         Beginning::Proven | Beginning::ToBeSeen => (None, None, None),
         Beginning::ToBeInspected => (None, None, Some(Suspicion::Unseen)),

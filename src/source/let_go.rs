@@ -16,10 +16,13 @@ use log::warn;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Until the times of a file that was just written are good enough, where the file system keeps nanoseconds.
 const SHORT_PAUSE: Duration = Duration::from_millis(25);
+
+/// How often it is asked meanwhile whether the file was renamed.
+const RENAME_PAUSE: Duration = Duration::from_millis(1);
 
 /// What a worker needs to let go.
 pub struct LetGoRequest {
@@ -191,11 +194,28 @@ fn finish(attached: &mut Attached, database: &Path, seen: &Sighting) -> Result<O
     attached.descriptor.sync_data().map_err(|error| written(failed(error)))?;
     match stamp.ripens_in(proof::file_time()) {
         // What we have just written is always young. Whoever comes meanwhile waits, as for any last close.
-        pause if pause <= SHORT_PAUSE => std::thread::sleep(pause),
+        pause if pause <= SHORT_PAUSE => wait_there(attached, database, pause),
         pause => return Err(written(Stay::Young(pause))),
     }
-    let is_same = proof::stamp_of(&attached.descriptor).is_ok_and(|now| now == stamp);
-    Ok((is_same && attached.is_at_path(database)).then_some(stamp))
+    let now = proof::stamp_of(&attached.descriptor).map_err(failed)?;
+    if !stamp.is_but_for_its_name(now) {
+        return Ok(None);
+    }
+    let renamed = |stay| Unfinished { stay, written: Some(now) };
+    match attached.replaced(database) {
+        Some(reason) => Err(renamed(Stay::Broken(reason))),
+        // Moved away and back, or given a second name.
+        None if now != stamp => Err(renamed(Stay::Later)),
+        None => Ok(Some(stamp)),
+    }
+}
+
+/// Waits for so long, or until another file is at the path: whoever opens that must not meet our WAL.
+fn wait_there(attached: &Attached, database: &Path, pause: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < pause && attached.replaced(database).is_none() {
+        std::thread::sleep(RENAME_PAUSE);
+    }
 }
 
 impl From<Stop> for Stay {

@@ -66,7 +66,9 @@ impl Source {
             let has_grown = attached.capture.has_grown_beyond(before.backfilled);
             Sighting { is_backfilled: before.is_backfilled && !has_grown, ..before }
         });
-        let seen = attached.sight().and_then(|seen| {
+        // While somebody checkpoints, its times say nothing: there must be something to be remembered instead.
+        let is_of_use = |seen: &Sighting| before.is_some() || !seen.is_checkpointed;
+        let seen = attached.sight().filter(is_of_use).and_then(|seen| {
             let writer = before.map_or(Some(Writer::Sqlite), |before| before.writer(&seen, is_in_wal));
             Some((seen, writer?))
         });

@@ -237,6 +237,22 @@ fn a_file_that_is_renamed_as_its_application_is_killed_in_a_checkpoint_gets_what
     comes_back(world, before);
 }
 
+/// The agent has seen the checkpoint, before it was cut off.
+#[test]
+fn a_file_that_is_renamed_behind_a_checkpoint_that_was_seen_and_then_killed_gets_what_is_in_its_wal() {
+    let mut world = world(Settings::PLAIN);
+    world.application().run(0, "INSERT INTO t (n, data) VALUES (1, zeroblob(50000))");
+    world.drive(30);
+    let before = newest(&world);
+    world.application().stand_still_in_checkpoint(2);
+    world.application().show_all();
+    world.drive(2);
+    world.application().kill_all();
+    world.application().move_away();
+    world.drive(200);
+    comes_back(world, before);
+}
+
 /// Where the frames only change pages in place, a file that is checkpointed in part is a database that others can work on.
 #[test]
 fn what_others_made_of_a_file_that_was_checkpointed_in_part_is_not_overwritten_by_its_wal() {

@@ -92,6 +92,34 @@ fn a_database_renamed_and_back_has_every_commit_though_its_application_was_kille
     assert_replicated(&place, agent);
 }
 
+/// Its times change with its name.
+#[test]
+fn a_database_that_is_renamed_while_it_is_let_go_of_is_left_as_any_other_and_its_wal_with_nothing() {
+    let place = Place::new();
+    Shell::open(&place.database()).run("PRAGMA journal_mode=wal; CREATE TABLE t (data)");
+    let agent = place.streaming_agent(&["let-go-after: 100ms"]);
+    let modified = || fs::metadata(place.database()).and_then(|metadata| metadata.modified()).ok();
+    for row in 0..10 {
+        let mut application = Shell::open(&place.database());
+        application.run(&format!("INSERT INTO t VALUES ({row})"));
+        agent.wait_for_status("streams", is_streaming);
+        let before = modified();
+        application.close();
+        // Our last checkpoint writes it, and waits until its times are good enough.
+        wait_until("it is being let go of", DEADLINE, || modified() != before);
+        rename(&place.database(), &place.path("aside.db"));
+        wait_until("its WAL has nothing", DEADLINE, || {
+            fs::metadata(place.wal()).map_or(0, |metadata| metadata.len()) == 0
+        });
+        rename(&place.path("aside.db"), &place.database());
+        let mut again = Shell::open(&place.database());
+        assert_eq!(again.value("SELECT max(data) FROM t"), row.to_string(), "{}", agent.log());
+        again.close();
+    }
+    assert!(!agent.log().contains("something other than SQLite"), "{}", agent.log());
+    assert_replicated(&place, agent);
+}
+
 #[test]
 fn a_database_moved_to_another_file_system_takes_its_wal_along() {
     let (place, agent, application) = place_with_a_wal();

@@ -130,6 +130,14 @@ impl Application {
         self.kill_all();
     }
 
+    /// Stands still in the middle of a checkpoint, behind the second page that it writes.
+    pub fn stand_still_in_checkpoint(&mut self, connection: usize) {
+        self.ensure_open(connection);
+        self.tell(connection, "pause db 2");
+        self.sql(connection, "PRAGMA wal_checkpoint(PASSIVE)");
+        assert_eq!(self.slots[connection], Slot::Waiting, "it stands still");
+    }
+
     fn begin_something(&mut self, connection: usize) {
         match self.random.random_range(0..100) {
             0..38 => self.commit(connection),
