@@ -166,6 +166,7 @@ impl Source {
         (self.recheck, self.place_at, self.backfill_at, self.let_go_at) = (None, None, None, None);
         self.hot = false;
         if self.must_stay() {
+            self.keep_newcomer_out();
             return None;
         }
         self.take_back_table();
@@ -218,6 +219,7 @@ impl Source {
                     meta: self.settings.meta.clone(),
                     disk: Arc::clone(&self.disk),
                     seen,
+                    newcomer: self.newcomer.take(),
                 }));
             }
             reason => {

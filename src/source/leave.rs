@@ -7,6 +7,7 @@ use super::checkpointer::Checkpointer;
 use super::held::Held;
 use super::inspect::{Inspection, inspect};
 use super::left_behind::{Content, Fate, LeftBehind, Paths, Seen};
+use super::newcomer::Newcomer;
 use super::proof;
 use super::round::{Stop, copy_all, sync_shadow};
 use super::visits::Visits;
@@ -48,6 +49,8 @@ pub struct LeaveRequest {
     pub disk: Arc<dyn Disk>,
     /// The file when it was last seen, and who was there.
     pub seen: Option<Sighting>,
+    /// What has come to its path meanwhile, if it is locked.
+    pub newcomer: Option<DatabaseFile>,
 }
 
 /// What is left of a database. Nothing is held any more.
@@ -73,13 +76,13 @@ enum Course {
 
 /// Leaves.
 pub fn leave(request: LeaveRequest) -> LeaveOutcome {
-    let LeaveRequest { mut attached, reason, database, wal, meta, disk, seen } = request;
+    let LeaveRequest { mut attached, reason, database, wal, meta, disk, seen, newcomer } = request;
     let at = Paths { database: &database, wal: &wal, meta: &meta, disk: &*disk };
     // From before it is asked who is there.
     let visits = Visits::of(&attached.descriptor).ok();
     await_visitors(&attached, at);
     // As long as we hold what is at the path, nobody opens it with the old WAL.
-    let newcomer = Newcomer::lock(&attached, at);
+    let newcomer = Newcomer::lock(newcomer, attached.descriptor.identity(), at.database);
     let has_name = attached.descriptor.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
     let is_used = locks::is_shared(&attached.descriptor).unwrap_or(true);
     let may_complete = has_one_name(&attached.descriptor)
@@ -177,39 +180,6 @@ fn remember(left: &LeftBehind, at: Paths) {
     if let Err(error) = result {
         // It counts in this run all the same.
         warn!("{}: cannot write {}: {error}", at.database.display(), at.meta.display());
-    }
-}
-
-/// The file that is at the database's path now.
-enum Newcomer {
-    /// There is none, or it is the old one again.
-    None,
-    /// Nobody has it open, or can open it as long as this is held.
-    Locked(DatabaseFile),
-    /// Somebody has opened it with the old WAL.
-    Open,
-}
-
-impl Newcomer {
-    fn file(&self) -> Option<&DatabaseFile> {
-        match self {
-            Newcomer::Locked(file) => Some(file),
-            Newcomer::None | Newcomer::Open => None,
-        }
-    }
-
-    fn lock(attached: &Attached, at: Paths) -> Newcomer {
-        // A link is none, see `FileIdentity::of_path`.
-        if FileIdentity::of_path(at.database).is_none_or(|there| there == attached.descriptor.identity()) {
-            return Newcomer::None;
-        }
-        match DatabaseFile::open(at.database) {
-            // Another database of this agent, which its own source holds.
-            Ok(None) => Newcomer::None,
-            Ok(Some(file)) if locks::lock_out(&file).unwrap_or(false) => Newcomer::Locked(file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Newcomer::None,
-            _ => Newcomer::Open,
-        }
     }
 }
 

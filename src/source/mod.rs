@@ -22,6 +22,7 @@ mod leave;
 mod left_behind;
 mod let_go;
 mod look;
+mod newcomer;
 mod outcome;
 mod overwritten;
 mod proof;
@@ -62,7 +63,7 @@ use crate::core::space::SpaceLimits;
 use crate::core::status::WriteLockHolds;
 use crate::core::sync::{Break, Dirty};
 use crate::core::wal_index::WalExtent;
-use crate::database_file::DatabaseFile;
+use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::disk::Disk;
 use crate::shadow::ShadowWal;
 use apart::Apart;
@@ -184,6 +185,12 @@ pub struct Source {
     break_at: Option<Recheck>,
     /// Lets go of the database once nothing is lent any more.
     leaving: Option<Break>,
+    /// The file that a worker has, or had last.
+    lent: Option<FileIdentity>,
+    /// What has come to the path while something is lent; locked.
+    newcomer: Option<DatabaseFile>,
+    /// The folder has changed while everything was lent.
+    is_folder_unheeded: bool,
     /// The WAL of the file that was at the database's path before, while it is still there.
     left: Option<LeftBehind>,
     /// The file that was at the database's path before, while another process has it open.
@@ -266,6 +273,9 @@ impl Source {
             compare_at: None,
             break_at: None,
             leaving: None,
+            lent: None,
+            newcomer: None,
+            is_folder_unheeded: false,
             left: None,
             used: None,
             is_mixed: false,

@@ -26,7 +26,7 @@ impl Source {
 
     fn timeout_of_state(&self, now: Instant) -> Option<Instant> {
         match &self.state {
-            State::Lent => None,
+            State::Lent => self.dirty.folder.then_some(now),
             State::Absent | State::Detached | State::Resting(_) | State::Refused(_) if self.is_busy() => None,
             State::Absent => self.dirty.any().then_some(now),
             State::Resting(_) => self.resting_timeout(now),
@@ -39,7 +39,7 @@ impl Source {
 
     fn attached_timeout(&self, now: Instant) -> Option<Instant> {
         if self.leaving.is_some() && self.must_stay() {
-            return None;
+            return self.dirty.folder.then_some(now);
         }
         if self.leaving.is_some() || self.dirty.folder || self.dirty.rights {
             return Some(now);
@@ -82,8 +82,15 @@ impl Source {
         self.forget_unused();
         let job = match &self.state {
             State::Attached(_) => self.attached_turn(now, generation),
-            State::Lent => None,
+            State::Lent => {
+                if std::mem::take(&mut self.dirty.folder) {
+                    self.is_folder_unheeded = true;
+                    self.keep_newcomer_out();
+                }
+                None
+            }
             State::Absent | State::Detached | State::Resting(_) | State::Refused(_) => {
+                self.let_newcomer_in();
                 self.attach_turn(now, generation)
             }
         };
@@ -145,11 +152,13 @@ impl Source {
 
     fn attached_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
         // No event tells, beside writers that never pause.
-        let is_told = std::mem::take(&mut self.dirty.folder);
+        let is_unheeded = std::mem::take(&mut self.is_folder_unheeded);
+        let is_told = std::mem::take(&mut self.dirty.folder) || is_unheeded;
         let is_asked = is_told || self.needs_no_events(now);
         if is_asked {
             self.leaving = self.replaced().or(self.leaving.take());
         }
+        self.let_newcomer_in();
         if is_told {
             self.look_around_at = Some(Recheck::now(now));
         }
@@ -248,7 +257,10 @@ impl Source {
     /// Everything that is held, for a worker.
     pub(super) fn lend(&mut self) -> Option<Box<Attached>> {
         match std::mem::replace(&mut self.state, State::Lent) {
-            State::Attached(attached) => Some(attached),
+            State::Attached(attached) => {
+                self.lent = Some(attached.descriptor.identity());
+                Some(attached)
+            }
             other => {
                 self.state = other;
                 None

@@ -1,7 +1,7 @@
 //! What the simulation has found, each in its shortest form.
 
-use crate::support::oracle::{Application, Habits};
-use crate::support::sqlite::readers_in_all_slots;
+use crate::support::oracle::{Application, Habits, Placing};
+use crate::support::sqlite::{Shell, readers_in_all_slots};
 use crate::support::world::{Settings, World};
 use std::time::Duration;
 use wal_agent::config::CheckpointSettings;
@@ -14,6 +14,9 @@ const EAGER: Settings = Settings {
     checkpoint: CheckpointSettings { min_pages: 1, max_pages: 0, interval: None },
     ..Settings::PLAIN
 };
+
+/// No checkpoint of ours.
+const NEVER: CheckpointSettings = CheckpointSettings { min_pages: 1_000_000, max_pages: 0, interval: None };
 
 /// A database with a first commit.
 fn without_agent(settings: Settings) -> World {
@@ -235,6 +238,35 @@ fn a_file_that_is_renamed_as_its_application_is_killed_in_a_checkpoint_gets_what
     world.application().move_away();
     world.drive(200);
     comes_back(world, before);
+}
+
+/// A worker lets go of the old one, and its fsync takes long.
+#[test]
+fn nobody_opens_a_file_that_was_put_in_place_with_the_wal_of_the_one_that_is_being_let_go_of() {
+    let mut world =
+        world(Settings { let_go_after: Some(Duration::from_secs(1)), checkpoint: NEVER, ..Settings::PLAIN });
+    world.application().run(0, "INSERT INTO t (n) VALUES (1)");
+    world.drive(30);
+    world.held = |job| matches!(job, LocalJob::LetGo(_));
+    world.application().pause();
+    world.application().close_all();
+    world.rest_for(Duration::from_secs(5));
+    assert!(names::beside(world.database(), "-wal").exists(), "it is not let go of yet");
+    world.application().put_in_place(Placing::Moved, false);
+    world.application().show_all();
+    world.drive(3);
+    let mut another = Shell::open(world.database());
+    another.run(".timeout 0");
+    let refused = another.try_run("SELECT count(*) FROM c").expect_err("it would be mixed with the old WAL");
+    assert!(refused.contains("locked"), "{refused}");
+    world.held = |_| false;
+    world.rest_for(Duration::from_secs(10));
+    another.run("SELECT count(*) FROM c");
+    another.close();
+    world.application().come_back();
+    world.settle();
+    world.check_all_is_replicated();
+    world.end();
 }
 
 /// The agent has seen the checkpoint, before it was cut off.
