@@ -39,9 +39,12 @@ impl Application {
             panic!("not a state: {values:?}\n{}", self.log())
         };
         let frames = frames.parse::<i64>().expect("a number").max(0) as u64;
+        // A connection that has not read the header since a VACUUM says what the size was before (file format 4.1).
+        let of_wal =
+            header.get(16..24).map(|hex| u64::from_str_radix(hex, 16).expect("the size of its pages"));
         let state = State {
             crc: u64::from_str_radix(crc, 16).expect("a CRC"),
-            page_size: page_size.parse().expect("a number"),
+            page_size: of_wal.unwrap_or_else(|| page_size.parse().expect("a number")),
             header: (header != "-" && frames > 0).then(|| header.to_owned()),
             frames,
         };
