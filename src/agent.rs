@@ -117,6 +117,7 @@ impl Agent {
 
     /// One database's turn; returns when its next one is due.
     fn turn(&mut self, at: usize, dirty: Dirty, now: Now) -> Option<Instant> {
+        let databases = u32::try_from(self.databases.len()).unwrap_or(u32::MAX);
         let database = &mut self.databases[at];
         database.source.mark(dirty);
         let needs = |room: &ReplicaRoom| room.course.as_ref().is_some_and(Replica::wants_database);
@@ -133,7 +134,7 @@ impl Agent {
             }
             database.remember_shadow(now.mono);
         }
-        if let Some(job) = database.source.table_job(now.mono) {
+        if let Some(job) = database.source.table_job(databases, now.mono) {
             self.workers.send_local(at, job);
         }
         for held_back in std::mem::take(&mut database.held_back) {

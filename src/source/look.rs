@@ -42,7 +42,9 @@ impl Source {
             // Copying the beginning of the next WAL takes a while, in which nobody could checkpoint it.
             self.bring_in_place(now);
         }
-        let Some(Caught { extent, in_flight, is_overtaken }) = self.copy_all(previous, now) else {
+        let caught = self.copy_all(previous, now);
+        self.is_caught_up = caught.is_some();
+        let Some(Caught { extent, in_flight, is_overtaken }) = caught else {
             self.plan_backfill(awaits_backfill, dirty, now);
             return self.on_uncopied(now);
         };

@@ -169,6 +169,8 @@ pub struct Source {
     /// The last turn that found everything committed in the shadow.
     up_to_date_at: Option<Instant>,
     looks: u32,
+    /// The last look did, and nothing was lent since.
+    is_caught_up: bool,
     checkpoint: CheckpointState,
     urgent_next: bool,
     needs_sync: bool,
@@ -263,6 +265,7 @@ impl Source {
             uncopied: None,
             up_to_date_at: None,
             looks: 0,
+            is_caught_up: false,
             checkpoint: CheckpointState::new(),
             urgent_next: false,
             needs_sync: false,

@@ -5,7 +5,6 @@ use super::job::LocalJob;
 use super::let_go::{LetGoOutcome, LetGoRequest, Stay};
 use super::proof;
 use super::recheck::Recheck;
-use super::scrub::ScrubWork;
 use super::written_over::WRITTEN_OVER;
 use super::{LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
 use crate::core::checkpoint::CheckpointState;
@@ -320,7 +319,7 @@ impl Source {
         (self.quiet_since, self.is_told_to_let_go) = (None, false);
         (self.to_inspect, self.written_beside, self.compare_at) = (None, None, None);
         (self.is_written_over, self.is_wal_elsewhere) = (false, false);
-        self.scrub = ScrubWork::default();
+        self.scrub.give_up_part();
         (self.look_around_at, self.apart, self.rights_at) = (None, None, None);
         self.checkpoint = CheckpointState::new();
         (self.extent, self.uncopied) = (WalExtent::default(), None);

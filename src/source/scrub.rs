@@ -7,6 +7,7 @@ use crate::core::evidence::Writer;
 use crate::core::page_table::{Entries, PageEntry};
 use crate::core::position::{Generation, Index};
 use crate::core::scrub::{Pages, Part, Scrub};
+use crate::core::wal_index::WalExtent;
 use crate::page_table::{TableError, TableJob};
 use log::debug;
 use std::time::Instant;
@@ -23,8 +24,10 @@ struct Reading {
     pages: Pages,
     /// The index that was copied then.
     index: (Generation, Index),
-    /// Its frames from here on may not have been in the file; `None` if all were.
-    backfilled: Option<u32>,
+    /// Its frames from here on may not have been in the file.
+    in_file: u32,
+    /// None of its frames: whatever came later is another index, or behind that.
+    is_all_in_file: bool,
     entries: Entries,
     /// What the table said then.
     before: Vec<PageEntry>,
@@ -33,24 +36,27 @@ struct Reading {
 }
 
 impl Reading {
-    /// Whether each page is what the table says, or may still be what it was before. `None` if nothing tells: the WAL is
-    /// another one by now.
+    /// Whether each page is what the table says, or may be on its way into the file. `None` if nothing tells: not all of the
+    /// WAL was in the file, and it is another one by now.
     fn is_whole(&self, attached: &Attached) -> Option<bool> {
         let Attached { capture, .. } = attached;
         let after = capture.table.part(&self.pages).ok().flatten()?;
         let page_count = capture.table.state()?.page_count;
-        if self.backfilled.is_some() && self.index != index_of(attached) {
-            return None;
-        }
         let (read, _) = self.read.as_ref()?;
         let part = Part { before: &self.before, read, after: &after };
         let mut differing = part.differing(*self.pages.start(), &self.entries);
         differing.retain(|number| number.get() <= page_count.get());
-        if let Some(backfilled) = self.backfilled.filter(|_| !differing.is_empty()) {
-            let in_wal = capture.shadow.pages_behind(backfilled).ok()?;
-            differing.retain(|number| !in_wal.contains(number));
+        if differing.is_empty() {
+            return Some(true);
         }
-        Some(differing.is_empty())
+        // What was committed since may have come and gone.
+        let is_same = self.index == index_of(attached);
+        let in_file = if is_same { self.in_file } else { 0 };
+        if !is_same && !self.is_all_in_file {
+            return None;
+        }
+        let in_wal = capture.shadow.pages_behind(in_file).ok()?;
+        Some(differing.iter().all(|number| in_wal.contains(number)))
     }
 }
 
@@ -60,35 +66,45 @@ fn index_of(attached: &Attached) -> (Generation, Index) {
     (extent.generation, extent.index)
 }
 
+impl ScrubWork {
+    /// Of what is not held any more. How far the file was read, stays.
+    pub(super) fn give_up_part(&mut self) {
+        self.reading = None;
+    }
+}
+
 impl Source {
     /// When the next part is due. The file must be what its WAL and its table say, as far as is known.
     pub(super) fn scrub_timeout(&self, now: Instant) -> Option<Instant> {
         let State::Attached(attached) = &self.state else { return None };
-        let is_known = !self.is_written_over && self.written_beside.is_none() && !self.passes_over();
+        let is_known = self.is_caught_up
+            && !self.is_written_over
+            && self.written_beside.is_none()
+            && !self.passes_over();
         let sighting = self.sighting.filter(|sighting| is_known && !sighting.alone)?;
         let may_begin = self.scrub.reading.is_none() && attached.capture.table.state().is_some();
         self.scrub.plan.next_timeout(sighting.stamp, now).filter(|_| may_begin)
     }
 
-    /// The job of reading that part, if it is due.
-    pub(super) fn scrub_job(&mut self, now: Instant) -> Option<TableJob> {
+    /// The job of reading that part, if it is due. The agent has so many `databases`.
+    pub(super) fn scrub_job(&mut self, databases: u32, now: Instant) -> Option<TableJob> {
         if self.scrub_timeout(now).is_none_or(|due| due > now) {
             return None;
         }
         let (State::Attached(attached), Some(sighting)) = (&self.state, self.sighting) else { return None };
         let capture = &attached.capture;
         let (entries, page_count) = (capture.table.wanted_entries()?, capture.table.state()?.page_count);
-        let pages = self.scrub.plan.begin(sighting.stamp, (entries.page_size(), page_count), now);
+        let pages = self.scrub.plan.begin(sighting.stamp, (entries.page_size(), page_count), databases, now);
         let before = capture.table.part(&pages).ok().flatten()?;
         let job = capture.table.read_part(&attached.descriptor, pages.clone())?;
+        let WalExtent { frames, backfilled, salt } = self.extent;
+        let is_all_in_file = frames == 0 || self.extent.is_backfilled();
         // Of another WAL it says nothing.
-        let is_of_it = capture.shadow.facts().is_some_and(|of| self.extent.salt == Some(of.header.salt()));
-        let backfilled = match is_of_it {
-            true => (!self.extent.is_backfilled()).then_some(self.extent.backfilled),
-            false => Some(0),
-        };
+        let is_of_it = capture.shadow.facts().is_some_and(|of| salt == Some(of.header.salt()));
+        let in_file = if is_of_it { backfilled } else { 0 };
         let index = index_of(attached);
-        self.scrub.reading = Some(Reading { pages, index, backfilled, entries, before, read: None });
+        self.scrub.reading =
+            Some(Reading { pages, index, in_file, is_all_in_file, entries, before, read: None });
         Some(TableJob::Read(job))
     }
 

@@ -57,8 +57,8 @@ impl Source {
         is_whole && self.scarcity().is_none()
     }
 
-    /// The job for the page table that is due, if any.
-    pub fn table_job(&mut self, now: Instant) -> Option<LocalJob> {
+    /// The job for the page table that is due, if any. The agent has so many `databases`.
+    pub fn table_job(&mut self, databases: u32, now: Instant) -> Option<LocalJob> {
         if matches!(self.state, State::Attached(_)) {
             self.take_back_table();
         }
@@ -74,7 +74,7 @@ impl Source {
         self.table.read_after = None;
         self.table.is_volatile = matches!(&job, Some(TableJob::Write(write)) if write.is_volatile());
         problem.into_iter().for_each(|problem| self.on_lost_table(&problem));
-        let job = job.or_else(|| self.scrub_job(now));
+        let job = job.or_else(|| self.scrub_job(databases, now));
         self.table.in_flight = job.is_some();
         job.map(LocalJob::Table)
     }

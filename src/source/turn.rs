@@ -258,7 +258,7 @@ impl Source {
     pub(super) fn lend(&mut self) -> Option<Box<Attached>> {
         match std::mem::replace(&mut self.state, State::Lent) {
             State::Attached(attached) => {
-                self.lent = Some(attached.descriptor.identity());
+                (self.lent, self.is_caught_up) = (Some(attached.descriptor.identity()), false);
                 Some(attached)
             }
             other => {
