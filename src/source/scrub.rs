@@ -26,7 +26,7 @@ struct Reading {
     index: (Generation, Index),
     /// Its frames from here on may not have been in the file.
     in_file: u32,
-    /// None of its frames: whatever came later is another index, or behind that.
+    /// All were: what came since is behind them, or in another index.
     is_all_in_file: bool,
     entries: Entries,
     /// What the table said then.
@@ -99,9 +99,14 @@ impl Source {
         let job = capture.table.read_part(&attached.descriptor, pages.clone())?;
         let WalExtent { frames, backfilled, salt } = self.extent;
         let is_all_in_file = frames == 0 || self.extent.is_backfilled();
-        // Of another WAL it says nothing.
         let is_of_it = capture.shadow.facts().is_some_and(|of| salt == Some(of.header.salt()));
-        let in_file = if is_of_it { backfilled } else { 0 };
+        let in_file = match is_of_it {
+            true => backfilled,
+            // The next commit begins another one.
+            false if frames == 0 => u32::MAX,
+            // Of another WAL it says nothing.
+            false => 0,
+        };
         let index = index_of(attached);
         self.scrub.reading =
             Some(Reading { pages, index, in_file, is_all_in_file, entries, before, read: None });
