@@ -33,9 +33,12 @@ fn application(database: &Path) -> Shell {
     application
 }
 
-/// A commit of a megabyte. It must succeed.
+/// A commit of a megabyte.
+const WRITE: &str = "UPDATE t SET data = randomblob(1000000);";
+
+/// It must succeed.
 fn write(application: &mut Shell) {
-    application.run("UPDATE t SET data = randomblob(1000000)");
+    application.run(WRITE);
 }
 
 fn start(folder: &Path, database: &Path, server: &Sshd, setting: &str) -> Agent {
@@ -116,45 +119,38 @@ fn status_says_that_room_is_scarce_then_that_there_is_none_and_then_nothing() {
 
 #[test]
 fn an_application_on_a_small_disk_never_meets_a_full_one_because_a_server_is_away() {
+    let back = |server: &mut Sshd| server.start_again(&["ed25519"]);
+    assert_never_full("min-free-bytes: 16000000", Sshd::stop, 1, back);
+}
+
+/// Whatever is sent to it waits for an answer, and fails only later.
+#[test]
+fn an_application_on_a_small_disk_never_meets_a_full_one_because_a_server_does_not_answer() {
+    let signal_all = |server: &mut Sshd, what| {
+        server.sftp_servers().into_iter().for_each(|pid| signal(pid, what));
+    };
+    let (stop, go_on) = (
+        |server: &mut Sshd| signal_all(server, Signal::STOP),
+        |server: &mut Sshd| signal_all(server, Signal::CONT),
+    );
+    assert_never_full("let-go-after: 1s", stop, 4, go_on);
+}
+
+/// While its server is gone, an application commits four times as much as its disk has, so many commits at once.
+fn assert_never_full(setting: &str, gone: impl Fn(&mut Sshd), at_once: usize, back: impl Fn(&mut Sshd)) {
     let Scene { mut server, folder, .. } = Scene::new();
     let small = folder.path().join("small");
     fs::create_dir(&small).expect("the folder is ours");
     let _mounted = Mounted::new(&small, 40 * MIB);
     let database = small.join("app.db");
     let mut application = application(&database);
-    let agent = start(folder.path(), &database, &server, "min-free-bytes: 16000000");
-    server.stop();
-    // Four times the disk; each commit must succeed.
-    for _ in 0..160 {
-        write(&mut application);
+    let agent = start(folder.path(), &database, &server, setting);
+    gone(&mut server);
+    for _ in 0..160 / at_once {
+        application.run(&WRITE.repeat(at_once));
     }
     agent.wait_for_log("there is no room for the shadow WAL");
-    server.start_again(&["ed25519"]);
-    agent.wait_for_status("streams again", is_all_acknowledged);
-    assert_restores(&agent, &database, folder.path());
-    application.close();
-    agent.wait_for_status("lets go", |status| first(status)["state"] == "detached");
-    drop(agent);
-    output(std::process::Command::new("sync").arg("-f").arg(&small));
-}
-
-/// Whatever is sent to it waits for an answer, and fails only later.
-#[test]
-fn an_application_on_a_small_disk_never_meets_a_full_one_because_a_server_does_not_answer() {
-    let Scene { server, folder, .. } = Scene::new();
-    let small = folder.path().join("small");
-    fs::create_dir(&small).expect("the folder is ours");
-    let _mounted = Mounted::new(&small, 40 * MIB);
-    let database = small.join("app.db");
-    let mut application = application(&database);
-    let agent = start(folder.path(), &database, &server, "let-go-after: 1s");
-    server.sftp_servers().into_iter().for_each(|pid| signal(pid, Signal::STOP));
-    // Four times the disk; each commit must succeed.
-    for _ in 0..40 {
-        application.run(&"UPDATE t SET data = randomblob(1000000);".repeat(4));
-    }
-    agent.wait_for_log("there is no room for the shadow WAL");
-    server.sftp_servers().into_iter().for_each(|pid| signal(pid, Signal::CONT));
+    back(&mut server);
     agent.wait_for_status("streams again", is_all_acknowledged);
     assert_restores(&agent, &database, folder.path());
     application.close();
