@@ -96,7 +96,7 @@ pub struct Sighting {
     pub backfilled: (Salt, u32),
     /// All of them were.
     pub is_backfilled: bool,
-    /// The frames of a checkpoint that has not come to its end; zero if there is none.
+    /// The frames of a checkpoint that had not come to its end when the stamp was this; zero if there was none.
     pub cut_off: u32,
     /// Somebody checkpointed while it was looked at: the stamp says nothing.
     pub is_checkpointed: bool,
@@ -121,7 +121,7 @@ impl Sighting {
         let is_known = self.may_be_checkpointed_since(&later) || later.cut_off == 0;
         match is_known || later.alone {
             true => later,
-            false => Sighting { stamp: self.stamp, header: self.header, ..later },
+            false => Sighting { stamp: self.stamp, header: self.header, cut_off: self.cut_off, ..later },
         }
     }
 
@@ -255,7 +255,7 @@ mod tests {
         for begun in [Sighting { is_checkpointed: true, ..written }, Sighting { cut_off: 4, ..written }] {
             assert_eq!(writer(before, begun), Some(Writer::Sqlite), "perhaps");
             let followed = before.followed_by(begun);
-            assert_eq!((followed.stamp, followed.header), (before.stamp, before.header));
+            assert_eq!(followed, before, "what was before counts as a whole");
             assert_eq!(writer(followed, written), Some(Writer::Beside), "without having checkpointed");
             assert_eq!(writer(followed, ended), Some(Writer::Sqlite));
             assert_eq!(writer(followed, Sighting { alone: true, ..written }), Some(Writer::Another));

@@ -284,11 +284,11 @@ fn is_unchanged(attached: &mut Attached, seen: Option<&Sighting>) -> bool {
         if seen.stamp.is_but_for_its_name(now.stamp) && seen.header == now.header {
             return true;
         }
-        if seen.backfilled == now.backfilled && now.cut_off == 0 && !now.is_checkpointed {
+        if (seen.backfilled, seen.cut_off) == (now.backfilled, now.cut_off) {
             return false;
         }
     }
-    // A checkpoint of its own WAL has ended since, or was cut off, perhaps before it was last seen.
+    // A checkpoint of its own WAL has ended since, or was cut off.
     matches!(inspect(attached), Inspection::Whole)
 }
 
