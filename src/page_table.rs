@@ -10,16 +10,18 @@
 //! Entries are read one by one with `pread`, not through a map: a disk that fails is an error then, not SIGBUS. Any error
 //! costs the table and nothing else: replication goes on, and it is built anew.
 
+mod comparison;
 mod part;
 mod staged;
 mod work;
 
+pub use comparison::Interruption;
 pub use part::PartRead;
 pub use staged::StagedFrames;
 pub use work::{BuiltTable, Difference, TableBuild, TableJob, TableOutcome, TableWrite, WrittenTable};
 
 use crate::core::names::{PAGE_TABLE, PAGE_TABLE_CHANGES};
-use crate::core::page::{PageCount, PageNumber, PageSize};
+use crate::core::page::{PageCount, PageSize};
 use crate::core::page_table::{DatabaseState, Entries, PageChanges, PageEntry};
 use crate::core::position::{Index, Offset};
 use crate::core::shadow::ShadowExtent;
@@ -27,13 +29,12 @@ use crate::core::table_file::{ENTRY_LENGTH, TableChanges, entry_offset};
 use crate::database_file::DatabaseFile;
 use crate::disk::{Disk, DiskFile};
 use crate::shadow::{ShadowReadError, ShadowWal};
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use work::{Unwritten, checksum_of, compare, file_page_count_of, finish, page_count_of, read_frames};
+use work::{checksum_of, finish, read_frames};
 
 /// Changed pages in memory from which on they are written into the table: half a megabyte or so.
 const MANY_CHANGES: usize = 16 << 10;
@@ -113,6 +114,7 @@ pub struct SourceTable {
     state: Option<DatabaseState>,
     work: Work,
     cancelled: Arc<AtomicBool>,
+    interruption: Interruption,
     written_at: Option<Instant>,
     build_pause: Duration,
     build_at: Option<Instant>,
@@ -135,6 +137,7 @@ impl SourceTable {
             state: None,
             work: Work::None,
             cancelled: Arc::default(),
+            interruption: Interruption::default(),
             written_at: None,
             build_pause: BUILD_PAUSE,
             build_at: None,
@@ -359,47 +362,6 @@ impl SourceTable {
     /// Whether changes are being written into it: a moment later it can be compared with.
     pub fn is_being_written(&self) -> bool {
         matches!(self.work, Work::Writing(..))
-    }
-
-    /// Compares a database file, which must be the whole database and must not change meanwhile, with the table.
-    ///
-    /// # Errors
-    /// What could not be read, or is no database of this kind.
-    pub fn compare(&self, database: &File) -> Result<Difference, TableError> {
-        let count = |page_size, _| page_count_of(database, page_size);
-        let mut difference = self.compare_with(count, Unwritten::Zeros, database)?;
-        if difference.pages.is_empty() && Some(difference.page_count) != self.state.map(|s| s.page_count) {
-            // Only a commit can say the new size, and a commit has a page.
-            difference.pages.extend(PageNumber::new(1));
-        }
-        Ok(difference)
-    }
-
-    /// Compares all pages of a database, of which some may be in its WAL only: its file may be shorter, and its header
-    /// old. Pages that were never written count for nothing.
-    ///
-    /// # Errors
-    /// What could not be read.
-    pub fn compare_file(&self, database: &File) -> Result<Difference, TableError> {
-        let count = |page_size, known| Ok(file_page_count_of(database, page_size)?.max(known));
-        self.compare_with(count, Unwritten::Anything, database)
-    }
-
-    /// `page_count` is told the size of the pages, and how many there should be.
-    fn compare_with(
-        &self,
-        page_count: impl FnOnce(PageSize, PageCount) -> Result<PageCount, TableError>,
-        unwritten: Unwritten,
-        database: &File,
-    ) -> Result<Difference, TableError> {
-        let (Some(entries), Some(standing), Some(state), Work::None) =
-            (self.entries, &self.standing, self.state, &self.work)
-        else {
-            return Err(TableError::Cancelled);
-        };
-        let page_count = page_count(entries.page_size(), state.page_count)?;
-        let counts = (standing.page_count, state.page_count);
-        compare((database, page_count), &*standing.file, counts, &self.changes, (entries, unwritten))
     }
 
     /// Takes over what is on the disk, and follows the shadow from there on.

@@ -260,12 +260,16 @@ pub(super) fn compare(
     counts: (PageCount, PageCount),
     changes: &PageChanges,
     (entries, unwritten): (Entries, Unwritten),
+    is_wanted: impl Fn() -> bool,
 ) -> Result<Difference, TableError> {
     let size = entries.page_size().get() as usize;
     let (mut pages, mut known) = (Vec::new(), Vec::new());
     let (mut buffer, mut first) = (vec![0; CHUNK], 1);
     let (on_disk, before) = counts;
     while first <= page_count.get() {
+        if !is_wanted() {
+            return Err(TableError::Cancelled);
+        }
         let wanted = (CHUNK / size).min((page_count.get() - first) as usize + 1);
         let part = buffer.get_mut(..wanted * size).unwrap_or_default();
         let at = u64::from(first - 1) * size as u64;

@@ -14,6 +14,7 @@ use crate::core::settling::SETTLE_PAUSE;
 use crate::core::sync::{Break, Dirty};
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::locks;
+use crate::page_table::TableError;
 use log::{info, warn};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -79,7 +80,7 @@ impl Source {
         (self.recheck, self.place_at, self.backfill_at, self.let_go_at) = (None, None, None, None);
         self.dirty.closed = false;
         Some(LocalJob::Compare {
-            attached: self.lend()?,
+            attached: self.lend_interruptibly()?,
             database: self.settings.database.clone(),
             wal: self.wal.clone(),
             next_generation: generation,
@@ -87,6 +88,11 @@ impl Source {
     }
 
     pub(super) fn on_compared(&mut self, result: &Result<Compared, Doubt>, now: Instant) {
+        if let Err(Doubt::Table(TableError::Cancelled)) = result
+            && self.interruption.is_set()
+        {
+            return; // what was held is left, or compared again
+        }
         self.sighting = result.as_ref().ok().map(|compared| compared.seen);
         self.look_around_at = Some(Recheck::now(now));
         if self.passes_over() {
@@ -210,7 +216,8 @@ impl Source {
                 self.refuse(Refusal::UsedApart, now);
             }
             Break::DatabaseReplaced | Break::WalReplaced => {
-                self.state = State::Lent;
+                // Who leaves it locks what comes.
+                (self.state, self.lent) = (State::Lent, None);
                 return Some(LocalJob::Leave(LeaveRequest {
                     attached,
                     reason,

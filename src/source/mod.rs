@@ -65,6 +65,7 @@ use crate::core::sync::{Break, Dirty};
 use crate::core::wal_index::WalExtent;
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::disk::Disk;
+use crate::page_table::Interruption;
 use crate::shadow::ShadowWal;
 use apart::Apart;
 use durability::DurabilityWork;
@@ -187,8 +188,12 @@ pub struct Source {
     break_at: Option<Recheck>,
     /// Lets go of the database once nothing is lent any more.
     leaving: Option<Break>,
-    /// The file that a worker has, or had last.
+    /// The file that a worker has, unless it leaves that.
     lent: Option<FileIdentity>,
+    /// Ends a comparison of its pages.
+    interruption: Interruption,
+    /// It is lent for a round.
+    is_in_round: bool,
     /// What has come to the path while something is lent; locked.
     newcomer: Option<DatabaseFile>,
     /// The folder has changed while everything was lent.
@@ -277,6 +282,8 @@ impl Source {
             break_at: None,
             leaving: None,
             lent: None,
+            interruption: Interruption::default(),
+            is_in_round: false,
             newcomer: None,
             is_folder_unheeded: false,
             left: None,

@@ -1,5 +1,6 @@
 //! A file that comes to the database's path while another one is held: whoever opens it must not meet the WAL of that.
 
+use super::attach::Attached;
 use super::{Source, State};
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::locks;
@@ -53,10 +54,22 @@ impl Source {
         };
         let Some(held) = held else { return };
         let newcomer = Newcomer::lock(self.newcomer.take(), held, &self.settings.database);
+        // Whoever opens it waits: nobody needs to know any more what the pages of the old one are.
+        if !matches!(newcomer, Newcomer::None) {
+            self.interruption.set(true);
+        }
         self.newcomer = match newcomer {
             Newcomer::Locked(file) => Some(file),
             Newcomer::None | Newcomer::Open => None,
         };
+    }
+
+    /// Everything that is held, for a worker that compares its pages.
+    pub(super) fn lend_interruptibly(&mut self) -> Option<Box<Attached>> {
+        let attached = self.lend()?;
+        self.interruption = attached.capture.table.interruption();
+        self.interruption.set(false);
+        Some(attached)
     }
 
     /// Whoever waits for what has come to the path need not wait any more, unless what is held is still to be left.

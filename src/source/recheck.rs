@@ -78,10 +78,10 @@ impl Source {
     }
 
     /// Whether events matter now. While a transaction is on its way into the WAL, or writers do not pause, only the
-    /// next look does; while a worker has everything, what it does.
+    /// next look does; while a worker follows writers, what it does.
     pub fn is_listening(&self, now: Instant) -> bool {
         if matches!(self.state, State::Lent) {
-            return false;
+            return !self.is_in_round;
         }
         let is_written = self.recheck.is_some_and(|r| r.in_flight && r.pause <= DEAF_PAUSE && now < r.at);
         !is_written && self.pace.is_listening(now)

@@ -1,6 +1,6 @@
 //! Whether anybody else has the database open: letting go of it when nobody has, and coming back when somebody does.
 
-use super::inspect::{Inspection, Suspicion};
+use super::inspect::{Inspection, InspectionError, Suspicion};
 use super::job::LocalJob;
 use super::let_go::{LetGoOutcome, LetGoRequest, Stay};
 use super::proof;
@@ -14,6 +14,7 @@ use crate::core::settling::Settling;
 use crate::core::sync::{Break, Dirty};
 use crate::core::wal_index::WalExtent;
 use crate::database_file::DatabaseFile;
+use crate::page_table::TableError;
 use crate::rights;
 use log::{debug, error, info, warn};
 use std::os::unix::fs::MetadataExt;
@@ -149,11 +150,16 @@ impl Source {
             return None;
         }
         self.take_back_table();
-        Some(LocalJob::Inspect(self.lend()?))
+        Some(LocalJob::Inspect(self.lend_interruptibly()?))
     }
 
     pub(super) fn on_inspected(&mut self, inspection: Inspection, now: Instant) {
         let name = self.settings.database.display();
+        if let Inspection::Unknown(InspectionError::Table(TableError::Cancelled)) = inspection
+            && self.interruption.is_set()
+        {
+            return; // what was held is left, or inspected again
+        }
         let Some(suspicion) = self.to_inspect.take() else { return };
         self.look_around_at = Some(Recheck::now(now));
         match (inspection, suspicion) {

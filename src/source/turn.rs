@@ -9,6 +9,7 @@ use super::{Attached, Source, State, Task};
 use crate::core::checkpoint::Round;
 use crate::core::position::Generation;
 use crate::core::sync::{Break, Dirty};
+use crate::page_table::Interruption;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -251,14 +252,18 @@ impl Source {
 
     pub(super) fn round_job(&mut self, plan: RoundPlan) -> Option<LocalJob> {
         let database = self.settings.database.clone();
-        Some(LocalJob::Round { attached: self.lend()?, database, plan })
+        let attached = self.lend()?;
+        self.is_in_round = true;
+        Some(LocalJob::Round { attached, database, plan })
     }
 
     /// Everything that is held, for a worker.
     pub(super) fn lend(&mut self) -> Option<Box<Attached>> {
         match std::mem::replace(&mut self.state, State::Lent) {
             State::Attached(attached) => {
-                (self.lent, self.is_caught_up) = (Some(attached.descriptor.identity()), false);
+                self.interruption = Interruption::default();
+                (self.lent, self.is_in_round) = (Some(attached.descriptor.identity()), false);
+                self.is_caught_up = false;
                 Some(attached)
             }
             other => {

@@ -251,6 +251,8 @@ fn nobody_opens_a_file_that_was_put_in_place_with_the_wal_of_the_one_that_is_bei
     world.application().pause();
     world.application().close_all();
     world.rest_for(Duration::from_secs(5));
+    // Only events tell from here on.
+    world.drive(30);
     assert!(names::beside(world.database(), "-wal").exists(), "it is not let go of yet");
     world.application().put_in_place(Placing::Moved, false);
     world.application().show_all();

@@ -1,0 +1,80 @@
+//! Comparing all pages of a database with its table.
+
+use super::work::{Difference, Unwritten, compare, file_page_count_of, page_count_of};
+use super::{SourceTable, TableError, Work};
+use crate::core::page::{PageCount, PageNumber, PageSize};
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// While it is set, a comparison ends with [`TableError::Cancelled`], wherever it is carried out.
+#[derive(Debug, Clone, Default)]
+pub struct Interruption(Arc<AtomicBool>);
+
+impl Interruption {
+    /// Sets it, or takes it back.
+    pub fn set(&self, is_set: bool) {
+        self.0.store(is_set, Ordering::Relaxed);
+    }
+
+    /// Whether it is set.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl SourceTable {
+    /// Ends a comparison.
+    pub fn interruption(&self) -> Interruption {
+        self.interruption.clone()
+    }
+
+    /// Compares a database file, which must be the whole database and must not change meanwhile, with the table.
+    ///
+    /// # Errors
+    /// What could not be read, or is no database of this kind.
+    pub fn compare(&self, database: &File) -> Result<Difference, TableError> {
+        let count = |page_size, _| page_count_of(database, page_size);
+        let mut difference = self.compare_with(count, Unwritten::Zeros, database)?;
+        if difference.pages.is_empty() && Some(difference.page_count) != self.state.map(|s| s.page_count) {
+            // Only a commit can say the new size, and a commit has a page.
+            difference.pages.extend(PageNumber::new(1));
+        }
+        Ok(difference)
+    }
+
+    /// Compares all pages of a database, of which some may be in its WAL only: its file may be shorter, and its header
+    /// old. Pages that were never written count for nothing.
+    ///
+    /// # Errors
+    /// What could not be read.
+    pub fn compare_file(&self, database: &File) -> Result<Difference, TableError> {
+        let count = |page_size, known| Ok(file_page_count_of(database, page_size)?.max(known));
+        self.compare_with(count, Unwritten::Anything, database)
+    }
+
+    /// `page_count` is told the size of the pages, and how many there should be.
+    fn compare_with(
+        &self,
+        page_count: impl FnOnce(PageSize, PageCount) -> Result<PageCount, TableError>,
+        unwritten: Unwritten,
+        database: &File,
+    ) -> Result<Difference, TableError> {
+        let (Some(entries), Some(standing), Some(state), Work::None) =
+            (self.entries, &self.standing, self.state, &self.work)
+        else {
+            return Err(TableError::Cancelled);
+        };
+        let page_count = page_count(entries.page_size(), state.page_count)?;
+        let counts = (standing.page_count, state.page_count);
+        let is_wanted = || !self.interruption.is_set();
+        compare(
+            (database, page_count),
+            &*standing.file,
+            counts,
+            &self.changes,
+            (entries, unwritten),
+            is_wanted,
+        )
+    }
+}
