@@ -7,14 +7,14 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// While it is set, a comparison ends with [`TableError::Cancelled`], wherever it is carried out.
+/// Once it is set, what a worker does ends with [`TableError::Cancelled`].
 #[derive(Debug, Clone, Default)]
 pub struct Interruption(Arc<AtomicBool>);
 
 impl Interruption {
-    /// Sets it, or takes it back.
-    pub fn set(&self, is_set: bool) {
-        self.0.store(is_set, Ordering::Relaxed);
+    /// Sets it, for good.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 
     /// Whether it is set.
@@ -24,8 +24,9 @@ impl Interruption {
 }
 
 impl SourceTable {
-    /// Ends a comparison.
-    pub fn interruption(&self) -> Interruption {
+    /// Ends the comparisons from here on, until this is called again.
+    pub fn renew_interruption(&mut self) -> Interruption {
+        self.interruption = Interruption::default();
         self.interruption.clone()
     }
 

@@ -56,7 +56,7 @@ impl Source {
         let newcomer = Newcomer::lock(self.newcomer.take(), held, &self.settings.database);
         // Whoever opens it waits: nobody needs to know any more what the pages of the old one are.
         if !matches!(newcomer, Newcomer::None) {
-            self.interruption.set(true);
+            self.interruption.set();
         }
         self.newcomer = match newcomer {
             Newcomer::Locked(file) => Some(file),
@@ -66,9 +66,8 @@ impl Source {
 
     /// Everything that is held, for a worker that compares its pages.
     pub(super) fn lend_interruptibly(&mut self) -> Option<Box<Attached>> {
-        let attached = self.lend()?;
-        self.interruption = attached.capture.table.interruption();
-        self.interruption.set(false);
+        let mut attached = self.lend()?;
+        self.interruption = attached.capture.table.renew_interruption();
         Some(attached)
     }
 

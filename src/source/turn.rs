@@ -260,7 +260,9 @@ impl Source {
     /// Everything that is held, for a worker.
     pub(super) fn lend(&mut self) -> Option<Box<Attached>> {
         match std::mem::replace(&mut self.state, State::Lent) {
-            State::Attached(attached) => {
+            State::Attached(mut attached) => {
+                // What is asked of the pages from here on, nobody has ended.
+                attached.capture.table.renew_interruption();
                 self.interruption = Interruption::default();
                 (self.lent, self.is_in_round) = (Some(attached.descriptor.identity()), false);
                 self.is_caught_up = false;

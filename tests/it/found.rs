@@ -6,6 +6,7 @@ use crate::support::world::{Settings, World};
 use std::time::Duration;
 use wal_agent::config::CheckpointSettings;
 use wal_agent::core::names;
+use wal_agent::core::status::SourceState;
 use wal_agent::page_table::TableJob;
 use wal_agent::source::LocalJob;
 
@@ -285,6 +286,28 @@ fn a_file_that_is_renamed_behind_a_checkpoint_that_was_seen_and_then_killed_gets
     world.application().move_away();
     world.drive(200);
     comes_back(world, before);
+}
+
+/// Whoever leaves the old file asks its pages, though their comparison was ended by what came to its path.
+#[test]
+fn a_file_whose_inspection_ends_with_another_one_in_its_place_gets_what_is_in_its_wal() {
+    let mut world = world(Settings::PLAIN);
+    world.application().run(0, "INSERT INTO t (n, data) VALUES (1, zeroblob(50000))");
+    world.drive(30);
+    let before = newest(&world);
+    world.held = |job| matches!(job, LocalJob::Inspect(_));
+    world.application().pause();
+    world.application().die_in_checkpoint(2);
+    world.application().show_all();
+    world.drive(30);
+    assert_eq!(world.status().state, SourceState::Attaching, "it is being inspected");
+    world.application().move_away();
+    world.application().put_in_place(Placing::Moved, false);
+    world.application().show_all();
+    world.drive(3);
+    world.held = |_| false;
+    world.drive(200);
+    assert_eq!(world.application().state_aside(), Some(before));
 }
 
 /// Where the frames only change pages in place, a file that is checkpointed in part is a database that others can work on.
