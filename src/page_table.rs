@@ -32,7 +32,6 @@ use crate::shadow::{ShadowReadError, ShadowWal};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use work::{checksum_of, finish, read_frames};
 
@@ -113,7 +112,7 @@ pub struct SourceTable {
     /// Of everything copied; `None` while there is no table.
     state: Option<DatabaseState>,
     work: Work,
-    cancelled: Arc<AtomicBool>,
+    cancelled: Interruption,
     interruption: Interruption,
     written_at: Option<Instant>,
     build_pause: Duration,
@@ -136,7 +135,7 @@ impl SourceTable {
             changes: PageChanges::default(),
             state: None,
             work: Work::None,
-            cancelled: Arc::default(),
+            cancelled: Interruption::default(),
             interruption: Interruption::default(),
             written_at: None,
             build_pause: BUILD_PAUSE,
@@ -209,8 +208,8 @@ impl SourceTable {
     }
 
     fn forget(&mut self) {
-        self.cancelled.store(true, Ordering::Relaxed);
-        self.cancelled = Arc::default();
+        self.cancelled.set();
+        self.cancelled = Interruption::default();
         (self.standing, self.state, self.work) = (None, None, Work::None);
         (self.changes, self.entries) = (PageChanges::default(), None);
     }
@@ -275,7 +274,7 @@ impl SourceTable {
                     shadows: self.shadows.clone(),
                     copied: (extent.index, extent.end),
                     database: database.clone(),
-                    cancelled: Arc::clone(&self.cancelled),
+                    cancelled: self.cancelled.clone(),
                 }))
             }
             Work::Built(built) => {
@@ -433,7 +432,7 @@ impl SourceTable {
 
 impl Drop for SourceTable {
     fn drop(&mut self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+        self.cancelled.set();
     }
 }
 

@@ -49,6 +49,11 @@ impl WalExtent {
         self.frames == self.backfilled
     }
 
+    /// How much of which WAL is in the database file, and whether that is all; `None` if no WAL was named.
+    pub fn in_file(self) -> Option<((Salt, u32), bool)> {
+        Some(((self.salt?, self.backfilled), self.is_backfilled()))
+    }
+
     /// Frames that are not in the database file yet.
     pub fn left(self) -> u32 {
         self.frames.saturating_sub(self.backfilled)

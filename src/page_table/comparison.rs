@@ -68,14 +68,13 @@ impl SourceTable {
         };
         let page_count = page_count(entries.page_size(), state.page_count)?;
         let counts = (standing.page_count, state.page_count);
-        let is_wanted = || !self.interruption.is_set();
         compare(
             (database, page_count),
             &*standing.file,
             counts,
             &self.changes,
             (entries, unwritten),
-            is_wanted,
+            &self.interruption,
         )
     }
 }

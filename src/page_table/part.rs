@@ -1,11 +1,11 @@
 //! A part of a database file, to be compared with its page table while others go on writing.
 
-use super::work::read_or_zeros;
+use super::work::{read_entries, read_or_zeros};
 use super::{SourceTable, TableError, Work};
 use crate::core::page::PageNumber;
 use crate::core::page_table::{Entries, PageEntry};
 use crate::core::scrub::Pages;
-use crate::core::table_file::{ENTRY_LENGTH, entry_offset};
+use crate::core::table_file::ENTRY_LENGTH;
 use crate::database_file::DatabaseFile;
 use std::io;
 
@@ -37,9 +37,8 @@ impl SourceTable {
         let (Some(entries), Some(standing), Some(_)) = (&self.entries, &self.standing, self.state) else {
             return Ok(None);
         };
-        let in_table = standing.page_count.get().min(*pages.end()).saturating_sub(pages.start() - 1);
-        let mut known = vec![0; in_table as usize * ENTRY_LENGTH];
-        standing.file.read_at(&mut known, entry_offset(*pages.start()))?;
+        let (wanted, mut known) = ((*pages.start(), pages.clone().count()), Vec::new());
+        read_entries(&*standing.file, standing.page_count, wanted, &mut known)?;
         let mut known = known.as_chunks::<ENTRY_LENGTH>().0.iter();
         let entry = |number| {
             let below = known.next().map(|bytes| PageEntry::new(u64::from_le_bytes(*bytes)));

@@ -1,6 +1,7 @@
 //! What a worker does for a page table: it reads the whole database, or writes changes into the table.
 
 use super::TableError;
+use super::comparison::Interruption;
 use super::part::PartRead;
 use crate::core::names::{PAGE_TABLE, PAGE_TABLE_CHANGES};
 use crate::core::page::{PageCount, PageNumber, PageSize};
@@ -17,7 +18,6 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Read, and written, in one go, in bytes: bounds memory.
 const CHUNK: usize = 1 << 20;
@@ -61,7 +61,7 @@ pub struct TableBuild {
     /// What was copied before is read from the shadow; of earlier indexes everything is in the file.
     pub(super) copied: (Index, Offset),
     pub(super) database: DatabaseFile,
-    pub(super) cancelled: Arc<AtomicBool>,
+    pub(super) cancelled: Interruption,
 }
 
 /// A table without a header: its entries are those of the file as it was read, and of what was copied before.
@@ -96,7 +96,7 @@ impl TableBuild {
         let (mut buffer, mut bytes) = (vec![0; CHUNK], Vec::with_capacity(CHUNK / size * ENTRY_LENGTH));
         let mut pages: u32 = 0;
         loop {
-            if self.cancelled.load(Ordering::Relaxed) {
+            if self.cancelled.is_set() {
                 return Err(TableError::Cancelled);
             }
             let at = u64::from(pages) * size as u64;
@@ -260,23 +260,21 @@ pub(super) fn compare(
     counts: (PageCount, PageCount),
     changes: &PageChanges,
     (entries, unwritten): (Entries, Unwritten),
-    is_wanted: impl Fn() -> bool,
+    interruption: &Interruption,
 ) -> Result<Difference, TableError> {
     let size = entries.page_size().get() as usize;
     let (mut pages, mut known) = (Vec::new(), Vec::new());
     let (mut buffer, mut first) = (vec![0; CHUNK], 1);
     let (on_disk, before) = counts;
     while first <= page_count.get() {
-        if !is_wanted() {
+        if interruption.is_set() {
             return Err(TableError::Cancelled);
         }
         let wanted = (CHUNK / size).min((page_count.get() - first) as usize + 1);
         let part = buffer.get_mut(..wanted * size).unwrap_or_default();
         let at = u64::from(first - 1) * size as u64;
         read_or_zeros(database, part, at).map_err(TableError::Database)?;
-        let in_table = (on_disk.get() + 1).saturating_sub(first).min(wanted as u32) as usize;
-        known.resize(in_table * ENTRY_LENGTH, 0);
-        table.read_at(&mut known, entry_offset(first))?;
+        read_entries(table, on_disk, (first, wanted), &mut known)?;
         for (page, number) in part.chunks_exact(size).zip(first..) {
             let at = (number - first) as usize;
             let in_table = || known.as_chunks::<ENTRY_LENGTH>().0.get(at).map(|e| u64::from_le_bytes(*e));
@@ -298,6 +296,18 @@ pub(super) fn compare(
         first += wanted as u32;
     }
     Ok(Difference { page_count, pages, entries })
+}
+
+/// Reads the entries of so many pages from the first on, as far as there are any in a table of `on_disk` pages.
+pub(super) fn read_entries(
+    table: &dyn DiskFile,
+    on_disk: PageCount,
+    (first, wanted): (u32, usize),
+    known: &mut Vec<u8>,
+) -> io::Result<()> {
+    let in_table = (on_disk.get() + 1).saturating_sub(first).min(wanted as u32) as usize;
+    known.resize(in_table * ENTRY_LENGTH, 0);
+    table.read_at(known, entry_offset(first))
 }
 
 pub(super) fn read_or_zeros(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {

@@ -117,8 +117,7 @@ impl Attached {
     pub(super) fn in_file(&self) -> Option<((Salt, u32), bool)> {
         // SQLite makes it anew where somebody was killed in writing it.
         let made_anew = || self.extent().ok().and_then(|_| self.guard.index().extent());
-        let extent = self.guard.index().extent().or_else(made_anew)?;
-        Some(((extent.salt?, extent.backfilled), extent.is_backfilled()))
+        self.guard.index().extent().or_else(made_anew)?.in_file()
     }
 
     /// Whether the file that is open is the one at its path.
@@ -269,7 +268,7 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
         return Err(SqliteError::Busy.into());
     }
     // Only what is looked at after we began to hold can be trusted: from here on, no WAL ends without us.
-    let extent = guard.index().extent();
+    let in_file = guard.index().extent().and_then(WalExtent::in_file);
     let stamp = proof::stamp_of(&descriptor).map_err(no_access)?;
     // A new generation begins only if nothing can fail any more: else each try would begin one.
     let (shadow, lock, beginning) = past.go_on(request, stamp)?;
@@ -285,14 +284,11 @@ fn try_attach(mut request: AttachRequest) -> Result<AttachOutcome, Refusal> {
     let seen = attached.sight();
     let seen = match is_proven {
         // What the evidence held for, and what was in the file then.
-        true => seen.and_then(|seen| {
-            let WalExtent { backfilled, salt, .. } = extent?;
-            Some(Sighting {
-                stamp,
-                backfilled: (salt?, backfilled),
-                is_backfilled: extent?.is_backfilled(),
-                ..seen
-            })
+        true => seen.zip(in_file).map(|(seen, (backfilled, is_backfilled))| Sighting {
+            stamp,
+            backfilled,
+            is_backfilled,
+            ..seen
         }),
         false => seen.filter(|seen| !seen.is_checkpointed),
     };

@@ -4,7 +4,8 @@
 use super::attach::Attached;
 use super::{Source, State};
 use crate::core::evidence::Writer;
-use crate::core::page_table::{Entries, PageEntry};
+use crate::core::page::PageCount;
+use crate::core::page_table::{DatabaseState, PageEntry};
 use crate::core::position::{Generation, Index};
 use crate::core::scrub::{Pages, Part, Scrub};
 use crate::core::wal_index::WalExtent;
@@ -28,7 +29,6 @@ struct Reading {
     in_file: u32,
     /// All were: what came since is behind them, or in another index.
     is_all_in_file: bool,
-    entries: Entries,
     /// What the table said then.
     before: Vec<PageEntry>,
     /// What the file says, and [`Source::looks`] then: the next look copies whatever else may have been in it.
@@ -38,13 +38,12 @@ struct Reading {
 impl Reading {
     /// Whether each page is what the table says, or may be on its way into the file. `None` if nothing tells: not all of the
     /// WAL was in the file, and it is another one by now.
-    fn is_whole(&self, attached: &Attached) -> Option<bool> {
+    fn is_whole(&self, attached: &Attached, page_count: PageCount) -> Option<bool> {
         let Attached { capture, .. } = attached;
-        let after = capture.table.part(&self.pages).ok().flatten()?;
-        let page_count = capture.table.state()?.page_count;
+        let (after, entries) = (capture.table.part(&self.pages).ok()??, capture.table.wanted_entries()?);
         let (read, _) = self.read.as_ref()?;
         let part = Part { before: &self.before, read, after: &after };
-        let mut differing = part.differing(*self.pages.start(), &self.entries);
+        let mut differing = part.differing(*self.pages.start(), &entries);
         differing.retain(|number| number.get() <= page_count.get());
         if differing.is_empty() {
             return Some(true);
@@ -98,7 +97,7 @@ impl Source {
         let before = capture.table.part(&pages).ok().flatten()?;
         let job = capture.table.read_part(&attached.descriptor, pages.clone())?;
         let WalExtent { frames, backfilled, salt } = self.extent;
-        let is_all_in_file = frames == 0 || self.extent.is_backfilled();
+        let is_all_in_file = self.extent.is_backfilled();
         let is_of_it = capture.shadow.facts().is_some_and(|of| salt == Some(of.header.salt()));
         let in_file = match is_of_it {
             true => backfilled,
@@ -108,8 +107,7 @@ impl Source {
             false => 0,
         };
         let index = index_of(attached);
-        self.scrub.reading =
-            Some(Reading { pages, index, in_file, is_all_in_file, entries, before, read: None });
+        self.scrub.reading = Some(Reading { pages, index, in_file, is_all_in_file, before, read: None });
         Some(TableJob::Read(job))
     }
 
@@ -136,9 +134,9 @@ impl Source {
             |reading: &mut Reading| reading.read.as_ref().is_some_and(|(_, looks)| *looks != self.looks);
         let Some(reading) = self.scrub.reading.take_if(is_due) else { return };
         let (State::Attached(attached), Some(sighting)) = (&self.state, self.sighting) else { return };
-        let Some(is_whole) = reading.is_whole(attached) else { return };
-        let Some(state) = attached.capture.table.state() else { return };
-        self.scrub.plan.on_compared(&reading.pages, state.page_count);
+        let Some(DatabaseState { page_count, .. }) = attached.capture.table.state() else { return };
+        let Some(is_whole) = reading.is_whole(attached, page_count) else { return };
+        self.scrub.plan.on_compared(&reading.pages, page_count);
         if !is_whole {
             self.suspect(Writer::Beside, sighting, now);
         }

@@ -231,14 +231,20 @@ fn comes_back(mut world: World, state: u64) {
 /// has written the file, its pages.
 #[test]
 fn a_file_that_is_renamed_as_its_application_is_killed_in_a_checkpoint_gets_what_is_in_its_wal() {
-    let mut world = world(Settings::PLAIN);
-    world.application().run(0, "INSERT INTO t (n, data) VALUES (1, zeroblob(50000))");
-    world.drive(30);
-    let before = newest(&world);
+    let (mut world, before) = world_with_a_wal();
     world.application().die_in_checkpoint(2);
     world.application().move_away();
     world.drive(200);
     comes_back(world, before);
+}
+
+/// A database of which the WAL has what the file has not, and its state.
+fn world_with_a_wal() -> (World, u64) {
+    let mut world = world(Settings::PLAIN);
+    world.application().run(0, "INSERT INTO t (n, data) VALUES (1, zeroblob(50000))");
+    world.drive(30);
+    let state = newest(&world);
+    (world, state)
 }
 
 /// A worker lets go of the old one, and its fsync takes long.
@@ -275,10 +281,7 @@ fn nobody_opens_a_file_that_was_put_in_place_with_the_wal_of_the_one_that_is_bei
 /// The agent has seen the checkpoint, before it was cut off.
 #[test]
 fn a_file_that_is_renamed_behind_a_checkpoint_that_was_seen_and_then_killed_gets_what_is_in_its_wal() {
-    let mut world = world(Settings::PLAIN);
-    world.application().run(0, "INSERT INTO t (n, data) VALUES (1, zeroblob(50000))");
-    world.drive(30);
-    let before = newest(&world);
+    let (mut world, before) = world_with_a_wal();
     world.application().stand_still_in_checkpoint(2);
     world.application().show_all();
     world.drive(2);
@@ -291,10 +294,7 @@ fn a_file_that_is_renamed_behind_a_checkpoint_that_was_seen_and_then_killed_gets
 /// Whoever leaves the old file asks its pages, though their comparison was ended by what came to its path.
 #[test]
 fn a_file_whose_inspection_ends_with_another_one_in_its_place_gets_what_is_in_its_wal() {
-    let mut world = world(Settings::PLAIN);
-    world.application().run(0, "INSERT INTO t (n, data) VALUES (1, zeroblob(50000))");
-    world.drive(30);
-    let before = newest(&world);
+    let (mut world, before) = world_with_a_wal();
     world.held = |job| matches!(job, LocalJob::Inspect(_));
     world.application().pause();
     world.application().die_in_checkpoint(2);

@@ -200,10 +200,7 @@ fn of_a_wal_that_was_partly_in_a_file_that_was_written_over_no_restore_reads_tha
     let (place, mut application, backup) = place_with_a_backup();
     let agent = place.streaming_agent(&PATIENT);
     application.run("UPDATE t SET data = randomblob(3000) WHERE id % 10 = 0; CREATE TABLE last (id)");
-    let mut reader = Shell::open(&place.database());
-    reader.run("BEGIN; SELECT count(*) FROM t");
-    application.run("INSERT INTO last VALUES (1)");
-    wait_until_a_part_is_in_the_file(&mut application);
+    let mut reader = reader_before(&mut application, &place, "INSERT INTO last VALUES (1)");
     agent.wait_for_status("streams", is_streaming);
     wait_for_page_table(&agent);
     copy(&backup, &place.database());
@@ -251,10 +248,8 @@ fn what_a_checkpoint_hides_is_noticed_in_the_pages() {
     copy(&place.database(), &before);
     let agent = agent_beside(&place, &mut application);
     application.run("UPDATE t SET data = randomblob(700) WHERE id % 100 = 1");
-    let mut reader = Shell::open(&place.database());
-    reader.run("BEGIN; SELECT count(*) FROM t");
-    application.run("UPDATE t SET data = randomblob(700) WHERE id % 100 = 2");
-    wait_until_a_part_is_in_the_file(&mut application);
+    let commit = "UPDATE t SET data = randomblob(700) WHERE id % 100 = 2";
+    let mut reader = reader_before(&mut application, &place, commit);
     agent.wait_for_status("streams", is_streaming);
     signal(agent.pid(), Signal::STOP);
     copy(&before, &place.database());
@@ -269,12 +264,16 @@ fn what_a_checkpoint_hides_is_noticed_in_the_pages() {
     assert_replicated(&place, agent);
 }
 
-/// Behind that is what a reader keeps from it.
-fn wait_until_a_part_is_in_the_file(application: &mut Shell) {
+/// A reader from before a commit, which it keeps from being brought into the file; what was there before is in it.
+fn reader_before(application: &mut Shell, place: &Place, commit: &str) -> Shell {
+    let mut reader = Shell::open(&place.database());
+    reader.run("BEGIN; SELECT count(*) FROM t");
+    application.run(commit);
     wait_until("a part of it is in the file", DEADLINE, || {
         let answer = application.value("PRAGMA wal_checkpoint");
         answer.split('|').nth(2) != Some("0") && answer.split('|').nth(1) != answer.split('|').nth(2)
     });
+    reader
 }
 
 /// Until then, the half of it is what is replicated.
