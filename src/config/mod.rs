@@ -22,8 +22,9 @@ pub const DEFAULT_FILE: &str = "/etc/wal-agent.yml";
 pub const DEFAULT_SOCKET: &str = "/run/wal-agent/agent.sock";
 /// How long an urgent checkpoint round may keep writers waiting, unless said otherwise.
 pub const DEFAULT_MAX_WRITE_BLOCK: Duration = Duration::from_millis(20);
-/// How long nobody else must have had a database open before the agent lets go of it, unless said otherwise.
-pub const DEFAULT_LET_GO_AFTER: Duration = Duration::from_secs(1);
+/// How long nobody else must have had a database open before the agent lets go of it, unless said otherwise. The rest of
+/// a second is for letting go.
+pub const DEFAULT_LET_GO_AFTER: Duration = Duration::from_millis(800);
 /// Letting go locks the database for a moment: not in each pause between an application's connections.
 const LEAST_LET_GO_AFTER: Duration = Duration::from_millis(100);
 

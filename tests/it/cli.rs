@@ -60,7 +60,7 @@ database                     /a.db
   max-checkpoint-page-count  0: never force
   checkpoint-interval        60.0 s
   max-write-block            20.0 ms
-  let-go-after               1.0 s
+  let-go-after               800.0 ms
   max-local-bytes            any number
   min-free-bytes             268435456, or a twentieth of the disk
   replica sftp               sftp://u@h/p
