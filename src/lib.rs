@@ -189,7 +189,9 @@
 //!   then is paid for by the writer.
 //! - The inode of the database is kept beside the generation's name: after a file was replaced while the agent was
 //!   down, an unchanged `-wal` would otherwise look like continuity.
-//! - Evidence is not made durable: after a power cut the boot is another one, and it proves nothing anyway.
+//! - Evidence is not made durable: after a power cut the boot is another one, and it proves nothing anyway. It does not
+//!   ask whether the WAL was ever restarted: a program that empties it before it writes does that, and is common. What a
+//!   restart loses is in the file by then, and shows in its times.
 //! - What is copied over a database (`cp` keeps the inode and asks for no lock) while we hold it and nobody else does is
 //!   noticed by its times. They cannot tell it from a checkpoint that was killed, by a program that came and went between
 //!   two looks, and whose WAL must stay: its commits are nowhere else. A header that is neither the old one nor in the WAL

@@ -127,10 +127,6 @@ impl WalHeader {
     pub fn order(&self) -> ByteOrder {
         self.order
     }
-    /// How often the WAL was restarted since its file was made (the checkpoint sequence number).
-    pub fn sequence(&self) -> u32 {
-        word(&self.bytes, 12)
-    }
     /// What every frame of this WAL carries.
     pub fn salt(&self) -> Salt {
         Salt(word(&self.bytes, 16), word(&self.bytes, 20))

@@ -10,7 +10,7 @@ use super::held_files::HeldFiles;
 use super::inspect::Suspicion;
 use super::left_behind::{Paths, has_no_name};
 use super::let_go::Resting;
-use super::proof::{self, WalAtPath};
+use super::proof;
 use super::refusal::Refusal;
 use super::rights;
 use crate::core::evidence::{Evidence, Sighting, Stamp};
@@ -395,15 +395,16 @@ impl Past {
             }
         };
         let copied = shadow.facts().map(|facts| facts.header);
-        let wal = proof::wal_at(&request.wal, copied.as_ref());
+        let is_copied = copied.is_some() && proof::wal_header(&request.wal) == copied;
         let is_at_path = proof::stamp_at(&request.database).is_some_and(|s| s.inode == stamp.inode);
         let rested_here = rested_at == Some(shadow.extent().position());
-        let beginning = if wal == WalAtPath::New && holds && is_at_path {
+        // Whether it is the first WAL since does not matter: what a restart loses of one is in the file.
+        let beginning = if !is_copied && holds && is_at_path {
             Beginning::Proven
         } else if copied.is_none() && !rested_here {
             // Nothing was copied, so that no look could tell.
             Beginning::Doubtful(Break::ShadowMissing)
-        } else if wal == WalAtPath::Copied {
+        } else if is_copied {
             Beginning::ToBeInspected
         } else if !rested_here {
             Beginning::ToBeSeen

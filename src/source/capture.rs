@@ -182,8 +182,9 @@ impl Capture {
                         let in_flight = self.has_frame_behind(live, extent.frames)?;
                         return Ok(Look::UpToDate { extent, in_flight });
                     }
-                    (true, false) => return Ok(Look::Broken(Break::WalContinued)),
-                    (false, _) => self.settled = None,
+                    (true, false) if frames > 0 => return Ok(Look::Broken(Break::WalContinued)),
+                    // Another one; or this one, with nothing in it yet then.
+                    _ => self.settled = None,
                 }
             }
             let guarded = self.guarded || self.continues;

@@ -4,7 +4,7 @@ use super::attach::{AttachRequest, meta_error};
 use super::held::{Belonging, Held};
 use super::kept;
 use super::left_behind::LeftBehind;
-use super::proof::{self, WalAtPath};
+use super::proof;
 use super::refusal::Refusal;
 use super::went_on::continues;
 use crate::database_file::DatabaseFile;
@@ -47,7 +47,7 @@ fn move_away(
     let no_access = |e: io::Error| Refusal::NoAccess(e.to_string());
     let (is_used, old) = match belonging {
         // Whoever opened the new file may have found an empty WAL of the old one, and used it.
-        Belonging::Foreign => (proof::wal_at(at.wal, Some(&facts.header)) != WalAtPath::Copied, None),
+        Belonging::Foreign => (proof::wal_header(at.wal) != Some(facts.header), None),
         _ => {
             let continues = continues(&mut shadow, held, at.database, database, wal);
             (continues.map_err(no_access)?, Some(database.clone()))

@@ -61,34 +61,6 @@ pub fn wal_header_of(wal: &File) -> Option<WalHeader> {
     wal_header_bytes(wal).ok().and_then(|bytes| WalHeader::parse(&bytes).ok())
 }
 
-/// How the WAL at a path follows on the one that was copied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WalAtPath {
-    /// It is that one.
-    Copied,
-    /// There is none, or it is the first one since its file was made: SQLite counts restarts in its header (file format
-    /// 4.1, checkpoint sequence number), and begins with 0.
-    New,
-    /// It was restarted, or it cannot be read.
-    Other,
-}
-
-/// Compares the WAL at a path with the one that was copied, if any was.
-pub fn wal_at(path: &Path, copied: Option<&WalHeader>) -> WalAtPath {
-    let header = match File::open(path).and_then(|wal| wal_header_bytes(&wal)) {
-        Ok(bytes) => WalHeader::parse(&bytes).ok(),
-        Err(error) => {
-            let is_none = matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound);
-            return if is_none { WalAtPath::New } else { WalAtPath::Other };
-        }
-    };
-    match header {
-        Some(header) if Some(&header) == copied => WalAtPath::Copied,
-        Some(header) if header.sequence() == 0 => WalAtPath::New,
-        _ => WalAtPath::Other,
-    }
-}
-
 /// The first bytes of a WAL that is open.
 ///
 /// # Errors

@@ -150,6 +150,28 @@ fn a_database_that_was_idle_before_the_agent_was_down_is_compared_too() {
     place.assert_restores();
 }
 
+/// Its WAL has a header by then, and nothing else of it counts.
+#[test]
+fn a_transaction_in_flight_while_the_database_is_compared_is_the_beginning_of_the_next_index() {
+    let place = Place::new();
+    let (mut application, agent) = with_page_table(&place);
+    let (generation_before, configuration) = (agent.generation(), agent.configuration().to_owned());
+    place.stop(agent);
+    application.run("UPDATE t SET data = x'00' WHERE id = 3");
+    application.close();
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA cache_size = 5; BEGIN");
+    application.run(MANY);
+    assert!(place.wal().metadata().is_ok_and(|wal| wal.len() > 4096), "it is in the WAL, for the most part");
+    let agent = Agent::start_again(&configuration);
+    agent.wait_for_log("compared with the page table");
+    application.run("COMMIT");
+    place.wait_until_replicated(&agent);
+    assert_eq!(agent.generation(), generation_before, "{}", agent.log());
+    place.stop(agent);
+    place.assert_restores();
+}
+
 #[test]
 fn little_is_sent_of_a_database_that_changed_little() {
     let place = Place::new();

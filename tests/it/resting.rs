@@ -125,6 +125,27 @@ fn a_sqlite3_command_from_time_to_time_sends_what_it_writes_and_nothing_else() {
     });
 }
 
+/// Its checkpoint counts as a restart of the WAL, which SQLite writes into the header; but nothing was lost by it.
+#[test]
+fn a_program_that_empties_the_wal_before_it_writes_need_not_be_compared() {
+    let place = Place::new();
+    application(&place).close();
+    let agent = place.streaming_agent(&["let-go-after: 100ms"]);
+    wait_until_resting(&place, &agent);
+    let before = position(&agent);
+    let configuration = agent.configuration().to_owned();
+    place.stop(agent);
+    let mut application = application(&place);
+    application.run("PRAGMA wal_checkpoint(TRUNCATE)");
+    application.run(INSERT);
+    let agent = Agent::start_again(&configuration);
+    place.wait_until_replicated(&agent);
+    assert_eq!(position(&agent), before, "another generation has begun");
+    assert!(!agent.log().contains("compared"), "{}", agent.log());
+    place.stop(agent);
+    place.assert_restores();
+}
+
 #[test]
 fn what_was_let_go_of_goes_on_after_the_agent_was_restarted() {
     let place = Place::new();
