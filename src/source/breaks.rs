@@ -89,7 +89,7 @@ impl Source {
 
     pub(super) fn on_compared(&mut self, result: &Result<Compared, Doubt>, now: Instant) {
         if let Err(Doubt::Table(TableError::Cancelled)) = result
-            && self.interruption.is_set()
+            && self.loan.interruption.is_set()
         {
             return; // what was held is left, or compared again
         }
@@ -217,7 +217,7 @@ impl Source {
             }
             Break::DatabaseReplaced | Break::WalReplaced => {
                 // Who leaves it locks what comes.
-                (self.state, self.lent) = (State::Lent, None);
+                (self.state, self.loan.file) = (State::Lent, None);
                 return Some(LocalJob::Leave(LeaveRequest {
                     attached,
                     reason,
@@ -226,7 +226,7 @@ impl Source {
                     meta: self.settings.meta.clone(),
                     disk: Arc::clone(&self.disk),
                     seen,
-                    newcomer: self.newcomer.take(),
+                    newcomer: self.loan.newcomer.take(),
                 }));
             }
             reason => {

@@ -21,6 +21,7 @@ mod kept;
 mod leave;
 mod left_behind;
 mod let_go;
+mod loan;
 mod look;
 mod newcomer;
 mod outcome;
@@ -63,14 +64,14 @@ use crate::core::space::SpaceLimits;
 use crate::core::status::WriteLockHolds;
 use crate::core::sync::{Break, Dirty};
 use crate::core::wal_index::WalExtent;
-use crate::database_file::{DatabaseFile, FileIdentity};
+use crate::database_file::DatabaseFile;
 use crate::disk::Disk;
-use crate::page_table::Interruption;
 use crate::shadow::ShadowWal;
 use apart::Apart;
 use durability::DurabilityWork;
 use emptying::Emptying;
 use left_behind::{LeftBehind, Paths};
+use loan::Loan;
 use log::{error, info, warn};
 use recheck::Recheck;
 use room::Room;
@@ -188,16 +189,7 @@ pub struct Source {
     break_at: Option<Recheck>,
     /// Lets go of the database once nothing is lent any more.
     leaving: Option<Break>,
-    /// The file that a worker has, unless it leaves that.
-    lent: Option<FileIdentity>,
-    /// Ends a comparison of its pages.
-    interruption: Interruption,
-    /// It is lent for a round.
-    is_in_round: bool,
-    /// What has come to the path while something is lent; locked.
-    newcomer: Option<DatabaseFile>,
-    /// The folder has changed while everything was lent.
-    is_folder_unheeded: bool,
+    loan: Loan,
     /// The WAL of the file that was at the database's path before, while it is still there.
     left: Option<LeftBehind>,
     /// The file that was at the database's path before, while another process has it open.
@@ -281,11 +273,7 @@ impl Source {
             compare_at: None,
             break_at: None,
             leaving: None,
-            lent: None,
-            interruption: Interruption::default(),
-            is_in_round: false,
-            newcomer: None,
-            is_folder_unheeded: false,
+            loan: Loan::default(),
             left: None,
             used: None,
             is_mixed: false,

@@ -1,6 +1,5 @@
 //! A file that comes to the database's path while another one is held: whoever opens it must not meet the WAL of that.
 
-use super::attach::Attached;
 use super::{Source, State};
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::locks;
@@ -48,33 +47,26 @@ impl Source {
     /// While a worker has what is held, or a part of it, nobody leaves it: that may take as long as an fsync does.
     pub(super) fn keep_newcomer_out(&mut self) {
         let held = match &self.state {
-            State::Lent => self.lent,
+            State::Lent => self.loan.file,
             State::Attached(attached) => Some(attached.descriptor.identity()),
             _ => None,
         };
         let Some(held) = held else { return };
-        let newcomer = Newcomer::lock(self.newcomer.take(), held, &self.settings.database);
+        let newcomer = Newcomer::lock(self.loan.newcomer.take(), held, &self.settings.database);
         // Whoever opens it waits: nobody needs to know any more what the pages of the old one are.
         if !matches!(newcomer, Newcomer::None) {
-            self.interruption.set();
+            self.loan.interruption.set();
         }
-        self.newcomer = match newcomer {
+        self.loan.newcomer = match newcomer {
             Newcomer::Locked(file) => Some(file),
             Newcomer::None | Newcomer::Open => None,
         };
     }
 
-    /// Everything that is held, for a worker that compares its pages.
-    pub(super) fn lend_interruptibly(&mut self) -> Option<Box<Attached>> {
-        let mut attached = self.lend()?;
-        self.interruption = attached.capture.table.renew_interruption();
-        Some(attached)
-    }
-
     /// Whoever waits for what has come to the path need not wait any more, unless what is held is still to be left.
     pub(super) fn let_newcomer_in(&mut self) {
         if !matches!(self.state, State::Lent) && self.leaving.is_none() {
-            self.newcomer = None;
+            self.loan.newcomer = None;
         }
     }
 }

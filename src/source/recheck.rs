@@ -81,7 +81,7 @@ impl Source {
     /// next look does; while a worker follows writers, what it does.
     pub fn is_listening(&self, now: Instant) -> bool {
         if matches!(self.state, State::Lent) {
-            return !self.is_in_round;
+            return !self.loan.is_for_round;
         }
         let is_written = self.recheck.is_some_and(|r| r.in_flight && r.pause <= DEAF_PAUSE && now < r.at);
         !is_written && self.pace.is_listening(now)

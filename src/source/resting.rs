@@ -156,7 +156,7 @@ impl Source {
     pub(super) fn on_inspected(&mut self, inspection: Inspection, now: Instant) {
         let name = self.settings.database.display();
         if let Inspection::Unknown(InspectionError::Table(TableError::Cancelled)) = inspection
-            && self.interruption.is_set()
+            && self.loan.interruption.is_set()
         {
             return; // what was held is left, or inspected again
         }

@@ -5,11 +5,10 @@ use super::job::LocalJob;
 use super::left_behind::has_no_name;
 use super::recheck::Recheck;
 use super::round::{LOCK_PATIENCE, RoundPlan};
-use super::{Attached, Source, State, Task};
+use super::{Source, State, Task};
 use crate::core::checkpoint::Round;
 use crate::core::position::Generation;
 use crate::core::sync::{Break, Dirty};
-use crate::page_table::Interruption;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -85,7 +84,7 @@ impl Source {
             State::Attached(_) => self.attached_turn(now, generation),
             State::Lent => {
                 if std::mem::take(&mut self.dirty.folder) {
-                    self.is_folder_unheeded = true;
+                    self.loan.is_folder_unheeded = true;
                     self.keep_newcomer_out();
                 }
                 None
@@ -153,7 +152,7 @@ impl Source {
 
     fn attached_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
         // No event tells, beside writers that never pause.
-        let is_unheeded = std::mem::take(&mut self.is_folder_unheeded);
+        let is_unheeded = std::mem::take(&mut self.loan.is_folder_unheeded);
         let is_told = std::mem::take(&mut self.dirty.folder) || is_unheeded;
         let is_asked = is_told || self.needs_no_events(now);
         if is_asked {
@@ -253,25 +252,7 @@ impl Source {
     pub(super) fn round_job(&mut self, plan: RoundPlan) -> Option<LocalJob> {
         let database = self.settings.database.clone();
         let attached = self.lend()?;
-        self.is_in_round = true;
+        self.loan.is_for_round = true;
         Some(LocalJob::Round { attached, database, plan })
-    }
-
-    /// Everything that is held, for a worker.
-    pub(super) fn lend(&mut self) -> Option<Box<Attached>> {
-        match std::mem::replace(&mut self.state, State::Lent) {
-            State::Attached(mut attached) => {
-                // What is asked of the pages from here on, nobody has ended.
-                attached.capture.table.renew_interruption();
-                self.interruption = Interruption::default();
-                (self.lent, self.is_in_round) = (Some(attached.descriptor.identity()), false);
-                self.is_caught_up = false;
-                Some(attached)
-            }
-            other => {
-                self.state = other;
-                None
-            }
-        }
     }
 }
