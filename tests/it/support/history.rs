@@ -9,7 +9,7 @@ use wal_agent::core::names::Object;
 use wal_agent::core::page::{PageCount, PageNumber, PageSize};
 use wal_agent::core::page_table::{DatabaseChecksum, DatabaseState, Entries};
 use wal_agent::core::position::{Generation, Index, Offset};
-use wal_agent::core::scan::Chain;
+use wal_agent::core::scan::{Chain, Commit};
 use wal_agent::core::segment::{
     END_MARK, FRAME_HEADER, MAX_BLOCK, SegmentTrailer, SnapshotTrailer, Trailer, push_block,
 };
@@ -230,12 +230,17 @@ fn checkpoint(connection: &Connection) {
     assert_eq!(busy, 0);
 }
 
-/// The end of the last commit in a WAL file that may hold older frames behind it.
+/// The last commit in a WAL file that may hold older frames behind it, if there is one.
+pub fn last_commit(wal: &[u8]) -> Option<Commit> {
+    let (header, frames) = wal.split_first_chunk()?;
+    let mut chain = Chain::new(WalHeader::parse(header).ok()?);
+    let _stale_frames_behind = chain.extend(frames, |_, _| {});
+    chain.commit()
+}
+
+/// Its end.
 pub fn committed_end(wal: &[u8]) -> usize {
-    let header = WalHeader::parse(wal.first_chunk().unwrap()).unwrap();
-    let mut chain = Chain::new(header);
-    let _stale_frames_behind = chain.extend(&wal[32..], |_, _| {});
-    chain.commit().unwrap().end.get() as usize
+    last_commit(wal).unwrap().end.get() as usize
 }
 
 /// The same WAL under other salts.

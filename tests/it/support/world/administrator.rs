@@ -1,5 +1,6 @@
 //! What an administrator does with the files of the database.
 
+use super::super::history::last_commit;
 use super::super::oracle::{Application, Placing};
 use super::jobs::{Handed, lock};
 use super::{REST, World};
@@ -174,8 +175,9 @@ impl World {
         }
         self.application().put_in_place(Placing::Moved, true);
         let wal = self.folder.path().join("app.db-wal");
-        // An empty one that no agent has open any more harms nobody.
-        let is_harmless = !self.has_agent() && wal.metadata().is_ok_and(|metadata| metadata.len() == 0);
+        // Without a commit in it, one that no agent has open any more harms nobody.
+        let is_harmless =
+            !self.has_agent() && std::fs::read(wal).is_ok_and(|wal| last_commit(&wal).is_none());
         if !self.has_agent() {
             self.start_agent();
         }

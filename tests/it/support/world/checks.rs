@@ -8,6 +8,7 @@ use super::jobs::lock;
 use super::{World, root};
 use rand::RngExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use wal_agent::config::Durability;
 use wal_agent::core::checksum::Crc64;
 use wal_agent::core::names;
@@ -85,17 +86,17 @@ impl World {
         if !self.is_held() || !locks::is_open_here(&path) {
             return;
         }
-        // `1: OFDLCK ADVISORY  READ -1 00:1a:4711 124 124`
+        // `lock: 1: OFDLCK ADVISORY  READ -1 00:1a:4711 124 124`
         let is_ours = |line: &str| {
             let words: Vec<&str> = line.split_whitespace().collect();
-            let [_, "OFDLCK", _, "READ", _, file, first, _] = words[..] else { return false };
-            file.rsplit(':').next() == Some(&index.ino().to_string())
-                && first.parse().is_ok_and(|first: u32| (123..128).contains(&first))
+            let ["lock:", _, "OFDLCK", _, "READ", _, _, first, _] = words[..] else { return false };
+            first.parse().is_ok_and(|first: u32| (123..128).contains(&first))
         };
-        // A long list is read in pieces, and what moves in between may be in none.
-        let is_seen = (0..10).any(|_| {
-            let locks = std::fs::read_to_string("/proc/locks").expect("every Linux has it");
-            locks.lines().any(is_ours)
+        let mut open = std::fs::read_dir("/proc/self/fd").expect("every Linux has it").flatten();
+        let is_seen = open.any(|file| {
+            let is_index = std::fs::metadata(file.path()).is_ok_and(|open| open.ino() == index.ino());
+            let file = Path::new("/proc/self/fdinfo").join(file.file_name());
+            is_index && std::fs::read_to_string(file).is_ok_and(|locks| locks.lines().any(is_ours))
         });
         assert!(is_seen, "nothing keeps the WAL from being restarted{}", self.story());
     }
