@@ -6,6 +6,7 @@ use super::job::LocalJob;
 use super::leave::{LeaveOutcome, LeaveRequest};
 use super::left_behind::Fate;
 use super::look::{LONGEST_PLACE_PAUSE, PLACE_PAUSE};
+use super::newcomer::Door;
 use super::recheck::Recheck;
 use super::refusal::Refusal;
 use super::{BREAK_PAUSE, LONGEST_BREAK_PAUSE, LONGEST_RETRY_PAUSE, RETRY_PAUSE, Source, State, Task};
@@ -181,6 +182,8 @@ impl Source {
         let seen = self.sighting.filter(|_| self.to_inspect.is_none());
         let before_others = self.seen_alone();
         let attached = self.lend()?;
+        // Whoever leaves it locks the file if need be, and closes it.
+        self.take_back();
         self.state = State::Detached;
         self.hold_nothing();
         // What is damaged may be found again in the next try, and each would begin a generation.
@@ -216,8 +219,9 @@ impl Source {
                 self.refuse(Refusal::UsedApart, now);
             }
             Break::DatabaseReplaced | Break::WalReplaced => {
-                // Who leaves it locks what comes.
-                (self.state, self.loan.file) = (State::Lent, None);
+                let door = self.loan.door.get_or_insert_with(|| Door::of(attached.descriptor.identity()));
+                let door = door.clone();
+                self.state = State::Lent;
                 return Some(LocalJob::Leave(LeaveRequest {
                     attached,
                     reason,
@@ -226,7 +230,7 @@ impl Source {
                     meta: self.settings.meta.clone(),
                     disk: Arc::clone(&self.disk),
                     seen,
-                    newcomer: self.loan.newcomer.take(),
+                    door,
                 }));
             }
             reason => {
@@ -239,6 +243,7 @@ impl Source {
 
     pub(super) fn on_left(&mut self, outcome: LeaveOutcome, now: Instant) {
         let LeaveOutcome { reason, left, used } = outcome;
+        self.loan.door = None;
         (self.state, self.left) = (State::Detached, left);
         self.take_back_table();
         if used.is_some() {

@@ -84,6 +84,7 @@ impl Source {
             && !self.is_busy()
             && let Some(attached) = self.lend()
         {
+            self.take_back();
             attached.let_go_of_damaged_wal(&self.settings.database, self.sighting.as_ref());
             self.state = State::Detached;
             self.hold_nothing();

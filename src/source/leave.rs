@@ -7,7 +7,7 @@ use super::checkpointer::Checkpointer;
 use super::held::Held;
 use super::inspect::{Inspection, inspect};
 use super::left_behind::{Content, Fate, LeftBehind, Paths, Seen};
-use super::newcomer::Newcomer;
+use super::newcomer::{Door, Newcomer};
 use super::proof;
 use super::round::{Stop, copy_all, sync_shadow};
 use super::visits::Visits;
@@ -49,8 +49,8 @@ pub struct LeaveRequest {
     pub disk: Arc<dyn Disk>,
     /// The file when it was last seen, and who was there.
     pub seen: Option<Sighting>,
-    /// What has come to its path meanwhile, if it is locked.
-    pub newcomer: Option<DatabaseFile>,
+    /// Its path.
+    pub door: Door,
 }
 
 /// What is left of a database. Nothing is held any more.
@@ -76,22 +76,23 @@ enum Course {
 
 /// Leaves.
 pub fn leave(request: LeaveRequest) -> LeaveOutcome {
-    let LeaveRequest { mut attached, reason, database, wal, meta, disk, seen, newcomer } = request;
+    let LeaveRequest { mut attached, reason, database, wal, meta, disk, seen, door } = request;
     let at = Paths { database: &database, wal: &wal, meta: &meta, disk: &*disk };
     // From before it is asked who is there.
     let visits = Visits::of(&attached.descriptor).ok();
     await_visitors(&attached, at);
     // As long as we hold what is at the path, nobody opens it with the old WAL.
-    let newcomer = Newcomer::lock(newcomer, attached.descriptor.identity(), at.database);
+    let mut newcomer = door.keep_out(at.database);
     let has_name = attached.descriptor.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
     let is_used = locks::is_shared(&attached.descriptor).unwrap_or(true);
     let may_complete = has_one_name(&attached.descriptor)
         && !is_used
-        && !matches!(newcomer, Newcomer::Open)
+        && matches!(newcomer, Newcomer::None | Newcomer::Locked(_))
         && reason != Break::WalReplaced;
     let mut course = match may_complete {
-        true => bring_in(&mut attached, at, seen.as_ref()),
-        false => Course::Continued,
+        true => bring_in(&mut attached, at, seen.as_ref(), &door),
+        false if is_used || !has_name => Course::Continued,
+        false => left_alone(&mut attached, seen.as_ref()),
     };
     let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock, apart: _ } = *attached;
     let generation = capture.shadow.extent().generation;
@@ -123,17 +124,22 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
     }
     // The new file stays locked until our connections are closed: a program that came in before would join our `-shm`.
     drop((others, checkpointer));
+    newcomer = door.keep_out(at.database);
     let fate = left.as_mut().map(|left| {
         left.visits = visits.filter(|_| is_used && locks::all_share_index(&descriptor, guard.index().file()));
         remember(left, at);
         if course == Course::Complete {
             info!("{}: everything committed is in the file that was there", database.display());
         }
-        left.settle(at, newcomer.file())
+        match &newcomer {
+            Newcomer::Open(_) if left.is_in_the_way(at) => left.mixed(at),
+            newcomer => left.settle(at, newcomer.file()),
+        }
     });
     let is_back = matches!(fate, Some(Fate::Back | Fate::BackChanged));
     let waits = matches!(fate, Some(Fate::NoDatabase | Fate::Later(_)));
     drop((newcomer, fate, guard));
+    door.let_in();
     if let Some(left) = &left {
         left.save_removed(at);
     }
@@ -184,19 +190,24 @@ fn remember(left: &LeftBehind, at: Paths) {
 }
 
 /// Copies everything, and brings it into the file, with all others locked out.
-fn bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> Course {
-    match try_bring_in(attached, at, seen) {
+fn bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>, door: &Door) -> Course {
+    match try_bring_in(attached, at, seen, door) {
         Ok(course) => course,
         Err(Stop::Failed(error)) => {
             let name = at.database.display();
             warn!("{name}: cannot bring what is in the -wal into the file that was there: {error}");
-            Course::Continued
+            left_alone(attached, seen)
         }
-        Err(Stop::Later | Stop::Broken(_)) => Course::Continued,
+        Err(Stop::Later | Stop::Broken(_)) => left_alone(attached, seen),
     }
 }
 
-fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> Result<Course, Stop> {
+fn try_bring_in(
+    attached: &mut Attached,
+    at: Paths,
+    seen: Option<&Sighting>,
+    door: &Door,
+) -> Result<Course, Stop> {
     if !locks::lock_out(&attached.descriptor).map_err(failed)? {
         return Ok(Course::Continued);
     }
@@ -206,7 +217,7 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
         && let Some(process) = locks::process_with(at.wal)
     {
         info!("{}: {process} has its WAL open, though without a lock", at.database.display());
-        return Ok(Course::Continued);
+        return Ok(left_alone(attached, seen));
     }
     if has_another_log(&attached.descriptor, live) {
         return Ok(left_alone(attached, seen));
@@ -231,13 +242,18 @@ fn try_bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>) -> 
     if extent.left() > 0 && !is_unchanged(attached, seen) {
         return Ok(Course::Changed);
     }
+    // What whoever has come to the path commits to our WAL is another file's.
+    let is_entered = || !matches!(door.keep_out(at.database), Newcomer::None | Newcomer::Locked(_));
+    if is_entered() {
+        return Ok(Course::Continued);
+    }
     // On a slot, our own lock would keep us from emptying the WAL.
     let is_settled = extent.left() == 0 && attached.guard.lets_restart();
-    if !is_settled && settle(attached)?.is_none() {
-        return Err(Stop::Later);
-    }
+    let settled = if is_settled { Some(extent) } else { settle(attached)? };
+    let Some(settled) = settled else { return Err(Stop::Later) };
     attached.descriptor.sync_data().map_err(failed)?;
-    Ok(Course::Complete)
+    let is_complete = !is_entered() && attached.extent()? == settled;
+    Ok(if is_complete { Course::Complete } else { Course::Continued })
 }
 
 fn settle(attached: &mut Attached) -> Result<Option<WalExtent>, Stop> {

@@ -194,11 +194,20 @@ impl LeftBehind {
         self.wal.metadata().is_ok_and(|metadata| metadata.len() == 0)
     }
 
+    fn is_at_path(&self, at: Paths) -> bool {
+        FileIdentity::of_path(at.wal) == FileIdentity::of_file(&self.wal).ok()
+    }
+
+    /// Whether another file that is opened at the path is read with it.
+    pub(super) fn is_in_the_way(&self, at: Paths) -> bool {
+        self.content != Content::InDatabase && self.is_at_path(at)
+    }
+
     /// Moves the WAL away if another file is at the database's path and nobody has that open. A program that still has
     /// the old file open goes on writing into its WAL, wherever that is; SQLite would leave it beside the new file. `new`
     /// is that file, if it is open for this.
     pub fn settle(&mut self, at: Paths, new: Option<&DatabaseFile>) -> Fate {
-        if FileIdentity::of_path(at.wal) != FileIdentity::of_file(&self.wal).ok() {
+        if !self.is_at_path(at) {
             return self.wal_is_gone(at);
         }
         let new = match FileIdentity::of_path(at.database) {
@@ -216,18 +225,17 @@ impl LeftBehind {
             _ if self.content == Content::InDatabase => Fate::Gone,
             // Whoever opens an empty database removes the WAL beside it, before anything is written.
             _ if std::fs::metadata(at.database).is_ok_and(|metadata| metadata.len() == 0) => Fate::NoDatabase,
-            _ if FileIdentity::of_path(at.wal) != FileIdentity::of_file(&self.wal).ok() => {
-                self.wal_is_gone(at)
-            }
+            _ if !self.is_at_path(at) => self.wal_is_gone(at),
             Ok(Some(_)) => self.mixed(at),
-            // Another source of this agent holds it, which will leave it, too.
+            // Another source of this agent holds it, and will leave it, too.
+            Ok(None) if is_index_unused(at) => self.move_away(at, None),
             Ok(None) => Fate::Later(Refusal::StillOpen),
             Err(e) => Fate::Later(Refusal::NoAccess(e.to_string())),
         }
     }
 
     /// Says that others have opened the file with a WAL that is not its own.
-    fn mixed(&self, at: Paths) -> Fate {
+    pub(super) fn mixed(&self, at: Paths) -> Fate {
         let name = at.database.display();
         error!(
             "{name}: another program opened the new file before the WAL of the old one could be removed: its content \
@@ -343,7 +351,7 @@ impl LeftBehind {
 
     /// Moves the WAL, which has the header of `ours`, away from its own file, whose content is another's now.
     pub fn settle_overwritten(&mut self, at: Paths, ours: Option<WalHeaderBytes>) -> Fate {
-        if FileIdentity::of_path(at.wal) != FileIdentity::of_file(&self.wal).ok() {
+        if !self.is_at_path(at) {
             return Fate::Gone;
         }
         let fate = match &self.database {
@@ -427,6 +435,15 @@ impl LeftBehind {
 /// Whether a file was removed.
 pub(super) fn has_no_name(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
+}
+
+/// Whether no program works with the `-shm` that is at the path, as whoever opens a database there does. No connection of
+/// ours may.
+fn is_index_unused(at: Paths) -> bool {
+    match locks::is_index_shared(&at.wal_index()) {
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+        Ok(is_shared) => !is_shared,
+    }
 }
 
 fn lock_out(file: &File) -> bool {

@@ -1,34 +1,37 @@
 //! Lending what is held of a database to a worker, and what is heard meanwhile.
 
 use super::attach::Attached;
+use super::newcomer::Door;
 use super::{Source, State};
-use crate::database_file::{DatabaseFile, FileIdentity};
+use crate::database_file::DatabaseFile;
 use crate::page_table::Interruption;
 
 /// What is lent, and what has happened since.
 #[derive(Default)]
 pub(super) struct Loan {
     /// The file that a worker has, unless it leaves that.
-    pub(super) file: Option<FileIdentity>,
+    pub(super) file: Option<DatabaseFile>,
+    /// Its path, from when another file has come to that until whoever opens it may be let in.
+    pub(super) door: Option<Door>,
+    /// Others are locked out of the file, which is not at its path.
+    pub(super) is_locked: bool,
     /// Ends a comparison of its pages.
     pub(super) interruption: Interruption,
     /// It is lent for a round, beside which nobody listens.
     pub(super) is_for_round: bool,
-    /// What has come to the path; locked. It is let in once nothing is lent any more.
-    pub(super) newcomer: Option<DatabaseFile>,
     /// The folder has changed, and what is held has not been compared with it since.
     pub(super) is_folder_unheeded: bool,
 }
 
 impl Source {
-    /// Everything that is held, for a worker.
+    /// Everything that is held, for a worker. Its file is open until [`Source::take_back`].
     pub(super) fn lend(&mut self) -> Option<Box<Attached>> {
         match std::mem::replace(&mut self.state, State::Lent) {
             State::Attached(mut attached) => {
                 // What is asked of the pages from here on, nobody has ended.
                 attached.capture.table.renew_interruption();
                 self.loan.interruption = Interruption::default();
-                (self.loan.file, self.loan.is_for_round) = (Some(attached.descriptor.identity()), false);
+                (self.loan.file, self.loan.is_for_round) = (Some(attached.descriptor.clone()), false);
                 self.is_caught_up = false;
                 Some(attached)
             }
@@ -37,6 +40,11 @@ impl Source {
                 None
             }
         }
+    }
+
+    /// The worker has given it back, or has closed it.
+    pub(super) fn take_back(&mut self) {
+        self.loan.file = None;
     }
 
     /// The same, for a worker that compares its pages.

@@ -25,6 +25,7 @@ impl Source {
         }
         // Whatever waited for the job is decided in the next turn.
         (self.job_in_flight, self.hot) = (false, true);
+        self.take_back();
         match outcome {
             LocalOutcome::Attach(outcome) => self.on_attach(outcome, now),
             LocalOutcome::Synced(sync, result) => {

@@ -117,6 +117,7 @@ impl Source {
         }
         self.take_back_table();
         let Some(attached) = self.lend() else { return false };
+        self.take_back();
         self.state = State::Detached;
         self.hold_nothing();
         (self.requested_break, self.to_compare) = (None, None);

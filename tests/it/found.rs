@@ -278,6 +278,33 @@ fn nobody_opens_a_file_that_was_put_in_place_with_the_wal_of_the_one_that_is_bei
     world.end();
 }
 
+/// A worker leaves the old one, which may take as long as its fsyncs do.
+#[test]
+fn nobody_opens_a_file_that_was_put_in_place_with_the_wal_of_the_one_that_is_being_left() {
+    let (mut world, _) = world_with_a_wal();
+    world.held = |job| matches!(job, LocalJob::Leave(_));
+    world.application().pause();
+    world.application().close_all();
+    world.application().move_away();
+    world.application().show_all();
+    world.drive(3);
+    world.application().put_in_place(Placing::Moved, false);
+    world.application().show_all();
+    world.drive(3);
+    let mut another = Shell::open(world.database());
+    another.run(".timeout 0");
+    let refused = another.try_run("SELECT count(*) FROM c").expect_err("it would be mixed with the old WAL");
+    assert!(refused.contains("locked"), "{refused}");
+    world.held = |_| false;
+    world.rest_for(Duration::from_secs(10));
+    another.run("SELECT count(*) FROM c");
+    another.close();
+    world.application().come_back();
+    world.settle();
+    world.check_all_is_replicated();
+    world.end();
+}
+
 /// The agent has seen the checkpoint, before it was cut off.
 #[test]
 fn a_file_that_is_renamed_behind_a_checkpoint_that_was_seen_and_then_killed_gets_what_is_in_its_wal() {

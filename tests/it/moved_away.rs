@@ -10,9 +10,10 @@ use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
 use rustix::process::Signal;
 use serde_json::Value;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use wal_agent::locks;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Of an agent that neither checkpoints nor lets go by itself.
@@ -28,6 +29,11 @@ pub fn place_with_a_wal() -> (Place, Agent, Shell) {
 /// The same, with an agent that has these variables in its environment.
 pub fn place_with_a_wal_and(environment: &[(&str, &str)]) -> (Place, Agent, Shell) {
     let place = Place::new();
+    let (agent, application) = with_a_wal(&place, environment);
+    (place, agent, application)
+}
+
+fn with_a_wal(place: &Place, environment: &[(&str, &str)]) -> (Agent, Shell) {
     let mut application = Shell::open(&place.database());
     application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data)");
     application.run("INSERT INTO t VALUES ('first')");
@@ -41,7 +47,7 @@ pub fn place_with_a_wal_and(environment: &[(&str, &str)]) -> (Place, Agent, Shel
     }
     agent.wait_for_status("streams", is_streaming);
     wait_for_page_table(&agent);
-    (place, agent, application)
+    (agent, application)
 }
 
 pub fn rename(from: &Path, to: &Path) {
@@ -117,6 +123,47 @@ fn a_database_that_is_renamed_while_it_is_let_go_of_is_left_as_any_other_and_its
         again.close();
     }
     assert!(!agent.log().contains("something other than SQLite"), "{}", agent.log());
+    assert_replicated(&place, agent);
+}
+
+/// While there is a gate, whoever syncs a database waits at it.
+const GATED_FSYNC: &str = r#"
+#include <fcntl.h>
+
+static int before_fsync(int fd)
+{
+    if (!is_named(fd, ".db") || access(getenv("GATE"), F_OK) != 0)
+        return 0;
+    close(open(getenv("REACHED"), O_CREAT | O_WRONLY, 0600));
+    while (access(getenv("GATE"), F_OK) == 0)
+        usleep(1000);
+    return 0;
+}
+"#;
+
+/// Moved away first, and then another one is put there: by then the old one is being left.
+#[test]
+fn a_file_that_is_put_in_place_while_the_old_ones_fsync_takes_long_is_opened_when_that_is_done() {
+    let place = Place::new();
+    let paths = [place.preload(GATED_FSYNC), place.path("gate"), place.path("reached")];
+    let [library, gate, reached] = paths.each_ref().map(|path| path.to_str().expect("it is UTF-8"));
+    let environment = [("LD_PRELOAD", library), ("GATE", gate), ("REACHED", reached)];
+    let (agent, application) = with_a_wal(&place, &environment);
+    application.close();
+    fs::write(gate, "").expect("the folder is ours");
+    rename(&place.database(), &place.path("aside.db"));
+    wait_until("the old file is synced", DEADLINE, || Path::new(reached).exists());
+    put_another_in_place(&place, "another");
+    let new = File::options().read(true).write(true).open(place.database()).expect("it is there");
+    wait_until("the agent has heard of it", DEADLINE, || locks::is_shared(&new).expect("it is open"));
+    let mut another = Shell::open(&place.database());
+    another.try_run("SELECT count(*) FROM t").expect_err("it would be mixed with the old WAL");
+    fs::remove_file(gate).expect("it is there");
+    another.run(".timeout 60000");
+    another.run("INSERT INTO t VALUES ('into the new file')");
+    assert_eq!(another.value("SELECT group_concat(data) FROM t"), "another,into the new file");
+    assert_eq!(Shell::open(&place.path("aside.db")).value(COUNT), "11");
+    another.close();
     assert_replicated(&place, agent);
 }
 

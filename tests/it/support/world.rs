@@ -26,6 +26,7 @@ use tempfile::TempDir;
 use wal_agent::agent::{Agent, Now};
 use wal_agent::carry::Carrier;
 use wal_agent::config::{CheckpointSettings, Config, DatabaseConfig, Durability, ReplicaConfig};
+use wal_agent::core::names;
 use wal_agent::core::position::{Generation, Index, Position};
 use wal_agent::core::status::{DatabaseStatus, ReplicaStatus, SourceState};
 use wal_agent::locks;
@@ -280,9 +281,11 @@ impl World {
         self.has_agent() && self.status().state == SourceState::Attached
     }
 
-    /// Whether the agent is attached to the file that is at the path now, and not still to one before it.
+    /// Whether the agent is attached to the file that is at the path now, and not still to one before it: then it may have
+    /// that open, too, to keep others out.
     fn is_held(&self) -> bool {
-        self.is_attached() && locks::is_open_here(&self.config.databases[0].path)
+        let path = &self.config.databases[0].path;
+        self.is_attached() && locks::is_open_here(path) && locks::is_open_here(&names::beside(path, "-shm"))
     }
 
     /// Whether such a job was handed out, and is not done yet.
