@@ -3,6 +3,8 @@
 use crate::support::oracle::{Application, Habits, Placing};
 use crate::support::sqlite::{Shell, readers_in_all_slots};
 use crate::support::world::{Settings, World};
+use std::fs::File;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use wal_agent::config::CheckpointSettings;
 use wal_agent::core::names;
@@ -303,6 +305,32 @@ fn nobody_opens_a_file_that_was_put_in_place_with_the_wal_of_the_one_that_is_bei
     world.settle();
     world.check_all_is_replicated();
     world.end();
+}
+
+/// As a process that was forked by its application has it. Everything is in the file, and in the WAL, too.
+#[test]
+fn what_others_make_of_a_renamed_file_stays_though_a_process_without_a_lock_has_its_wal_open() {
+    let mut world = world(EAGER);
+    world.application().run(0, "UPDATE c SET n = n + 1; INSERT INTO t (n, data) VALUES (1, zeroblob(5000))");
+    world.drive(30);
+    world.application().pause();
+    world.application().close_all();
+    world.drive(30);
+    let wal = File::open(names::beside(world.database(), "-wal")).expect("it is there");
+    let mut process = Command::new("sleep")
+        .arg("600")
+        .stdin(wal)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("every system has it");
+    world.application().move_away();
+    assert!(world.application().work_aside(), "nobody is in the way");
+    world.application().show_all();
+    world.drive(200);
+    process.kill().and_then(|()| process.wait()).expect("it is ours");
+    let made = newest(&world);
+    comes_back(world, made);
 }
 
 /// The agent has seen the checkpoint, before it was cut off.
