@@ -84,10 +84,14 @@ impl Remote for DirRemote {
 
     fn write_at(&mut self, path: &str, at: u64, bytes: &[u8]) -> Result<(), RemoteError> {
         let written = self.open(path, Access::Write).and_then(|file| {
+            let (open, there) = (file.metadata()?, fs::metadata(path)?);
+            // Else what is acknowledged would be in a file that nobody finds.
+            if (open.dev(), open.ino()) != (there.dev(), there.ino()) {
+                return Err(io::Error::other("another file was put in its place"));
+            }
             // Somebody has put an older state of it in its place: what lies between would be zeros.
-            let length = file.metadata()?.len();
-            if length < at {
-                return Err(io::Error::other(format!("it has {length} bytes, and had {at}")));
+            if open.len() < at {
+                return Err(io::Error::other(format!("it has {} bytes, and had {at}", open.len())));
             }
             file.write_all_at(bytes, at)
         });

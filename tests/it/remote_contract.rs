@@ -284,6 +284,26 @@ fn assert_gone(remote: &mut SftpRemote, path: &str) {
 }
 
 #[test]
+fn what_was_removed_or_replaced_in_a_folder_is_not_appended_to() {
+    let folder = temporary_folder();
+    let path = folder.path().join("object").display().to_string();
+    let aside = folder.path().join("aside");
+    let mut remote = DirRemote::new();
+    let begin = |remote: &mut DirRemote| {
+        remote.close(&path);
+        remote.create(&path).and_then(|_| remote.write_at(&path, 0, b"begun")).expect("the folder is ours");
+    };
+    begin(&mut remote);
+    fs::rename(&path, &aside).expect("the folder is ours");
+    let error = remote.write_at(&path, 5, b"more").expect_err("nobody would find it");
+    assert_eq!(error.kind, FailureKind::NotFound);
+    begin(&mut remote);
+    fs::rename(&aside, &path).expect("the folder is ours");
+    remote.write_at(&path, 5, b"more").expect_err("nobody would find it");
+    assert_eq!(fs::read(&path).expect("it is there"), b"begun");
+}
+
+#[test]
 fn a_killed_server_is_disconnected_at_once() {
     let server = Sshd::start();
     let mut remote = connect(&server.location());
