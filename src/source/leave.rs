@@ -91,8 +91,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         && reason != Break::WalReplaced;
     let mut course = match may_complete {
         true => bring_in(&mut attached, at, seen.as_ref(), &door),
-        false if is_used || !has_name => Course::Continued,
-        false => left_alone(&mut attached, seen.as_ref()),
+        false => Course::Continued,
     };
     let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock, apart: _ } = *attached;
     let generation = capture.shadow.extent().generation;
@@ -196,9 +195,9 @@ fn bring_in(attached: &mut Attached, at: Paths, seen: Option<&Sighting>, door: &
         Err(Stop::Failed(error)) => {
             let name = at.database.display();
             warn!("{name}: cannot bring what is in the -wal into the file that was there: {error}");
-            left_alone(attached, seen)
+            Course::Continued
         }
-        Err(Stop::Later | Stop::Broken(_)) => left_alone(attached, seen),
+        Err(Stop::Later | Stop::Broken(_)) => Course::Continued,
     }
 }
 
