@@ -238,8 +238,9 @@
 //!   back, or somebody is moving both files. It gets a second name in the meta folder at once, that of its generation (or
 //!   beside the database, if that is on another file system), because SQLite removes a WAL beside an empty database; one that
 //!   has lost its name is copied. Once another file is there, the name at the path goes, and so does `-shm`. Until then the new
-//!   file is locked, also while a worker has what is held, which may take as long as an fsync does: whoever opened it would
-//!   be given the old WAL. The last eight are kept. A copy that took the place of its original looks like any other file.
+//!   file is locked, also while a worker has what is held, or leaves it, which may take as long as an fsync does: whoever
+//!   opened it would be given the old WAL. So is the old one, if nobody has it open: by its new name it has no WAL. The last
+//!   eight are kept. A copy that took the place of its original looks like any other file.
 //! - A database file that this process has open already, for another database or a snapshot, is not opened once more: see 7
 //!   and [`database_file`]. A symbolic link at the database's path is no file: SQLite keeps the WAL beside what it leads to.
 //!   One that is there at the start is followed, and once it leads elsewhere the agent begins anew ([`links`]).
