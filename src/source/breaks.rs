@@ -173,7 +173,6 @@ impl Source {
         (self.recheck, self.place_at, self.backfill_at, self.let_go_at) = (None, None, None, None);
         self.hot = false;
         if self.must_stay() {
-            self.keep_newcomer_out();
             return None;
         }
         self.take_back_table();

@@ -85,10 +85,9 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
     let mut newcomer = door.keep_out(at.database);
     let has_name = attached.descriptor.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
     let is_used = locks::is_shared(&attached.descriptor).unwrap_or(true);
-    let may_complete = has_one_name(&attached.descriptor)
-        && !is_used
-        && matches!(newcomer, Newcomer::None | Newcomer::Locked(_))
-        && reason != Break::WalReplaced;
+    let is_entered = is_entered(&attached, &newcomer);
+    let may_complete =
+        has_one_name(&attached.descriptor) && !is_used && !is_entered && reason != Break::WalReplaced;
     let mut course = match may_complete {
         true => bring_in(&mut attached, at, seen.as_ref(), &door),
         false => Course::Continued,
@@ -130,10 +129,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         if course == Course::Complete {
             info!("{}: everything committed is in the file that was there", database.display());
         }
-        match &newcomer {
-            Newcomer::Open(_) if left.is_in_the_way(at) => left.mixed(at),
-            newcomer => left.settle(at, newcomer.file()),
-        }
+        if is_entered { left.mixed(at) } else { left.settle(at, newcomer.file()) }
     });
     let is_back = matches!(fate, Some(Fate::Back | Fate::BackChanged));
     let waits = matches!(fate, Some(Fate::NoDatabase | Fate::Later(_)));
@@ -242,8 +238,7 @@ fn try_bring_in(
         return Ok(Course::Changed);
     }
     // What whoever has come to the path commits to our WAL is another file's.
-    let is_entered = || !matches!(door.keep_out(at.database), Newcomer::None | Newcomer::Locked(_));
-    if is_entered() {
+    if is_entered(attached, &door.keep_out(at.database)) {
         return Ok(Course::Continued);
     }
     // On a slot, our own lock would keep us from emptying the WAL.
@@ -251,8 +246,13 @@ fn try_bring_in(
     let settled = if is_settled { Some(extent) } else { settle(attached)? };
     let Some(settled) = settled else { return Err(Stop::Later) };
     attached.descriptor.sync_data().map_err(failed)?;
-    let is_complete = !is_entered() && attached.extent()? == settled;
+    let is_complete = !is_entered(attached, &door.keep_out(at.database)) && attached.extent()? == settled;
     Ok(if is_complete { Course::Complete } else { Course::Continued })
+}
+
+/// Whether somebody has opened what has come to the path with the old `-shm`, and so with the old WAL.
+fn is_entered(attached: &Attached, newcomer: &Newcomer) -> bool {
+    matches!(newcomer, Newcomer::Busy) && locks::is_index_used(attached.guard.index().file()).unwrap_or(true)
 }
 
 fn settle(attached: &mut Attached) -> Result<Option<WalExtent>, Stop> {

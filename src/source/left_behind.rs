@@ -198,11 +198,6 @@ impl LeftBehind {
         FileIdentity::of_path(at.wal) == FileIdentity::of_file(&self.wal).ok()
     }
 
-    /// Whether another file that is opened at the path is read with it.
-    pub(super) fn is_in_the_way(&self, at: Paths) -> bool {
-        self.content != Content::InDatabase && self.is_at_path(at)
-    }
-
     /// Moves the WAL away if another file is at the database's path and nobody has that open. A program that still has
     /// the old file open goes on writing into its WAL, wherever that is; SQLite would leave it beside the new file. `new`
     /// is that file, if it is open for this.
@@ -226,9 +221,9 @@ impl LeftBehind {
             // Whoever opens an empty database removes the WAL beside it, before anything is written.
             _ if std::fs::metadata(at.database).is_ok_and(|metadata| metadata.len() == 0) => Fate::NoDatabase,
             _ if !self.is_at_path(at) => self.wal_is_gone(at),
+            // Somebody has it open by another name, perhaps another source of this agent.
+            Ok(_) if is_index_unused(at) => self.move_away(at, None),
             Ok(Some(_)) => self.mixed(at),
-            // Another source of this agent holds it, and will leave it, too.
-            Ok(None) if is_index_unused(at) => self.move_away(at, None),
             Ok(None) => Fate::Later(Refusal::StillOpen),
             Err(e) => Fate::Later(Refusal::NoAccess(e.to_string())),
         }

@@ -15,10 +15,8 @@ pub(super) enum Newcomer {
     None,
     /// Nobody has it open, or can open it as long as this is held.
     Locked(DatabaseFile),
-    /// Somebody has opened it with the old WAL, and may have gone since.
-    Open(FileIdentity),
-    /// It cannot be opened.
-    Unreadable,
+    /// It cannot be locked: somebody has it open, by whatever name.
+    Busy,
     /// Nothing is in its way any more.
     Free,
 }
@@ -32,14 +30,12 @@ impl Newcomer {
             (Newcomer::Free, _) => Newcomer::Free,
             (_, None) => Newcomer::None,
             (Newcomer::Locked(file), Some(there)) if file.identity() == there => Newcomer::Locked(file),
-            (Newcomer::Open(before), Some(there)) if before == there => Newcomer::Open(there),
-            (_, Some(there)) => match DatabaseFile::open(path) {
+            (_, Some(_)) => match DatabaseFile::open(path) {
                 // Another database of this agent, which its own source holds.
                 Ok(None) => Newcomer::None,
                 Ok(Some(file)) if locks::lock_out(&file).unwrap_or(false) => Newcomer::Locked(file),
-                Ok(Some(_)) => Newcomer::Open(there),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Newcomer::None,
-                Err(_) => Newcomer::Unreadable,
+                _ => Newcomer::Busy,
             },
         }
     }
@@ -96,12 +92,11 @@ impl Source {
         if let Some(held) = held.filter(|held| FileIdentity::of_path(path) != Some(held.identity())) {
             self.loan.door.get_or_insert_with(|| Door::of(held.identity()));
             self.loan.is_locked |= locks::lock_out(held).unwrap_or(false);
-        }
-        if let Some(door) = &self.loan.door
-            && !matches!(door.keep_out(path), Newcomer::None)
-        {
-            // Whoever opens it waits: nobody needs to know any more what the pages of the old one are.
+            // Whoever opens one of them waits.
             self.loan.interruption.set();
+        }
+        if let Some(door) = &self.loan.door {
+            door.keep_out(path);
         }
     }
 

@@ -168,6 +168,8 @@ impl Source {
             self.look_apart(now);
         }
         if self.leaving.is_some() {
+            // At once: until a worker leaves it, milliseconds may pass.
+            self.keep_newcomer_out();
             return self.detach(now);
         }
         if self.to_inspect.is_some() {
