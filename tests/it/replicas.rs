@@ -272,7 +272,7 @@ fn an_older_state_of_a_segment_that_is_copied_over_it_is_noticed_with_the_next_c
 }
 
 #[test]
-fn a_folder_that_is_another_one_is_noticed_with_the_next_segment() {
+fn a_folder_that_is_another_one_is_noticed_with_what_is_appended_next() {
     let place = Place::new();
     let mut application = Shell::open(&place.database());
     application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data BLOB)");
@@ -283,7 +283,7 @@ fn a_folder_that_is_another_one_is_noticed_with_the_next_segment() {
             application.run("INSERT INTO t VALUES (randomblob(3000))");
             place.wait_until_replicated(&agent);
         }
-        // As when what is mounted there goes away. What is open there takes writes all the same, and tells nothing.
+        // As when what is mounted there goes away. What is open there would take writes all the same, and tell nothing.
         let aside = place.path(&format!("moved-{round}"));
         fs::rename(place.replica(), &aside).expect("both folders are ours");
         if round == 2 {
@@ -300,7 +300,7 @@ fn a_folder_that_is_another_one_is_noticed_with_the_next_segment() {
             let is_restored = agent.run("restore", &["-o", paths[0], paths[1]]).status.success();
             is_restored && difference(&database, &restored).is_none()
         });
-        assert!(agent.log().contains("what was sent before is not below"), "{}", agent.log());
+        assert!(agent.log().contains("holds less than it had acknowledged"), "{}", agent.log());
     }
     application.close();
     place.stop(agent);
