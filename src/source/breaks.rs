@@ -180,11 +180,7 @@ impl Source {
         // What is still to be inspected was seen after it was written.
         let seen = self.sighting.filter(|_| self.to_inspect.is_none());
         let before_others = self.seen_alone();
-        let attached = self.lend()?;
-        // Whoever leaves it locks the file if need be, and closes it.
-        self.take_back();
-        self.state = State::Detached;
-        self.hold_nothing();
+        let attached = self.take_held()?;
         // What is damaged may be found again in the next try, and each would begin a generation.
         let is_damaged = matches!(reason, Break::HeaderInvalid | Break::ChainBroken);
         (self.requested_break, self.to_compare) = (None, None);
@@ -218,8 +214,8 @@ impl Source {
                 self.refuse(Refusal::UsedApart, now);
             }
             Break::DatabaseReplaced | Break::WalReplaced => {
-                let door = self.loan.door.get_or_insert_with(|| Door::of(attached.descriptor.identity()));
-                let door = door.clone();
+                let door =
+                    self.loan.door.get_or_insert_with(|| Door::of(attached.descriptor.identity())).clone();
                 self.state = State::Lent;
                 return Some(LocalJob::Leave(LeaveRequest {
                     attached,

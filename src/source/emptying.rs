@@ -80,14 +80,12 @@ impl Source {
 
     /// The agent stops: if nobody else has it open after all, leaves as SQLite's last close would.
     pub fn end(&mut self) {
+        let seen = self.sighting;
         if self.is_unsummed()
             && !self.is_busy()
-            && let Some(attached) = self.lend()
+            && let Some(attached) = self.take_held()
         {
-            self.take_back();
-            attached.let_go_of_damaged_wal(&self.settings.database, self.sighting.as_ref());
-            self.state = State::Detached;
-            self.hold_nothing();
+            attached.let_go_of_damaged_wal(&self.settings.database, seen.as_ref());
         }
     }
 

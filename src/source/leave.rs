@@ -81,11 +81,10 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
     // From before it is asked who is there.
     let visits = Visits::of(&attached.descriptor).ok();
     await_visitors(&attached, at);
-    // As long as we hold what is at the path, nobody opens it with the old WAL.
-    let mut newcomer = door.keep_out(at.database);
+    // As long as the door is shut, nobody opens what is at the path with the old WAL.
+    let is_entered = is_entered(&attached, &door, at);
     let has_name = attached.descriptor.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
     let is_used = locks::is_shared(&attached.descriptor).unwrap_or(true);
-    let is_entered = is_entered(&attached, &newcomer);
     let may_complete =
         has_one_name(&attached.descriptor) && !is_used && !is_entered && reason != Break::WalReplaced;
     let mut course = match may_complete {
@@ -122,7 +121,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
     }
     // The new file stays locked until our connections are closed: a program that came in before would join our `-shm`.
     drop((others, checkpointer));
-    newcomer = door.keep_out(at.database);
+    let newcomer = door.keep_out(at.database);
     let fate = left.as_mut().map(|left| {
         left.visits = visits.filter(|_| is_used && locks::all_share_index(&descriptor, guard.index().file()));
         remember(left, at);
@@ -238,7 +237,7 @@ fn try_bring_in(
         return Ok(Course::Changed);
     }
     // What whoever has come to the path commits to our WAL is another file's.
-    if is_entered(attached, &door.keep_out(at.database)) {
+    if is_entered(attached, door, at) {
         return Ok(Course::Continued);
     }
     // On a slot, our own lock would keep us from emptying the WAL.
@@ -246,13 +245,15 @@ fn try_bring_in(
     let settled = if is_settled { Some(extent) } else { settle(attached)? };
     let Some(settled) = settled else { return Err(Stop::Later) };
     attached.descriptor.sync_data().map_err(failed)?;
-    let is_complete = !is_entered(attached, &door.keep_out(at.database)) && attached.extent()? == settled;
+    let is_complete = !is_entered(attached, door, at) && attached.extent()? == settled;
     Ok(if is_complete { Course::Complete } else { Course::Continued })
 }
 
-/// Whether somebody has opened what has come to the path with the old `-shm`, and so with the old WAL.
-fn is_entered(attached: &Attached, newcomer: &Newcomer) -> bool {
-    matches!(newcomer, Newcomer::Busy) && locks::is_index_used(attached.guard.index().file()).unwrap_or(true)
+/// Whether somebody has opened what has come to the path with the old `-shm`, and so with the old WAL. If nobody has it
+/// open, nobody will from here on.
+fn is_entered(attached: &Attached, door: &Door, at: Paths) -> bool {
+    matches!(door.keep_out(at.database), Newcomer::Busy)
+        && locks::is_index_used(attached.guard.index().file()).unwrap_or(true)
 }
 
 fn settle(attached: &mut Attached) -> Result<Option<WalExtent>, Stop> {

@@ -42,15 +42,24 @@ impl Source {
         }
     }
 
+    /// The same, for a worker that compares its pages.
+    pub(super) fn lend_interruptibly(&mut self) -> Option<Box<Attached>> {
+        let mut attached = self.lend()?;
+        self.loan.interruption = attached.capture.table.renew_interruption();
+        Some(attached)
+    }
+
     /// The worker has given it back, or has closed it.
     pub(super) fn take_back(&mut self) {
         self.loan.file = None;
     }
 
-    /// The same, for a worker that compares its pages.
-    pub(super) fn lend_interruptibly(&mut self) -> Option<Box<Attached>> {
-        let mut attached = self.lend()?;
-        self.loan.interruption = attached.capture.table.renew_interruption();
+    /// Everything that was held, for whoever leaves it: nothing is held any more.
+    pub(super) fn take_held(&mut self) -> Option<Box<Attached>> {
+        let attached = self.lend()?;
+        self.take_back();
+        self.state = State::Detached;
+        self.hold_nothing();
         Some(attached)
     }
 }

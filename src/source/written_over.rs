@@ -116,10 +116,7 @@ impl Source {
             return false;
         }
         self.take_back_table();
-        let Some(attached) = self.lend() else { return false };
-        self.take_back();
-        self.state = State::Detached;
-        self.hold_nothing();
+        let Some(attached) = self.take_held() else { return false };
         (self.requested_break, self.to_compare) = (None, None);
         attached.let_go_of_damaged_wal(&self.settings.database, None);
         self.await_the_new(Break::DatabaseOverwritten, now);

@@ -1,10 +1,10 @@
 //! What the simulation has found, each in its shortest form.
 
 use crate::support::oracle::{Application, Habits, Placing};
+use crate::support::process::process_with;
 use crate::support::sqlite::{Shell, readers_in_all_slots};
 use crate::support::world::{Settings, World};
 use std::fs::File;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 use wal_agent::config::CheckpointSettings;
 use wal_agent::core::names;
@@ -308,18 +308,12 @@ fn what_others_make_of_a_renamed_file_stays_though_a_process_without_a_lock_has_
     world.application().close_all();
     world.drive(30);
     let wal = File::open(names::beside(world.database(), "-wal")).expect("it is there");
-    let mut process = Command::new("sleep")
-        .arg("600")
-        .stdin(wal)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("every system has it");
+    let process = process_with(wal);
     world.application().move_away();
     assert!(world.application().work_aside(), "nobody is in the way");
     world.application().show_all();
     world.drive(200);
-    process.kill().and_then(|()| process.wait()).expect("it is ours");
+    drop(process);
     let made = newest(&world);
     comes_back(world, made);
 }

@@ -4,7 +4,7 @@ use crate::support::agent::Agent;
 use crate::support::compare::assert_same;
 use crate::support::mounted::Mounted;
 use crate::support::place::{Place, first, is_resting, is_streaming, wait_for_page_table};
-use crate::support::process::output;
+use crate::support::process::{output, process_with};
 use crate::support::sqlite::Shell;
 use crate::support::wait::{BEFORE_THE_SLOW_LOOK, wait_until};
 use serde_json::Value;
@@ -35,6 +35,15 @@ fn wait_until_resting(place: &Place, agent: &Agent) {
     assert!(!wal_index(place).exists(), "-shm is still there");
 }
 
+/// A database that an agent has replicated, and let go of.
+fn at_rest() -> (Place, Agent) {
+    let place = Place::new();
+    application(&place).close();
+    let agent = place.streaming_agent(&["let-go-after: 100ms"]);
+    wait_until_resting(&place, &agent);
+    (place, agent)
+}
+
 fn position(agent: &Agent) -> (String, u64) {
     let status = agent.status().expect("the agent runs");
     let database = first(&status);
@@ -62,10 +71,7 @@ fn when_the_last_connection_is_closed_the_file_alone_is_the_database() {
 
 #[test]
 fn the_generation_goes_on_each_time_the_application_comes_back() {
-    let place = Place::new();
-    application(&place).close();
-    let agent = place.streaming_agent(&["let-go-after: 100ms"]);
-    wait_until_resting(&place, &agent);
+    let (place, agent) = at_rest();
     let before = position(&agent);
     for run in 1..=10 {
         let mut application = application(&place);
@@ -128,10 +134,7 @@ fn a_sqlite3_command_from_time_to_time_sends_what_it_writes_and_nothing_else() {
 /// Its checkpoint counts as a restart of the WAL, which SQLite writes into the header; but nothing was lost by it.
 #[test]
 fn a_program_that_empties_the_wal_before_it_writes_need_not_be_compared() {
-    let place = Place::new();
-    application(&place).close();
-    let agent = place.streaming_agent(&["let-go-after: 100ms"]);
-    wait_until_resting(&place, &agent);
+    let (place, agent) = at_rest();
     let before = position(&agent);
     let configuration = agent.configuration().to_owned();
     place.stop(agent);
@@ -148,10 +151,7 @@ fn a_program_that_empties_the_wal_before_it_writes_need_not_be_compared() {
 
 #[test]
 fn what_was_let_go_of_goes_on_after_the_agent_was_restarted() {
-    let place = Place::new();
-    application(&place).close();
-    let agent = place.streaming_agent(&["let-go-after: 100ms"]);
-    wait_until_resting(&place, &agent);
+    let (place, agent) = at_rest();
     let before = position(&agent);
     place.stop(agent);
     let agent = place.agent(&["let-go-after: 100ms"]);
@@ -168,10 +168,7 @@ fn what_was_let_go_of_goes_on_after_the_agent_was_restarted() {
 
 #[test]
 fn a_database_changed_while_the_agent_was_down_is_compared() {
-    let place = Place::new();
-    application(&place).close();
-    let agent = place.streaming_agent(&["let-go-after: 100ms"]);
-    wait_until_resting(&place, &agent);
+    let (place, agent) = at_rest();
     wait_for_page_table(&agent);
     place.stop(agent);
     let mut unseen = application(&place);
@@ -195,11 +192,11 @@ fn a_database_held_by_a_child_without_locks_is_not_let_go_of() {
     let agent = place.streaming_agent(&["let-go-after: 100ms"]);
     // POSIX locks are not inherited: what holds the WAL here is only a descriptor.
     let held = fs::File::open(place.wal()).expect("the WAL is there");
-    let mut child = std::process::Command::new("sleep").arg("1000").stdin(held).spawn().expect("sleep runs");
+    let child = process_with(held);
     application.close();
     agent.wait_for_log("stays attached: sleep (process");
     assert!(place.wal().exists());
-    child.kill().and_then(|()| child.wait()).expect("it is our child");
+    drop(child);
     wait_until("the WAL goes when the child has gone", DEADLINE, || !place.wal().exists());
     place.stop(agent);
     place.assert_restores();
@@ -283,10 +280,7 @@ fn a_database_that_is_opened_again_and_again_by_who_does_not_use_it_is_let_go_of
 
 #[test]
 fn an_application_that_commits_ever_again_into_a_new_file_without_a_wal_is_followed() {
-    let place = Place::new();
-    application(&place).close();
-    let agent = place.streaming_agent(&["let-go-after: 100ms"]);
-    wait_until_resting(&place, &agent);
+    let (place, agent) = at_rest();
     let mut application = Shell::open(&place.path("new.db"));
     application.run("CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)");
     application.close();

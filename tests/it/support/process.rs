@@ -1,7 +1,7 @@
 //! Processes of a test, found through /proc, and signals to them.
 
 use rustix::process::{Pid, Signal, kill_process};
-use std::fs;
+use std::fs::{self, File};
 use std::process::{Child, Command};
 
 /// A program that is killed when the test is done with it.
@@ -12,6 +12,11 @@ impl Drop for Killed {
         let _ = self.0.kill(); // fails only if it has ended
         let _ = self.0.wait();
     }
+}
+
+/// A process (`sleep`) that has a file open, and no lock on it, as one that was forked has.
+pub fn process_with(file: File) -> Killed {
+    Killed(Command::new("sleep").arg("1000").stdin(file).spawn().expect("every system has it"))
 }
 
 /// All processes below `parent`, children first.

@@ -16,7 +16,6 @@ use wal_agent::core::page::PageSize;
 use wal_agent::core::position::{Generation, Index, Offset, Position};
 use wal_agent::core::restore::{Check, RestoreGap};
 use wal_agent::core::status::{ReplicaState, ReplicaStatus, SourceState};
-use wal_agent::locks;
 use wal_agent::restore::{RestoreError, RestoreOptions, restore};
 
 /// How often it is looked whether the WAL is held.
@@ -83,7 +82,7 @@ impl World {
     fn check_is_held(&self) {
         let path = names::beside(self.database(), "-shm");
         let Ok(index) = path.metadata() else { return };
-        if !self.is_held() || !locks::is_open_here(&path) {
+        if !self.is_held() {
             return;
         }
         // `lock: 1: OFDLCK ADVISORY  READ -1 00:1a:4711 124 124`
