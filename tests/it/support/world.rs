@@ -266,6 +266,8 @@ impl World {
         // A process that another history starts just now holds a copy of each of our descriptors for a moment.
         if let Ok(lock) = std::fs::File::open(self.meta().join("lock")) {
             wait_until("the lock is free", Duration::from_secs(60), || lock.try_lock().is_ok());
+            // Closed only, it would stay in such a copy of this descriptor.
+            lock.unlock().expect("our own lock is given back");
         }
     }
 
