@@ -1,8 +1,16 @@
 //! Processes of a test, found through /proc, and signals to them.
 
+use super::wait::wait_until;
+use rustix::fs::{major, minor};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::{Child, Command};
+use std::time::Duration;
+
+/// Longer than any process takes to start.
+const A_WHILE: Duration = Duration::from_secs(60);
 
 /// A program that is killed when the test is done with it.
 pub struct Killed(pub Child);
@@ -17,6 +25,26 @@ impl Drop for Killed {
 /// A process (`sleep`) that has a file open, and no lock on it, as one that was forked has.
 pub fn process_with(file: File) -> Killed {
     Killed(Command::new("sleep").arg("1000").stdin(file).spawn().expect("every system has it"))
+}
+
+/// Waits until the locks of an agent of this process that was dropped are free: a process that another test starts just then
+/// holds a copy of each of our descriptors for a moment, and has their locks.
+pub fn wait_for_locks(lock: &Path, wal_index: &Path) {
+    if let Ok(lock) = File::open(lock) {
+        wait_until("the lock is free", A_WHILE, || lock.try_lock().is_ok());
+        // Closed only, it would stay in such a copy of this descriptor.
+        lock.unlock().expect("our own lock is given back");
+    }
+    wait_until("the wal-index is free", A_WHILE, || !is_locked_for_an_open_file(wal_index));
+}
+
+/// Whether there is a lock that is not a process's, but an open file's.
+fn is_locked_for_an_open_file(file: &Path) -> bool {
+    let Ok(metadata) = fs::metadata(file) else { return false };
+    let (device, inode) = (metadata.dev(), metadata.ino());
+    let file = format!(" {:02x}:{:02x}:{inode} ", major(device), minor(device));
+    let locks = fs::read_to_string("/proc/locks").expect("/proc is there");
+    locks.lines().any(|lock| lock.contains(" OFDLCK ") && lock.contains(&file))
 }
 
 /// All processes below `parent`, children first.

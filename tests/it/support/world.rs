@@ -12,8 +12,8 @@ use super::faulty::FaultyServer;
 use super::history::scratch;
 use super::oracle::Application;
 use super::power;
+use super::process::wait_for_locks;
 use super::sim_disk::SimDisk;
-use super::wait::wait_until;
 use image::Image;
 use jobs::{Handed, Jobs, lock};
 use rand::rngs::StdRng;
@@ -263,12 +263,7 @@ impl World {
         if let Ok(mut application) = self.application.try_lock() {
             application.remember();
         }
-        // A process that another history starts just now holds a copy of each of our descriptors for a moment.
-        if let Ok(lock) = std::fs::File::open(self.meta().join("lock")) {
-            wait_until("the lock is free", Duration::from_secs(60), || lock.try_lock().is_ok());
-            // Closed only, it would stay in such a copy of this descriptor.
-            lock.unlock().expect("our own lock is given back");
-        }
+        wait_for_locks(&self.meta().join("lock"), &names::beside(self.database(), "-shm"));
     }
 
     /// Everything goes on in another machine, as in a clone of this one.
