@@ -3,13 +3,14 @@
 use crate::support::process::{output, signal};
 use crate::support::sshd::{Sshd, make_key};
 use crate::support::temporary_folder;
+use crate::support::wait::wait_until;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use wal_agent::core::segment::PACKET;
@@ -301,6 +302,29 @@ fn what_was_removed_or_replaced_in_a_folder_is_not_appended_to() {
     fs::rename(&aside, &path).expect("the folder is ours");
     remote.write_at(&path, 5, b"more").expect_err("nobody would find it");
     assert_eq!(fs::read(&path).expect("it is there"), b"begun");
+}
+
+#[test]
+fn what_was_removed_or_replaced_on_a_server_is_soon_not_appended_to() {
+    let server = Sshd::start();
+    let (path, aside) = (server.storage().join("object"), server.storage().join("aside"));
+    let name = path.display().to_string();
+    let mut remote = connect(&server.location());
+    let mut append_until_noticed = |put_there: fn(&Path)| {
+        remote.close(&name);
+        remote.create(&name).and_then(|_| remote.write_at(&name, 0, b"begun")).expect("the folder is ours");
+        fs::rename(&path, &aside).expect("the folder is ours");
+        put_there(&path);
+        let mut error = None;
+        wait_until("it is noticed", Duration::from_secs(60), || {
+            error = remote.write_at(&name, 5, b"more").err();
+            error.is_some()
+        });
+        error.expect("it was noticed").kind
+    };
+    assert_eq!(append_until_noticed(|_| ()), FailureKind::NotFound);
+    assert_eq!(append_until_noticed(|path| fs::write(path, b"older").expect("ours")), FailureKind::Other);
+    assert_eq!(fs::read(&path).expect("it is there"), b"older");
 }
 
 #[test]

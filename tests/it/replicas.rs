@@ -231,6 +231,17 @@ fn a_replica_that_was_removed_as_a_whole_gets_a_new_snapshot_loudly() {
 }
 
 #[test]
+fn a_replica_that_is_removed_beside_the_agent_gets_a_new_snapshot_while_commits_come() {
+    let (scene, mut writer, agent) = streaming(5);
+    fs::remove_dir_all(scene.replica()).expect("the folder is ours");
+    wait_until("a commit misses it", Duration::from_secs(60), || {
+        writer.step();
+        agent.log().contains("no such file")
+    });
+    scene.wait_until_restores(&agent);
+}
+
+#[test]
 fn folders_of_many_databases_share_a_few_threads() {
     let folder = temporary_folder();
     let databases: Vec<PathBuf> = (0..40).map(|n| folder.path().join(format!("app{n}.db"))).collect();

@@ -17,7 +17,7 @@ use ssh2::{ErrorCode, FileStat, OpenFlags, OpenType, RenameFlags, Session, Sftp}
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long the server may take to answer. Long enough for a busy disk, short enough to tell within a minute that
 /// replication stands still.
@@ -25,6 +25,10 @@ pub const OPERATION_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long an fsync may take, as much may have to reach a slow disk. libssh2 has no patience for more.
 pub const SYNC_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How often a file that is written is looked for at its path: a server goes on writing into one that was removed, and what
+/// is acknowledged then is nowhere. Costs one answer of the server.
+const PLACE_PAUSE: Duration = Duration::from_secs(5);
 
 /// How many bytes are under way before the server has answered for the first of them. In a round trip of 10 ms that
 /// is 100 MB/s; a line of under 35 KB/s could not take them within the deadline.
@@ -60,6 +64,8 @@ struct OpenFile {
     file: ssh2::File,
     /// Where the next byte would be read.
     at: u64,
+    /// When it was at its path.
+    seen: Instant,
 }
 
 /// Why a call failed.
@@ -111,6 +117,20 @@ impl SftpRemote {
 
     fn exists(&self, path: &str) -> bool {
         self.sftp.lstat(Path::new(path)).is_ok()
+    }
+
+    /// Looks now and then whether what is written is at its path, up to `end`.
+    fn look_for(&mut self, path: &str, end: u64) -> Result<(), Failure> {
+        if self.open(path, Access::Write)?.seen.elapsed() < PLACE_PAUSE {
+            return Ok(());
+        }
+        let there = self.sftp.stat(Path::new(path))?;
+        if there.size.is_some_and(|size| size < end) {
+            let reason = "another file was put in its place".to_owned();
+            return Err(Failure { kind: FailureKind::Other, reason });
+        }
+        self.open(path, Access::Write)?.seen = Instant::now();
+        Ok(())
     }
 
     /// OpenSSH answers a full disk with a mere "failure"; its free space tells.
@@ -180,6 +200,7 @@ impl Remote for SftpRemote {
 
     fn write_at(&mut self, path: &str, at: u64, bytes: &[u8]) -> Result<(), RemoteError> {
         let written = self.open(path, Access::Write).and_then(|open| write_all(&mut open.file, at, bytes));
+        let written = written.and_then(|()| self.look_for(path, at + bytes.len() as u64));
         written.map_err(|mut failure| {
             if failure.kind == FailureKind::Other && self.is_full(path) {
                 failure = Failure { kind: FailureKind::Full, reason: "no space left".to_owned() };
@@ -270,7 +291,7 @@ impl Remote for SftpRemote {
 
 fn open_file(sftp: &Sftp, path: &str, flags: OpenFlags) -> Result<OpenFile, Failure> {
     let file = sftp.open_mode(Path::new(path), flags, FILE_MODE, OpenType::File)?;
-    Ok(OpenFile { file, at: 0 })
+    Ok(OpenFile { file, at: 0, seen: Instant::now() })
 }
 
 fn write_all(file: &mut ssh2::File, at: u64, bytes: &[u8]) -> Result<(), Failure> {
