@@ -164,7 +164,9 @@
 //!   That another agent replicates to the same place is told by what it has written from one survey to the next.
 //! - A generation belongs to the machine that began it ([`core::machine`]): a clone that went on in it would write the last
 //!   segment anew, and its origin append to a file without a name, and acknowledge that. Where neither the installation nor
-//!   the hardware tells them apart, that can happen, until the next survey.
+//!   the hardware tells them apart, that can happen for a few seconds.
+//! - Whoever removes a replica, or puts another file in a segment's place, does not close ours: a write to it is answered as
+//!   ever. So it is looked for at its path: in a folder with each append, on a server five seconds after the last time.
 //! - An object on the replica that says whose the place is, whose owner answers whoever asks, was built and taken back: its
 //!   checks wait where jobs of other databases go first, so that a single agent stopped sending, and of several who asked for
 //!   the place of a dead one, each kept the others from it.
