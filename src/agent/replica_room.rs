@@ -306,6 +306,8 @@ impl ReplicaRoom {
             position: self.course.as_ref().and_then(Replica::acked),
             lag_bytes,
             lag_time: behind_since.filter(|_| lag_bytes > 0).map(behind).unwrap_or_default(),
+            // Beside a writer that never pauses, a lag is known to within an interval.
+            allowed_lag: self.config.sync_interval.unwrap_or_default() * 2,
             last_acked: self.last_acked.map(|at| moment(at, now)),
             durable: self.config.durability == Durability::Fsync
                 && !self.progress.not_durable.load(Ordering::Relaxed),

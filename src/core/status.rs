@@ -93,6 +93,8 @@ pub struct ReplicaStatus {
     pub lag_bytes: u64,
     /// For how long `lag_bytes` has not been 0; 0 when it is.
     pub lag_time: Duration,
+    /// For how long that may be, because the replica is to wait for more.
+    pub allowed_lag: Duration,
     /// When the server last acknowledged something.
     pub last_acked: Option<Moment>,
     /// Whether acked means that the server's disk has it (an fsync was answered), not only its memory.
@@ -222,8 +224,8 @@ impl DatabaseStatus {
     /// 1. *failing* if the database is refused, a program writes into a file that was at its path before, or has mixed
     ///    the two, or any replica is failing, or would restore another generation;
     /// 2. *healthy* if the database is absent: there is nothing to send yet;
-    /// 3. *lagging* if the agent is about to attach, or any replica is connecting or gets its snapshot, or has been behind for more than
-    ///    [`LAG_TOLERANCE`];
+    /// 3. *lagging* if the agent is about to attach, or any replica is connecting or gets its snapshot, or has been behind
+    ///    for [`LAG_TOLERANCE`] longer than it may be;
     /// 4. *healthy* otherwise.
     pub fn health(&self) -> Health {
         let any = |is: fn(&ReplicaStatus) -> bool| self.replicas.iter().any(is);
@@ -246,7 +248,8 @@ impl ReplicaStatus {
     }
 
     fn is_lagging(&self) -> bool {
-        self.state != ReplicaState::Streaming || (self.lag_bytes > 0 && self.lag_time > LAG_TOLERANCE)
+        let is_behind = self.lag_bytes > 0 && self.lag_time > LAG_TOLERANCE + self.allowed_lag;
+        self.state != ReplicaState::Streaming || is_behind
     }
 }
 

@@ -1,5 +1,8 @@
 //! The status: how healthy it is, and how it reads.
 
+use crate::support::oracle::{Application, Habits};
+use crate::support::world::{Settings, World};
+use std::path::Path;
 use std::time::Duration;
 use wal_agent::core::status::{
     AgentStatus, Breaks, Bytes, DatabaseStatus, Health, Moment, PastError, ReplicaState, ReplicaStatus,
@@ -15,6 +18,7 @@ fn replica(state: ReplicaState, lag_bytes: u64, lag_time: Duration) -> ReplicaSt
         position: None,
         lag_bytes,
         lag_time,
+        allowed_lag: Duration::ZERO,
         last_acked: None,
         durable: true,
         last_error: None,
@@ -85,6 +89,24 @@ fn health_follows_the_rules() {
         let database = database(state, vec![replica(doing, lag_bytes, lag_time)]);
         assert_eq!(database.health(), expected, "{database:#?}");
     }
+}
+
+#[test]
+fn a_replica_that_is_to_wait_for_more_is_not_lagging_meanwhile() {
+    let settings = Settings { sync_interval: Some(Duration::from_secs(30)), ..Settings::PLAIN };
+    let application = |database: &Path| Application::new(database, Habits::PLAIN, Vec::new(), 1);
+    let mut world = World::new(settings, 1, application);
+    world.application().create();
+    world.start_agent();
+    world.drive(100);
+    let mut longest = Duration::ZERO;
+    for _ in 0..100 {
+        world.application().run(0, "UPDATE c SET n = n + 1");
+        world.rest_for(Duration::from_secs(1));
+        longest = longest.max(world.replica().lag_time);
+        assert_eq!(world.status().health(), Health::Healthy, "{:?}", world.replica());
+    }
+    assert!(longest > TOLERATED, "{longest:?}");
 }
 
 #[test]
