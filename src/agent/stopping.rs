@@ -90,6 +90,9 @@ impl Database {
             State::Attached(_) if self.source.must_let_go() => {
                 Some(format!("{name}: what only its WAL holds is being brought into it"))
             }
+            State::Attached(_) if self.source.is_let_go_at_the_end() => {
+                Some(format!("{name}: nobody else has it open, and it is being let go of"))
+            }
             State::Attached(_) if !self.source.is_durable() => {
                 Some(format!("{name}: its shadow WAL is being made durable"))
             }

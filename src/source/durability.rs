@@ -43,6 +43,11 @@ impl Source {
         self.hot = true;
     }
 
+    /// Whether the agent stops.
+    pub(super) fn is_ending(&self) -> bool {
+        self.durability.is_ending
+    }
+
     /// Whether everything is as durable as it is when writers pause, and nothing says otherwise.
     pub fn is_durable(&self) -> bool {
         match &self.state {

@@ -109,7 +109,7 @@ impl Source {
         } else if dirty.any() || self.let_go_at.is_none() {
             let pause = self.let_go_again.map_or(Duration::ZERO, |again| again.pause);
             let quiet = self.settings.let_go_after.or(self.is_told_to_let_go.then_some(Duration::ZERO));
-            let quiet = if self.must_go() { Some(Duration::ZERO) } else { quiet };
+            let quiet = if self.must_go() || self.ends() { Some(Duration::ZERO) } else { quiet };
             let since = self.quiet_since.filter(|_| !dirty.wal && !dirty.database).unwrap_or(now);
             self.quiet_since = Some(since);
             let latest = |quiet: Duration| since.checked_add(quiet.saturating_mul(MOST_PUT_OFF));
@@ -131,6 +131,17 @@ impl Source {
     /// Whether it is let go of as soon as nobody else has it open, whatever else is to be done with it.
     fn must_go(&self) -> bool {
         self.shuts_out() || self.is_unsummed() || self.is_written_over || self.is_wal_elsewhere
+    }
+
+    /// Whether the agent stops, and is to leave nothing beside a database that nobody else has open: it may be replaced then.
+    fn ends(&self) -> bool {
+        self.is_ending() && self.settings.let_go_after.is_some() && !self.is_needed
+    }
+
+    /// Whether the agent, which stops, is about to let go of it.
+    pub fn is_let_go_at_the_end(&self) -> bool {
+        let is_hindered = matches!(self.stay, Some(Stay::OpenIn(_) | Stay::Failed(_)));
+        self.ends() && !is_hindered && self.sighting.is_some_and(|sighting| sighting.alone)
     }
 
     /// Whether the file says something. While our own checkpoint writes, its times say nothing; and while what is
