@@ -27,7 +27,9 @@ impl Source {
     fn timeout_of_state(&self, now: Instant) -> Option<Instant> {
         match &self.state {
             State::Lent => self.dirty.folder.then_some(now),
-            State::Absent | State::Detached | State::Resting(_) | State::Refused(_) if self.is_busy() => None,
+            State::Absent | State::Detached | State::Resting(_) | State::Refused(_) if self.is_busy() => {
+                (self.may_settle_left() && self.dirty.any()).then_some(now)
+            }
             State::Absent => self.dirty.any().then_some(now),
             State::Resting(_) => self.resting_timeout(now),
             State::Detached if self.settle_at.is_some() => self.resting_timeout(now),
@@ -103,6 +105,12 @@ impl Source {
         self.job_in_flight || self.table.is_in_flight()
     }
 
+    /// Whether a WAL that was left behind can be looked after: for that, a page table that is still being written is no
+    /// hindrance, and whoever opens what has come to the path must not meet that WAL meanwhile.
+    fn may_settle_left(&self) -> bool {
+        self.left.is_some() && !self.job_in_flight
+    }
+
     fn attach_turn(&mut self, now: Instant, generation: Generation) -> Option<LocalJob> {
         if !self.is_busy()
             && let Some(folder) = self.room.given_up.take()
@@ -110,7 +118,7 @@ impl Source {
             return Some(LocalJob::Remove { paths: vec![folder], disk: Arc::clone(&self.disk) });
         }
         let is_retried = self.retry.is_some_and(|retry| now >= retry.at);
-        if (self.dirty.any() || is_retried) && !self.is_busy() && !self.settle_left(now) {
+        if (self.dirty.any() || is_retried) && self.may_settle_left() && !self.settle_left(now) {
             return None;
         }
         let is_awaited = self.let_come(now);
