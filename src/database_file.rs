@@ -1,14 +1,14 @@
 //! Database files, of which this process has one descriptor each: closing any other one would drop SQLite's locks.
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use std::collections::HashSet;
+use std::collections::{HashMap, hash_map};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
 /// Which file a path names, or a descriptor is open on: also after its number was given to another one, where the file
@@ -45,9 +45,10 @@ impl FileIdentity {
     }
 }
 
-static OPEN: LazyLock<Mutex<HashSet<FileIdentity>>> = LazyLock::new(Mutex::default);
+/// `Weak` is empty while a file is being opened.
+static OPEN: LazyLock<Mutex<HashMap<FileIdentity, Weak<Opened>>>> = LazyLock::new(Mutex::default);
 
-fn open_files() -> MutexGuard<'static, HashSet<FileIdentity>> {
+fn open_files() -> MutexGuard<'static, HashMap<FileIdentity, Weak<Opened>>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -60,6 +61,18 @@ pub struct DatabaseFile(Arc<Opened>);
 struct Opened {
     file: File,
     entry: Entry,
+    keeping: Mutex<Keeping>,
+}
+
+/// Who in this process keeps all others out of a file that was renamed.
+#[derive(Debug, Default)]
+pub struct Keeping {
+    /// Whoever holds it does.
+    pub by_holder: bool,
+    /// No connection of ours has it open any more.
+    pub is_closed: bool,
+    /// So many do to whose paths it has come.
+    pub others: u32,
 }
 
 /// An entry in [`OPEN`].
@@ -68,7 +81,13 @@ struct Entry(FileIdentity);
 
 impl Entry {
     fn of(identity: FileIdentity) -> Option<Entry> {
-        open_files().insert(identity).then(|| Entry(identity))
+        match open_files().entry(identity) {
+            hash_map::Entry::Occupied(_) => None,
+            hash_map::Entry::Vacant(vacant) => {
+                vacant.insert(Weak::new());
+                Some(Entry(identity))
+            }
+        }
     }
 }
 
@@ -108,7 +127,20 @@ impl DatabaseFile {
         // That file, whatever has come to the path by now; and nobody waits for whoever has a lease of it.
         let found_name = format!("/proc/self/fd/{}", found.as_raw_fd());
         let file = options.custom_flags(libc::O_NONBLOCK).open(found_name)?;
-        Ok(Some(DatabaseFile(Arc::new(Opened { file, entry }))))
+        let opened = Arc::new(Opened { file, entry, keeping: Mutex::default() });
+        open_files().insert(identity, Arc::downgrade(&opened));
+        Ok(Some(DatabaseFile(opened)))
+    }
+
+    /// The file that this process has open already, if it is that one.
+    pub fn of_this_process(identity: FileIdentity) -> Option<Self> {
+        let opened = open_files().get(&identity).and_then(Weak::upgrade);
+        opened.map(DatabaseFile)
+    }
+
+    /// Who keeps all others out of it.
+    pub fn keeping(&self) -> MutexGuard<'_, Keeping> {
+        self.0.keeping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether somebody else in this process reads it, too.

@@ -70,6 +70,15 @@ pub fn let_in(database: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives the lock of [`lock_out`] back, of a database that no connection of ours has open.
+///
+/// # Errors
+/// The kernel's.
+pub fn unlock(database: &File) -> io::Result<()> {
+    fcntl(database, FcntlArg::F_SETLK(&shared_bytes(libc::F_UNLCK)))?;
+    Ok(())
+}
+
 /// The first other process that has a file open, by name and number; locks do not show a child that inherited its
 /// connection. Processes that we may not look into are passed over.
 pub fn process_with(file: &Path) -> Option<String> {

@@ -8,6 +8,7 @@ use super::guard::Guard;
 use super::held::Held;
 use super::held_files::HeldFiles;
 use super::inspect::Suspicion;
+use super::kept_out;
 use super::left_behind::{Paths, has_no_name};
 use super::let_go::Resting;
 use super::proof;
@@ -77,6 +78,7 @@ impl Attached {
         let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock, apart: _ } = self;
         drop((query, write_lock));
         let closed = checkpointer.map_or(Ok(()), |checkpointer| checkpointer.close_last());
+        kept_out::after_closing(&descriptor);
         drop((guard, descriptor));
         (capture.shadow, lock, closed)
     }

@@ -56,6 +56,19 @@ pub(super) fn link(file: &File, to: &Path) -> io::Result<()> {
     }
 }
 
+/// Gives a WAL the name by which it is kept, instead of the one that it has. A file that has both already is not renamed:
+/// rename(2) does nothing then. Another file system takes no rename.
+pub(super) fn set_aside(wal: &File, at: Paths, generation: Generation) -> io::Result<PathBuf> {
+    let ours = FileIdentity::of_file(wal)?;
+    let [inside, beside] = names_of(at, generation);
+    if let Some(name) = [&inside, &beside].into_iter().find(|name| FileIdentity::of_path(name) == Some(ours))
+    {
+        return remove_name(at.wal, wal).map(|()| name.clone());
+    }
+    let move_to = |to: PathBuf| std::fs::rename(at.wal, &to).map(|()| to);
+    move_to(inside).or_else(|_| move_to(beside))
+}
+
 /// Copies a file to a name that nothing has, and makes it durable.
 pub(super) fn copy(mut file: &File, to: &Path) -> io::Result<()> {
     use std::io::Seek;

@@ -6,6 +6,8 @@ use super::capture::LookError;
 use super::checkpointer::Checkpointer;
 use super::held::Held;
 use super::inspect::{Inspection, inspect};
+use super::kept;
+use super::kept_out;
 use super::left_behind::{Content, Fate, LeftBehind, Paths, Seen};
 use super::newcomer::{Door, Newcomer};
 use super::proof;
@@ -22,7 +24,7 @@ use log::{info, warn};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -32,6 +34,9 @@ use std::time::{Duration, Instant};
 const VISIT: Duration = Duration::from_secs(3);
 /// How often it is asked whether they have gone, or another file has come to the path, which must not meet our WAL.
 const VISIT_PAUSE: Duration = Duration::from_millis(1);
+
+/// Among so many names, another one of a file is looked for.
+const MOST_NAMES: usize = 10_000;
 
 /// What a worker needs to leave.
 pub struct LeaveRequest {
@@ -81,12 +86,15 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
     // From before it is asked who is there.
     let visits = Visits::of(&attached.descriptor).ok();
     await_visitors(&attached, at);
+    let aside = door.make_way(&attached, at);
     // As long as the door is shut, nobody opens what is at the path with the old WAL.
     let is_entered = is_entered(&attached, &door, at);
     let has_name = attached.descriptor.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
     let is_used = locks::is_shared(&attached.descriptor).unwrap_or(true);
-    let may_complete =
-        has_one_name(&attached.descriptor) && !is_used && !is_entered && reason != Break::WalReplaced;
+    let may_complete = has_one_name(&attached.descriptor)
+        && !is_used
+        && !is_entered
+        && (reason != Break::WalReplaced || aside.is_some());
     let mut course = match may_complete {
         true => bring_in(&mut attached, at, seen.as_ref(), &door),
         false => Course::Continued,
@@ -116,11 +124,15 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
             ..LeftBehind::of(wal, generation)
         }
     });
-    if let Some(left) = left.as_mut().filter(|left| left.content == Content::InWal) {
-        left.name(at);
+    match (&mut left, aside) {
+        (Some(left), _) if left.content == Content::InWal => left.name(at),
+        // There is nothing in it any more.
+        (Some(left), Some(aside)) => drop(kept::remove_name(&aside, &left.wal)),
+        _ => {}
     }
     // The new file stays locked until our connections are closed: a program that came in before would join our `-shm`.
     drop((others, checkpointer));
+    kept_out::after_closing(&descriptor);
     let newcomer = door.keep_out(at.database);
     let fate = left.as_mut().map(|left| {
         left.visits = visits.filter(|_| is_used && locks::all_share_index(&descriptor, guard.index().file()));
@@ -128,7 +140,8 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         if course == Course::Complete {
             info!("{}: everything committed is in the file that was there", database.display());
         }
-        if is_entered { left.mixed(at) } else { left.settle(at, newcomer.file()) }
+        // The source that holds what has come to the path may have heard of it meanwhile.
+        if is_entered { left.mixed(at) } else { left.settle(at, door.keep_out(at.database).file()) }
     });
     let is_back = matches!(fate, Some(Fate::Back | Fate::BackChanged));
     let waits = matches!(fate, Some(Fate::NoDatabase | Fate::Later(_)));
@@ -206,9 +219,8 @@ fn try_bring_in(
         return Ok(Course::Continued);
     }
     let live = attached.capture.live_file().map(FileIdentity::of_file).transpose().map_err(failed)?;
-    if live.is_some()
-        && FileIdentity::of_path(at.wal) == live
-        && let Some(process) = locks::process_with(at.wal)
+    if let Some(wal) = attached.capture.live_file().and_then(name_of)
+        && let Some(process) = locks::process_with(&wal)
     {
         info!("{}: {process} has its WAL open, though without a lock", at.database.display());
         return Ok(left_alone(attached, seen));
@@ -262,16 +274,22 @@ fn settle(attached: &mut Attached) -> Result<Option<WalExtent>, Stop> {
     Ok(attached.guard.settle(&attached.query, Some(checkpoint))?)
 }
 
-/// The name that a file has now, as far as the kernel knows.
+/// The name that a file has now. The kernel tells the one that it was opened by, also when that is gone and another one in
+/// its folder is left.
 fn name_of(file: &File) -> Option<PathBuf> {
-    std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
+    let ours = FileIdentity::of_file(file).ok()?;
+    let told = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    if FileIdentity::of_path(&told) == Some(ours) {
+        return Some(told);
+    }
+    let entries = std::fs::read_dir(told.parent()?).ok()?.flatten().take(MOST_NAMES);
+    let mut others = entries.filter(|entry| entry.ino() == ours.inode()).map(|entry| entry.path());
+    others.find(|name| FileIdentity::of_path(name) == Some(ours))
 }
 
 /// Whether a file has one name, and it is known: beside another one there may be a WAL that we do not see.
 fn has_one_name(file: &File) -> bool {
-    let is_only = file.metadata().is_ok_and(|metadata| metadata.nlink() == 1);
-    let named = name_of(file).and_then(|name| FileIdentity::of_path(&name));
-    is_only && named.is_some() && named == FileIdentity::of_file(file).ok()
+    file.metadata().is_ok_and(|metadata| metadata.nlink() == 1) && name_of(file).is_some()
 }
 
 /// Whether others have worked on the file under the name that it has now: their commits may still be in a WAL of that

@@ -35,7 +35,7 @@ pub struct Paths<'a> {
 
 impl Paths<'_> {
     /// The database's `-shm`.
-    fn wal_index(&self) -> PathBuf {
+    pub(super) fn wal_index(&self) -> PathBuf {
         names::beside(self.database, "-shm")
     }
 }
@@ -379,6 +379,8 @@ impl LeftBehind {
     /// that `-shm` belongs to the old one, too: whoever opened the new one would join whoever has the old one open.
     fn move_away(&self, at: Paths, lock: Option<DatabaseFile>) -> Fate {
         let moved = match &self.content {
+            // Whoever opened the new file found an empty WAL, and used it.
+            Content::InDatabase if !self.is_empty() => return Fate::Gone,
             Content::InDatabase => kept::remove_name(at.wal, &self.wal).map(|()| None),
             _ => self.move_to_kept(at).map(Some),
         };
@@ -399,15 +401,11 @@ impl LeftBehind {
         }
     }
 
-    /// A file that has the name already is not renamed to it: rename(2) does nothing then. Another file system takes no
-    /// rename.
     fn move_to_kept(&self, at: Paths) -> io::Result<PathBuf> {
-        if let Some(name) = self.kept_name(at)? {
-            return kept::remove_name(at.wal, &self.wal).map(|()| name);
+        match self.kept_name(at)? {
+            Some(name) => kept::remove_name(at.wal, &self.wal).map(|()| name),
+            None => kept::set_aside(&self.wal, at, self.generation),
         }
-        let [inside, beside] = kept::names_of(at, self.generation);
-        let move_to = |to: PathBuf| std::fs::rename(at.wal, &to).map(|()| to);
-        move_to(inside).or_else(|_| move_to(beside))
     }
 
     /// The name by which it is kept, if it has one.

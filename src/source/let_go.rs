@@ -4,6 +4,7 @@
 use super::attach::Attached;
 use super::capture::Look;
 use super::guard::GuardError;
+use super::kept_out;
 use super::left_behind::{LeftBehind, Paths};
 use super::proof;
 use super::round::{Stop, copy_all, sync_shadow};
@@ -93,8 +94,7 @@ pub fn let_go(request: LetGoRequest) -> LetGoOutcome {
             return LetGoOutcome::Overwritten(attached.let_go_of_overwritten(at));
         }
         Err(Unfinished { stay, written }) => {
-            // Fails only if the descriptor is none, and then nothing is locked either.
-            let _ = locks::let_in(&attached.descriptor);
+            kept_out::let_in_unless_kept_out(&attached.descriptor);
             return LetGoOutcome::Kept(attached, stay, written);
         }
     };

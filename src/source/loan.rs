@@ -13,8 +13,6 @@ pub(super) struct Loan {
     pub(super) file: Option<DatabaseFile>,
     /// Its path, from when another file has come to that until whoever opens it may be let in.
     pub(super) door: Option<Door>,
-    /// Others are locked out of the file, which is not at its path.
-    pub(super) is_locked: bool,
     /// Ends a comparison of its pages.
     pub(super) interruption: Interruption,
     /// It is lent for a round, beside which nobody listens.

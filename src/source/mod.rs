@@ -18,6 +18,7 @@ mod held_files;
 mod inspect;
 mod job;
 mod kept;
+mod kept_out;
 mod leave;
 mod left_behind;
 mod let_go;

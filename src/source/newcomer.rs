@@ -1,10 +1,15 @@
 //! A file that comes to the database's path while another one is held: whoever opens it must not meet the WAL of that.
 
+use super::attach::Attached;
+use super::kept;
+use super::kept_out::{self, KeptOut};
+use super::left_behind::Paths;
 use super::{Source, State};
 use crate::database_file::{DatabaseFile, FileIdentity};
 use crate::locks;
+use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The file that is at the database's path now.
@@ -15,6 +20,8 @@ pub(super) enum Newcomer {
     None,
     /// Nobody has it open, or can open it as long as this is held.
     Locked(DatabaseFile),
+    /// The same, of a file that another source of this agent holds.
+    OfAnotherSource(Arc<KeptOut>),
     /// It cannot be locked: somebody has it open, by whatever name.
     Busy,
     /// Nothing is in its way any more.
@@ -30,9 +37,15 @@ impl Newcomer {
             (Newcomer::Free, _) => Newcomer::Free,
             (_, None) => Newcomer::None,
             (Newcomer::Locked(file), Some(there)) if file.identity() == there => Newcomer::Locked(file),
-            (_, Some(_)) => match DatabaseFile::open(path) {
-                // Another database of this agent, which its own source holds.
-                Ok(None) => Newcomer::None,
+            (Newcomer::OfAnotherSource(kept_out), Some(there)) if kept_out.file().identity() == there => {
+                Newcomer::OfAnotherSource(kept_out)
+            }
+            (_, Some(there)) => match DatabaseFile::open(path) {
+                Ok(None) => match KeptOut::of(there) {
+                    Some(kept_out) => Newcomer::OfAnotherSource(Arc::new(kept_out)),
+                    // Its own source has not heard of it yet, or a program has it open.
+                    None => Newcomer::Busy,
+                },
                 Ok(Some(file)) if locks::lock_out(&file).unwrap_or(false) => Newcomer::Locked(file),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Newcomer::None,
                 _ => Newcomer::Busy,
@@ -43,7 +56,8 @@ impl Newcomer {
     pub(super) fn file(&self) -> Option<&DatabaseFile> {
         match self {
             Newcomer::Locked(file) => Some(file),
-            _ => None,
+            Newcomer::OfAnotherSource(kept_out) => Some(kept_out.file()),
+            Newcomer::None | Newcomer::Busy | Newcomer::Free => None,
         }
     }
 }
@@ -53,29 +67,80 @@ impl Newcomer {
 #[derive(Clone)]
 pub struct Door {
     held: FileIdentity,
-    newcomer: Arc<Mutex<Newcomer>>,
+    threshold: Arc<Mutex<Threshold>>,
+}
+
+#[derive(Default)]
+struct Threshold {
+    newcomer: Newcomer,
+    /// What our WAL is called since it was moved out of the way.
+    aside: Option<PathBuf>,
 }
 
 impl Door {
     /// Nothing has come to it yet.
     pub(super) fn of(held: FileIdentity) -> Self {
-        Door { held, newcomer: Arc::default() }
+        Door { held, threshold: Arc::default() }
     }
 
-    fn newcomer(&self) -> MutexGuard<'_, Newcomer> {
-        self.newcomer.lock().unwrap_or_else(PoisonError::into_inner)
+    fn threshold(&self) -> MutexGuard<'_, Threshold> {
+        self.threshold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Locks what is at `path`, if that is not what is held. As long as that lasts, nobody opens it.
     pub(super) fn keep_out(&self, path: &Path) -> Newcomer {
-        let mut newcomer = self.newcomer();
-        *newcomer = std::mem::take(&mut *newcomer).followed_by(self.held, path);
-        newcomer.clone()
+        let mut threshold = self.threshold();
+        threshold.newcomer = std::mem::take(&mut threshold.newcomer).followed_by(self.held, path);
+        threshold.newcomer.clone()
     }
 
     /// Lets in whoever waits, and whoever comes.
     pub(super) fn let_in(&self) {
-        *self.newcomer() = Newcomer::Free;
+        self.threshold().newcomer = Newcomer::Free;
+    }
+
+    /// If something has come to the path, and nobody has the old file open, moves our WAL and wal-index out of the way, and
+    /// lets all in: what is done with both then may take as long as an fsync does. What the WAL is called since, if so.
+    pub(super) fn make_way(&self, attached: &Attached, at: Paths) -> Option<PathBuf> {
+        if let Some(aside) = self.threshold().aside.clone() {
+            return Some(aside);
+        }
+        let newcomer = self.keep_out(at.database);
+        let is_used = || {
+            let wal_index = attached.guard.index().file();
+            locks::is_index_used(wal_index).unwrap_or(true)
+        };
+        let is_awaited = !matches!(newcomer, Newcomer::None | Newcomer::Free);
+        if !is_awaited || locks::is_shared(&attached.descriptor).unwrap_or(true) || is_used() {
+            return None;
+        }
+        let aside = attached.move_aside(at)?;
+        let mut threshold = self.threshold();
+        threshold.aside = Some(aside.clone());
+        // Else somebody came with the first of both, and is told of.
+        if !is_used() {
+            threshold.newcomer = Newcomer::Free;
+        }
+        Some(aside)
+    }
+}
+
+impl Attached {
+    /// Takes the names at the database's path from our WAL and our wal-index; what the WAL is called since. `None` if one of
+    /// the names is not theirs, or the WAL cannot be moved.
+    fn move_aside(&self, at: Paths) -> Option<PathBuf> {
+        let is_at = |path: &Path, file: &File| {
+            FileIdentity::of_file(file).is_ok_and(|file| FileIdentity::of_path(path) == Some(file))
+        };
+        let (wal, wal_index) = (self.capture.live_file()?, at.wal_index());
+        if !is_at(at.wal, wal) || !is_at(&wal_index, self.guard.index().file()) {
+            return None;
+        }
+        // In this order: who comes in between has our wal-index, which can be seen.
+        let aside = kept::set_aside(wal, at, self.capture.shadow.extent().generation).ok()?;
+        // What stays is found, and removed, once both are closed.
+        let _ = std::fs::remove_file(wal_index);
+        Some(aside)
     }
 }
 
@@ -91,12 +156,14 @@ impl Source {
         };
         if let Some(held) = held.filter(|held| FileIdentity::of_path(path) != Some(held.identity())) {
             self.loan.door.get_or_insert_with(|| Door::of(held.identity()));
-            self.loan.is_locked |= locks::lock_out(held).unwrap_or(false);
+            kept_out::keep_out(held);
             // Whoever opens one of them waits.
             self.loan.interruption.set();
         }
-        if let Some(door) = &self.loan.door {
-            door.keep_out(path);
+        match (&self.loan.door, &self.state) {
+            (Some(door), State::Attached(attached)) => drop(door.make_way(attached, self.paths())),
+            (Some(door), _) => drop(door.keep_out(path)),
+            (None, _) => {}
         }
     }
 
@@ -106,11 +173,8 @@ impl Source {
             return;
         }
         self.loan.door = None;
-        if std::mem::take(&mut self.loan.is_locked)
-            && let State::Attached(attached) = &self.state
-        {
-            // Fails only if the descriptor is none, and then nothing is locked either.
-            let _ = locks::let_in(&attached.descriptor);
+        if let State::Attached(attached) = &self.state {
+            kept_out::let_in(&attached.descriptor);
         }
     }
 }

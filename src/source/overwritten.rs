@@ -3,6 +3,7 @@
 
 use super::attach::{Attached, is_at_path};
 use super::held::Held;
+use super::kept_out;
 use super::left_behind::{Fate, LeftBehind, Paths};
 use super::proof;
 use crate::core::evidence::Sighting;
@@ -86,8 +87,7 @@ impl Attached {
         }
         // Who begins a WAL just now writes its header first.
         let is_certain = locks::lock_out(&self.descriptor).unwrap_or(false) && is_seen();
-        // Fails only if the descriptor is none, and then nothing is locked either.
-        let _ = locks::let_in(&self.descriptor);
+        kept_out::let_in_unless_kept_out(&self.descriptor);
         is_certain
     }
 

@@ -126,13 +126,13 @@ fn a_database_that_is_renamed_while_it_is_let_go_of_is_left_as_any_other_and_its
     assert_replicated(&place, agent);
 }
 
-/// While there is a gate, whoever syncs a database waits at it.
-const GATED_FSYNC: &str = r#"
+/// While there is a gate, whoever syncs a file whose name ends so waits at it.
+pub const GATED_FSYNC: &str = r#"
 #include <fcntl.h>
 
 static int before_fsync(int fd)
 {
-    if (!is_named(fd, ".db") || access(getenv("GATE"), F_OK) != 0)
+    if (!is_named(fd, getenv("GATED")) || access(getenv("GATE"), F_OK) != 0)
         return 0;
     close(open(getenv("REACHED"), O_CREAT | O_WRONLY, 0600));
     while (access(getenv("GATE"), F_OK) == 0)
@@ -147,7 +147,7 @@ fn a_file_that_is_put_in_place_while_the_old_ones_fsync_takes_long_is_opened_whe
     let place = Place::new();
     let paths = [place.preload(GATED_FSYNC), place.path("gate"), place.path("reached")];
     let [library, gate, reached] = paths.each_ref().map(|path| path.to_str().expect("it is UTF-8"));
-    let environment = [("LD_PRELOAD", library), ("GATE", gate), ("REACHED", reached)];
+    let environment = [("LD_PRELOAD", library), ("GATED", ".db"), ("GATE", gate), ("REACHED", reached)];
     let (agent, application) = with_a_wal(&place, &environment);
     application.close();
     fs::write(gate, "").expect("the folder is ours");

@@ -1,7 +1,7 @@
 //! A database that gets names which the agent does not know: links, and the name of another database of the same agent.
 
 use crate::moved_away::{
-    COUNT, GONE, PATIENT, assert_replicated, kept_wals, place_with_a_wal, place_with_a_wal_and,
+    COUNT, GATED_FSYNC, GONE, PATIENT, assert_replicated, kept_wals, place_with_a_wal, place_with_a_wal_and,
     put_another_in_place, rename,
 };
 use crate::moved_back::{Restart, assert_is_kept, go_on, hold, restart, work_on};
@@ -309,7 +309,11 @@ struct Two {
 }
 
 fn two_databases() -> Two {
-    let place = Place::new();
+    two_databases_in(Place::new(), &[])
+}
+
+/// The same, with an agent that has these variables in its environment.
+fn two_databases_in(place: Place, environment: &[(&str, &str)]) -> Two {
     let paths = ["a.db", "b.db"].map(|name| place.path(name));
     let entries = paths.each_ref().map(|path| {
         let settings = PATIENT.map(|line| format!("    {line}\n")).concat();
@@ -318,7 +322,8 @@ fn two_databases() -> Two {
         format!("  - path: {}\n{settings}{replicas}", path.display())
     });
     let mut applications = paths.each_ref().map(|path| begin(path));
-    let agent = Agent::start(place.path("").as_path(), &format!("dbs:\n{}", entries.concat()));
+    let configuration = format!("dbs:\n{}", entries.concat());
+    let agent = Agent::start_with(place.path("").as_path(), &configuration, environment);
     agent.wait_for_status("both stream", |status| (0..2).all(|number| streams(status, number)));
     for (number, application) in applications.iter_mut().enumerate() {
         for _ in 0..10 {
@@ -355,6 +360,33 @@ fn two_databases_of_one_agent_that_change_places_keep_all_their_commits() {
     for path in &paths {
         assert_eq!(Shell::open(path).value(SOUND), "ok", "{}", agent.log());
     }
+}
+
+/// What is done with the old file takes as long as it takes; by then, its WAL is not beside the other one any more.
+#[test]
+fn a_database_that_gets_the_name_of_another_one_is_opened_while_that_is_still_being_left() {
+    let place = Place::new();
+    let variables = [place.preload(GATED_FSYNC), place.path("gate"), place.path("reached")];
+    let [library, gate, reached] = variables.each_ref().map(|path| path.to_str().expect("it is UTF-8"));
+    let environment = [("LD_PRELOAD", library), ("GATED", ".old.db"), ("GATE", gate), ("REACHED", reached)];
+    let Two { place, agent, paths, applications } = two_databases_in(place, &environment);
+    applications.into_iter().for_each(Shell::close);
+    fs::write(gate, "").expect("the folder is ours");
+    let old = place.path("a.old.db");
+    unseen(&agent, || {
+        rename(&paths[0], &old);
+        rename(&paths[1], &paths[0]);
+    });
+    wait_until("the old one is synced", DEADLINE, || Path::new(reached).exists());
+    let mut application = Shell::open(&paths[0]);
+    application.run(".timeout 60000");
+    application.run("INSERT INTO t VALUES ('of the 1, renamed')");
+    assert_eq!(application.value("SELECT count(*) || max(data) FROM t"), "11of the 1.");
+    assert_eq!(application.value(SOUND), "ok", "{}", agent.log());
+    fs::remove_file(gate).expect("it is there");
+    agent.wait_for_status("is followed", |status| streams(status, 0));
+    assert_eq!(rows(&old), "10 of the 0.", "{}", agent.log());
+    assert!(!agent.log().contains("may be mixed"), "{}", agent.log());
 }
 
 /// Gives the first database the name of the second, which is gone, and waits until it is followed there.
