@@ -34,6 +34,7 @@ mod page_table;
 mod page_table_crash;
 mod planners;
 mod proof;
+mod put_in_place;
 mod reload;
 mod remote_contract;
 mod replica;

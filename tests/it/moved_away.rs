@@ -33,7 +33,7 @@ pub fn place_with_a_wal_and(environment: &[(&str, &str)]) -> (Place, Agent, Shel
     (place, agent, application)
 }
 
-fn with_a_wal(place: &Place, environment: &[(&str, &str)]) -> (Agent, Shell) {
+pub fn with_a_wal(place: &Place, environment: &[(&str, &str)]) -> (Agent, Shell) {
     let mut application = Shell::open(&place.database());
     application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data)");
     application.run("INSERT INTO t VALUES ('first')");
