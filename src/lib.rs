@@ -239,10 +239,14 @@
 //! - Where that cannot be (the file was removed, or a program has it open), the WAL stays where it is: the name may come
 //!   back, or somebody is moving both files. It gets a second name in the meta folder at once, that of its generation (or
 //!   beside the database, if that is on another file system), because SQLite removes a WAL beside an empty database; one that
-//!   has lost its name is copied. Once another file is there, the name at the path goes, and so does `-shm`. Until then the new
-//!   file is locked, also while a worker has what is held, or leaves it, which may take as long as an fsync does: whoever
-//!   opened it would be given the old WAL. So is the old one, if nobody has it open: by its new name it has no WAL. The last
-//!   eight are kept. A copy that took the place of its original looks like any other file.
+//!   has lost its name is copied. Once another file is there, the name at the path goes, and so does `-shm`: both at
+//!   once, from the loop and before anything is synced, if nobody has the old file open. While a worker has what is held, the
+//!   new file is locked instead, for whoever opened it would be given the old WAL; so is the old one, if nobody has it open:
+//!   by its new name it has no WAL. A file that two sources of this agent lock, since it was renamed from the one's path to
+//!   the other's, stays locked until both need it no more. The last eight are kept. A copy that took the place of its
+//!   original looks like any other file.
+//! - An agent that stops lets go first of what nobody else has open: what follows `systemctl stop` is often another file in
+//!   the database's place (found by a reviewer).
 //! - A database file that this process has open already, for another database or a snapshot, is not opened once more: see 7
 //!   and [`database_file`]. A symbolic link at the database's path is no file: SQLite keeps the WAL beside what it leads to.
 //!   One that is there at the start is followed, and once it leads elsewhere the agent begins anew ([`links`]).

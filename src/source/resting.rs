@@ -141,7 +141,10 @@ impl Source {
     /// Whether the agent, which stops, is about to let go of it.
     pub fn is_let_go_at_the_end(&self) -> bool {
         let is_hindered = matches!(self.stay, Some(Stay::OpenIn(_) | Stay::Failed(_)));
-        self.ends() && !is_hindered && self.sighting.is_some_and(|sighting| sighting.alone)
+        // All of a large file, for its page table.
+        let is_read = matches!(&self.state, State::Attached(attached) if attached.descriptor.is_shared());
+        let is_alone = self.sighting.is_some_and(|sighting| sighting.alone);
+        self.ends() && is_alone && !is_hindered && !is_read
     }
 
     /// Whether the file says something. While our own checkpoint writes, its times say nothing; and while what is
