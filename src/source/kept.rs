@@ -66,7 +66,13 @@ pub(super) fn set_aside(wal: &File, at: Paths, generation: Generation) -> io::Re
         return remove_name(at.wal, wal).map(|()| name.clone());
     }
     let move_to = |to: PathBuf| std::fs::rename(at.wal, &to).map(|()| to);
-    move_to(inside).or_else(|_| move_to(beside))
+    let moved = move_to(inside).or_else(|_| move_to(beside))?;
+    if FileIdentity::of_path(&moved) != Some(ours) && !at.wal.exists() {
+        // Somebody has just moved another one there.
+        std::fs::rename(&moved, at.wal)?;
+        return Err(io::Error::other("another file was put in its place"));
+    }
+    Ok(moved)
 }
 
 /// Copies a file to a name that nothing has, and makes it durable.
