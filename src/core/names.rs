@@ -84,9 +84,13 @@ pub fn replaced_wal(generation: Generation) -> String {
     format!("{REPLACED_WAL}{generation}")
 }
 
-/// What stands before such a name, and whose it is; `None` for any other name.
+/// What stands before such a name, and whose it is; `None` for any other name. Another one of the generation has a number.
 pub fn parse_replaced_wal(name: &str) -> Option<(&str, Generation)> {
     let (stem, generation) = name.rsplit_once(REPLACED_WAL)?;
+    let generation = match generation.split_once('-') {
+        Some((generation, number)) if number.parse::<u32>().is_ok() => generation,
+        _ => generation,
+    };
     Some((stem, generation.parse().ok()?))
 }
 

@@ -3,6 +3,7 @@
 use super::attach::AttachOutcome;
 use super::compare::{Compared, Doubt, can_settle, report};
 use super::job::LocalJob;
+use super::kept_out;
 use super::leave::{LeaveOutcome, LeaveRequest};
 use super::left_behind::Fate;
 use super::look::{LONGEST_PLACE_PAUSE, PLACE_PAUSE};
@@ -195,7 +196,9 @@ impl Source {
             }
             Break::WalIndexReplaced => {
                 // Without a checkpoint: what we know of the WAL may be old.
+                let descriptor = attached.descriptor.clone();
                 drop(attached);
+                kept_out::after_closing(&descriptor);
                 self.await_the_new(reason, now);
             }
             Break::WalOverwritten => {
@@ -216,6 +219,7 @@ impl Source {
             Break::DatabaseReplaced | Break::WalReplaced => {
                 let door =
                     self.loan.door.get_or_insert_with(|| Door::of(attached.descriptor.identity())).clone();
+                door.make_way(&attached, self.paths());
                 self.state = State::Lent;
                 return Some(LocalJob::Leave(LeaveRequest {
                     attached,

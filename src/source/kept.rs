@@ -5,7 +5,8 @@ use super::left_behind::Paths;
 use crate::core::names;
 use crate::core::position::Generation;
 use crate::database_file::FileIdentity;
-use rustix::fs::{AtFlags, CWD, linkat};
+use rustix::fs::{AtFlags, CWD, RenameFlags, linkat, renameat_with};
+use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -56,8 +57,8 @@ pub(super) fn link(file: &File, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Gives a WAL the name by which it is kept, instead of the one that it has. A file that has both already is not renamed:
-/// rename(2) does nothing then. Another file system takes no rename.
+/// Gives a WAL a name by which it is kept, instead of the one that it has. A file that has both already is not renamed:
+/// rename(2) does nothing then. What is kept by that name already is never replaced; another file system takes no rename.
 pub(super) fn set_aside(wal: &File, at: Paths, generation: Generation) -> io::Result<PathBuf> {
     let ours = FileIdentity::of_file(wal)?;
     let [inside, beside] = names_of(at, generation);
@@ -65,14 +66,39 @@ pub(super) fn set_aside(wal: &File, at: Paths, generation: Generation) -> io::Re
     {
         return remove_name(at.wal, wal).map(|()| name.clone());
     }
-    let move_to = |to: PathBuf| std::fs::rename(at.wal, &to).map(|()| to);
-    let moved = move_to(inside).or_else(|_| move_to(beside))?;
-    if FileIdentity::of_path(&moved) != Some(ours) && !at.wal.exists() {
-        // Somebody has just moved another one there.
-        std::fs::rename(&moved, at.wal)?;
-        return Err(io::Error::other("another file was put in its place"));
+    let moved = move_to_free_name(at.wal, inside).or_else(|_| move_to_free_name(at.wal, beside))?;
+    if FileIdentity::of_path(&moved) == Some(ours) {
+        return Ok(moved);
     }
-    Ok(moved)
+    // Somebody has just moved another one there.
+    rename_to_free_name(&moved, at.wal)?;
+    Err(io::Error::other("another file was put in its place"))
+}
+
+/// Moves a file to a name, or to that with a number, whichever nothing has.
+fn move_to_free_name(from: &Path, to: PathBuf) -> io::Result<PathBuf> {
+    let numbered = (2..=KEPT).map(|number| {
+        let mut name = to.clone().into_os_string();
+        name.push(format!("-{number}"));
+        PathBuf::from(name)
+    });
+    for name in std::iter::once(to.clone()).chain(numbered) {
+        match rename_to_free_name(from, &name) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            renamed => return renamed.map(|()| name),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+fn rename_to_free_name(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // A file system that does not promise it; nobody but us gives such names.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) if to.symlink_metadata().is_err() => {
+            std::fs::rename(from, to)
+        }
+        renamed => Ok(renamed?),
+    }
 }
 
 /// Copies a file to a name that nothing has, and makes it durable.

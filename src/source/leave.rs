@@ -99,6 +99,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         true => bring_in(&mut attached, at, seen.as_ref(), &door),
         false => Course::Continued,
     };
+    let is_whole = attached.extent().is_ok_and(|extent| extent.left() == 0);
     let Attached { query, write_lock, checkpointer, capture, guard, descriptor, lock, apart: _ } = *attached;
     let generation = capture.shadow.extent().generation;
     let mut others = Some((query, write_lock));
@@ -125,7 +126,8 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         }
     });
     match (&mut left, aside) {
-        (Some(left), _) if left.content == Content::InWal => left.name(at),
+        (Some(left), Some(aside)) if left.content == Content::InWal => left.content = Content::Named(aside),
+        (Some(left), None) if left.content == Content::InWal => left.name(at),
         // There is nothing in it any more.
         (Some(left), Some(aside)) => drop(kept::remove_name(&aside, &left.wal)),
         _ => {}
@@ -143,6 +145,12 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
         // The source that holds what has come to the path may have heard of it meanwhile.
         if is_entered { left.mixed(at) } else { left.settle(at, door.keep_out(at.database).file()) }
     });
+    if has_name && !is_whole && !is_used && matches!(fate, Some(Fate::Gone | Fate::MovedAway(_))) {
+        let name = database.display();
+        warn!(
+            "{name}: its last commits could not be brought into the file that was there: that -wal has them"
+        );
+    }
     let is_back = matches!(fate, Some(Fate::Back | Fate::BackChanged));
     let waits = matches!(fate, Some(Fate::NoDatabase | Fate::Later(_)));
     drop((newcomer, fate, guard));

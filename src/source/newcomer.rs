@@ -100,7 +100,8 @@ impl Door {
     }
 
     /// If something has come to the path, and nobody has the old file open, moves our WAL and wal-index out of the way, and
-    /// lets all in: what is done with both then may take as long as an fsync does. What the WAL is called since, if so.
+    /// lets all in: what is done with both then may take as long as an fsync does. What the WAL is called since, if so. Only
+    /// for whoever leaves it at once, and looks what is at the path then: the old file may come back.
     pub(super) fn make_way(&self, attached: &Attached, at: Paths) -> Option<PathBuf> {
         if let Some(aside) = self.threshold().aside.clone() {
             return Some(aside);
@@ -138,8 +139,10 @@ impl Attached {
         }
         // In this order: who comes in between has our wal-index, which can be seen.
         let aside = kept::set_aside(wal, at, self.capture.shadow.extent().generation).ok()?;
-        // What stays is found, and removed, once both are closed.
-        let _ = std::fs::remove_file(wal_index);
+        if is_at(&wal_index, self.guard.index().file()) {
+            // What stays is found, and removed, once both are closed.
+            let _ = std::fs::remove_file(wal_index);
+        }
         Some(aside)
     }
 }
@@ -160,10 +163,8 @@ impl Source {
             // Whoever opens one of them waits.
             self.loan.interruption.set();
         }
-        match (&self.loan.door, &self.state) {
-            (Some(door), State::Attached(attached)) => drop(door.make_way(attached, self.paths())),
-            (Some(door), _) => drop(door.keep_out(path)),
-            (None, _) => {}
+        if let Some(door) = &self.loan.door {
+            door.keep_out(path);
         }
     }
 

@@ -144,7 +144,7 @@ impl Source {
         // All of a large file, for its page table.
         let is_read = matches!(&self.state, State::Attached(attached) if attached.descriptor.is_shared());
         let is_alone = self.sighting.is_some_and(|sighting| sighting.alone);
-        self.ends() && is_alone && !is_hindered && !is_read
+        self.ends() && is_alone && self.leaving.is_none() && !is_hindered && !is_read
     }
 
     /// Whether the file says something. While our own checkpoint writes, its times say nothing; and while what is
