@@ -142,3 +142,36 @@ pub(super) fn forget_oldest(newest: &Path) {
         let _ = std::fs::remove_file(path);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::OsDisk;
+
+    #[test]
+    fn a_wal_is_set_aside_beside_all_that_are_kept_and_no_other_one_is() {
+        let folder = tempfile::tempdir().expect("there is room");
+        let (database, wal) = (folder.path().join("app.db"), folder.path().join("app.db-wal"));
+        let at = Paths { database: &database, wal: &wal, meta: folder.path(), disk: &OsDisk };
+        let generation = Generation::from_random(1);
+        let put = |content: &str| {
+            std::fs::write(&wal, content).expect("the folder is ours");
+            File::open(&wal).expect("it is there")
+        };
+        let contents = ["first", "second", "third"];
+        let kept = contents.map(|content| {
+            let kept = set_aside(&put(content), at, generation).expect("there is a free name");
+            assert!(!wal.exists());
+            kept
+        });
+        for (kept, content) in kept.iter().zip(contents) {
+            assert_eq!(std::fs::read_to_string(kept).expect("it is kept"), content);
+        }
+        let ours = put("ours");
+        std::fs::remove_file(&wal)
+            .and_then(|()| std::fs::write(&wal, "another's"))
+            .expect("the folder is ours");
+        set_aside(&ours, at, generation).expect_err("another one has come to the path");
+        assert_eq!(std::fs::read_to_string(&wal).expect("it is there"), "another's");
+    }
+}

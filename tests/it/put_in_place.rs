@@ -10,9 +10,10 @@ use crate::support::agent::Agent;
 use crate::support::place::{Place, is_streaming};
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::time::Duration;
+use wal_agent::locks;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -143,6 +144,34 @@ fn a_file_that_is_put_in_place_while_the_page_table_is_written_is_opened_without
     let application = write_into_the_new_one(&place, &agent);
     gate.open();
     agent.wait_for_status("follows the new file", is_streaming);
+    application.close();
+    assert_replicated(&place, agent);
+}
+
+/// As long as the page table is written, the old file is not left: it may come back, and then its WAL is beside it.
+#[test]
+fn a_file_that_comes_back_while_the_page_table_is_written_has_its_last_commits() {
+    let (place, gate, variables) = gated_place("page-table");
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data); INSERT INTO t VALUES ('first')");
+    gate.shut();
+    let agent = place.agent_with(&PATIENT, &environment(&variables));
+    agent.wait_for_status("streams", is_streaming);
+    gate.wait_until_reached();
+    application.run("INSERT INTO t VALUES ('last')");
+    agent.wait_for_status("streams", is_streaming);
+    application.close();
+    let aside = place.path("aside.db");
+    rename(&place.database(), &aside);
+    put_another_in_place(&place, "another");
+    let new = File::options().read(true).write(true).open(place.database()).expect("it is there");
+    wait_until("the agent has heard of it", DEADLINE, || locks::is_shared(&new).expect("it is open"));
+    rename(&place.database(), &place.path("another.db"));
+    rename(&aside, &place.database());
+    gate.open();
+    let mut application = Shell::open(&place.database());
+    application.run(".timeout 60000");
+    assert_eq!(application.value("SELECT group_concat(data) FROM t"), "first,last", "{}", agent.log());
     application.close();
     assert_replicated(&place, agent);
 }
