@@ -53,6 +53,18 @@ fn environment<'a>(variables: &'a [(&'static str, String); 4]) -> [(&'static str
     variables.each_ref().map(|(name, value)| (*name, value.as_str()))
 }
 
+/// A database with one row whose page table is being written, up to where that is synced.
+fn writing_the_page_table() -> (Place, Gate, Agent, Shell) {
+    let (place, gate, variables) = gated_place("page-table");
+    let mut application = Shell::open(&place.database());
+    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data); INSERT INTO t VALUES ('first')");
+    gate.shut();
+    let agent = place.agent_with(&PATIENT, &environment(&variables));
+    agent.wait_for_status("streams", is_streaming);
+    gate.wait_until_reached();
+    (place, gate, agent, application)
+}
+
 /// Writes a row into what was put in place, which has one.
 #[track_caller]
 fn write_into_the_new_one(place: &Place, agent: &Agent) -> Shell {
@@ -129,13 +141,7 @@ fn a_hard_link_has_the_last_commits_when_another_file_gets_the_databases_name() 
 
 #[test]
 fn a_file_that_is_put_in_place_while_the_page_table_is_written_is_opened_without_the_old_wal() {
-    let (place, gate, variables) = gated_place("page-table");
-    let mut application = Shell::open(&place.database());
-    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data); INSERT INTO t VALUES ('first')");
-    gate.shut();
-    let agent = place.agent_with(&PATIENT, &environment(&variables));
-    agent.wait_for_status("streams", is_streaming);
-    gate.wait_until_reached();
+    let (place, gate, agent, application) = writing_the_page_table();
     application.close();
     fs::remove_file(place.database()).expect("it is there");
     agent.wait_for_log(GONE);
@@ -151,13 +157,7 @@ fn a_file_that_is_put_in_place_while_the_page_table_is_written_is_opened_without
 /// As long as the page table is written, the old file is not left: it may come back, and then its WAL is beside it.
 #[test]
 fn a_file_that_comes_back_while_the_page_table_is_written_has_its_last_commits() {
-    let (place, gate, variables) = gated_place("page-table");
-    let mut application = Shell::open(&place.database());
-    application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data); INSERT INTO t VALUES ('first')");
-    gate.shut();
-    let agent = place.agent_with(&PATIENT, &environment(&variables));
-    agent.wait_for_status("streams", is_streaming);
-    gate.wait_until_reached();
+    let (place, gate, agent, mut application) = writing_the_page_table();
     application.run("INSERT INTO t VALUES ('last')");
     agent.wait_for_status("streams", is_streaming);
     application.close();

@@ -124,10 +124,17 @@ impl SftpRemote {
         if self.open(path, Access::Write)?.seen.elapsed() < PLACE_PAUSE {
             return Ok(());
         }
-        let there = self.sftp.stat(Path::new(path))?;
-        if there.size.is_some_and(|size| size < end) {
-            let reason = "another file was put in its place".to_owned();
-            return Err(Failure { kind: FailureKind::Other, reason });
+        let there = self.sftp.stat(Path::new(path)).map_err(Failure::from);
+        match there {
+            Ok(FileStat { size: Some(size), .. }) if size < end => {
+                let reason = "another file was put in its place".to_owned();
+                return Err(Failure { kind: FailureKind::Other, reason });
+            }
+            // A server that does not say it to this account does not say that it is gone.
+            Err(failure) if matches!(failure.kind, FailureKind::NotFound | FailureKind::Disconnected) => {
+                return Err(failure);
+            }
+            _ => {}
         }
         self.open(path, Access::Write)?.seen = Instant::now();
         Ok(())
