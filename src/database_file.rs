@@ -1,7 +1,7 @@
 //! Database files, of which this process has one descriptor each: closing any other one would drop SQLite's locks.
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use std::collections::{HashMap, hash_map};
+use std::collections::HashMap;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::ops::Deref;
@@ -81,13 +81,12 @@ struct Entry(FileIdentity);
 
 impl Entry {
     fn of(identity: FileIdentity) -> Option<Entry> {
-        match open_files().entry(identity) {
-            hash_map::Entry::Occupied(_) => None,
-            hash_map::Entry::Vacant(vacant) => {
-                vacant.insert(Weak::new());
-                Some(Entry(identity))
-            }
+        let mut open = open_files();
+        if open.contains_key(&identity) {
+            return None;
         }
+        open.insert(identity, Weak::new());
+        Some(Entry(identity))
     }
 }
 

@@ -114,7 +114,7 @@ impl Remote for DirRemote {
 
     fn rename(&mut self, from: &str, to: &str) -> Result<(), RemoteError> {
         let error = |error| failed("rename", &format!("{from} to {to}"), &error);
-        rename_to_free_name(from, to).map_err(error)?;
+        rename_to_free_name(Path::new(from), Path::new(to)).map_err(error)?;
         self.handles.rename(from, to);
         sync_folder_of(to).map_err(error)
     }
@@ -179,10 +179,14 @@ fn sync_folder_of(path: &str) -> io::Result<()> {
     File::open(parent(path).unwrap_or(if path.starts_with('/') { "/" } else { "." }))?.sync_all()
 }
 
-fn rename_to_free_name(from: &str, to: &str) -> io::Result<()> {
+/// Renames a file of this machine, and never replaces one.
+///
+/// # Errors
+/// The kernel's; `AlreadyExists` if something has that name.
+pub fn rename_to_free_name(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // A file system that cannot promise it; nobody but us gives names here, so looking first will do.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) if Path::new(to).symlink_metadata().is_err() => {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) if to.symlink_metadata().is_err() => {
             fs::rename(from, to)
         }
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => Err(ErrorKind::AlreadyExists.into()),

@@ -5,8 +5,8 @@ use super::left_behind::Paths;
 use crate::core::names;
 use crate::core::position::Generation;
 use crate::database_file::FileIdentity;
-use rustix::fs::{AtFlags, CWD, RenameFlags, linkat, renameat_with};
-use rustix::io::Errno;
+use crate::remote::dir::rename_to_free_name;
+use rustix::fs::{AtFlags, CWD, linkat};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -20,6 +20,12 @@ const KEPT: usize = 8;
 pub(super) fn names_of(at: Paths, generation: Generation) -> [PathBuf; 2] {
     let name = names::replaced_wal(generation);
     [at.meta.join(&name), names::beside(at.wal, &format!("-{name}"))]
+}
+
+/// Which of these names a WAL has.
+pub(super) fn name_of(wal: &File, at: Paths, generation: Generation) -> io::Result<Option<PathBuf>> {
+    let ours = FileIdentity::of_file(wal)?;
+    Ok(names_of(at, generation).into_iter().find(|name| FileIdentity::of_path(name) == Some(ours)))
 }
 
 /// The second names that we gave a WAL.
@@ -60,14 +66,12 @@ pub(super) fn link(file: &File, to: &Path) -> io::Result<()> {
 /// Gives a WAL a name by which it is kept, instead of the one that it has. A file that has both already is not renamed:
 /// rename(2) does nothing then. What is kept by that name already is never replaced; another file system takes no rename.
 pub(super) fn set_aside(wal: &File, at: Paths, generation: Generation) -> io::Result<PathBuf> {
-    let ours = FileIdentity::of_file(wal)?;
-    let [inside, beside] = names_of(at, generation);
-    if let Some(name) = [&inside, &beside].into_iter().find(|name| FileIdentity::of_path(name) == Some(ours))
-    {
-        return remove_name(at.wal, wal).map(|()| name.clone());
+    if let Some(name) = name_of(wal, at, generation)? {
+        return remove_name(at.wal, wal).map(|()| name);
     }
+    let [inside, beside] = names_of(at, generation);
     let moved = move_to_free_name(at.wal, inside).or_else(|_| move_to_free_name(at.wal, beside))?;
-    if FileIdentity::of_path(&moved) == Some(ours) {
+    if FileIdentity::of_path(&moved) == Some(FileIdentity::of_file(wal)?) {
         return Ok(moved);
     }
     // Somebody has just moved another one there.
@@ -89,16 +93,6 @@ fn move_to_free_name(from: &Path, to: PathBuf) -> io::Result<PathBuf> {
         }
     }
     Err(io::ErrorKind::AlreadyExists.into())
-}
-
-fn rename_to_free_name(from: &Path, to: &Path) -> io::Result<()> {
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // A file system that does not promise it; nobody but us gives such names.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) if to.symlink_metadata().is_err() => {
-            std::fs::rename(from, to)
-        }
-        renamed => Ok(renamed?),
-    }
 }
 
 /// Copies a file to a name that nothing has, and makes it durable.

@@ -135,7 +135,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
     // The new file stays locked until our connections are closed: a program that came in before would join our `-shm`.
     drop((others, checkpointer));
     kept_out::after_closing(&descriptor);
-    let newcomer = door.keep_out(at.database);
+    door.keep_out(at.database);
     let fate = left.as_mut().map(|left| {
         left.visits = visits.filter(|_| is_used && locks::all_share_index(&descriptor, guard.index().file()));
         remember(left, at);
@@ -153,7 +153,7 @@ pub fn leave(request: LeaveRequest) -> LeaveOutcome {
     }
     let is_back = matches!(fate, Some(Fate::Back | Fate::BackChanged));
     let waits = matches!(fate, Some(Fate::NoDatabase | Fate::Later(_)));
-    drop((newcomer, fate, guard));
+    drop((fate, guard));
     door.let_in();
     if let Some(left) = &left {
         left.save_removed(at);

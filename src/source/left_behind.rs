@@ -411,12 +411,10 @@ impl LeftBehind {
     /// The name by which it is kept, if it has one.
     fn kept_name(&self, at: Paths) -> io::Result<Option<PathBuf>> {
         let ours = FileIdentity::of_file(&self.wal)?;
-        let named = match &self.content {
-            Content::Named(name) => Some(name.clone()),
-            _ => None,
-        };
-        let mut known = named.into_iter().chain(kept::names_of(at, self.generation));
-        Ok(known.find(|name| FileIdentity::of_path(name) == Some(ours)))
+        match &self.content {
+            Content::Named(name) if FileIdentity::of_path(name) == Some(ours) => Ok(Some(name.clone())),
+            _ => kept::name_of(&self.wal, at, self.generation),
+        }
     }
 
     /// `None` of one that is empty.

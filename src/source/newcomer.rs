@@ -36,10 +36,7 @@ impl Newcomer {
         match (self, there) {
             (Newcomer::Free, _) => Newcomer::Free,
             (_, None) => Newcomer::None,
-            (Newcomer::Locked(file), Some(there)) if file.identity() == there => Newcomer::Locked(file),
-            (Newcomer::OfAnotherSource(kept_out), Some(there)) if kept_out.file().identity() == there => {
-                Newcomer::OfAnotherSource(kept_out)
-            }
+            (locked, Some(there)) if locked.file().is_some_and(|file| file.identity() == there) => locked,
             (_, Some(there)) => match DatabaseFile::open(path) {
                 Ok(None) => match KeptOut::of(there) {
                     Some(kept_out) => Newcomer::OfAnotherSource(Arc::new(kept_out)),
@@ -133,16 +130,14 @@ impl Attached {
         let is_at = |path: &Path, file: &File| {
             FileIdentity::of_file(file).is_ok_and(|file| FileIdentity::of_path(path) == Some(file))
         };
-        let (wal, wal_index) = (self.capture.live_file()?, at.wal_index());
-        if !is_at(at.wal, wal) || !is_at(&wal_index, self.guard.index().file()) {
+        let (wal, wal_index) = (self.capture.live_file()?, self.guard.index().file());
+        if !is_at(at.wal, wal) || !is_at(&at.wal_index(), wal_index) {
             return None;
         }
         // In this order: who comes in between has our wal-index, which can be seen.
         let aside = kept::set_aside(wal, at, self.capture.shadow.extent().generation).ok()?;
-        if is_at(&wal_index, self.guard.index().file()) {
-            // What stays is found, and removed, once both are closed.
-            let _ = std::fs::remove_file(wal_index);
-        }
+        // What stays is found, and removed, once both are closed.
+        let _ = kept::remove_name(&at.wal_index(), wal_index);
         Some(aside)
     }
 }

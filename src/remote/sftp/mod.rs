@@ -119,11 +119,8 @@ impl SftpRemote {
         self.sftp.lstat(Path::new(path)).is_ok()
     }
 
-    /// Looks now and then whether what is written is at its path, up to `end`.
+    /// Looks whether what is written is at its path, up to `end`.
     fn look_for(&mut self, path: &str, end: u64) -> Result<(), Failure> {
-        if self.open(path, Access::Write)?.seen.elapsed() < PLACE_PAUSE {
-            return Ok(());
-        }
         let there = self.sftp.stat(Path::new(path)).map_err(Failure::from);
         match there {
             Ok(FileStat { size: Some(size), .. }) if size < end => {
@@ -206,8 +203,12 @@ impl Remote for SftpRemote {
     }
 
     fn write_at(&mut self, path: &str, at: u64, bytes: &[u8]) -> Result<(), RemoteError> {
-        let written = self.open(path, Access::Write).and_then(|open| write_all(&mut open.file, at, bytes));
-        let written = written.and_then(|()| self.look_for(path, at + bytes.len() as u64));
+        let written = self.open(path, Access::Write).and_then(|open| {
+            write_all(&mut open.file, at, bytes)?;
+            Ok(open.seen.elapsed() >= PLACE_PAUSE)
+        });
+        let end = at + bytes.len() as u64;
+        let written = written.and_then(|is_due| if is_due { self.look_for(path, end) } else { Ok(()) });
         written.map_err(|mut failure| {
             if failure.kind == FailureKind::Other && self.is_full(path) {
                 failure = Failure { kind: FailureKind::Full, reason: "no space left".to_owned() };
