@@ -3,6 +3,7 @@
 
 use crate::moved_back::{go_on, hold};
 use crate::support::agent::Agent;
+use crate::support::gate::Gate;
 use crate::support::mounted::Mounted;
 use crate::support::place::{Place, first, is_streaming, wait_for_page_table};
 use crate::support::process::signal;
@@ -126,39 +127,22 @@ fn a_database_that_is_renamed_while_it_is_let_go_of_is_left_as_any_other_and_its
     assert_replicated(&place, agent);
 }
 
-/// While there is a gate, whoever syncs a file whose name ends so waits at it.
-pub const GATED_FSYNC: &str = r#"
-#include <fcntl.h>
-
-static int before_fsync(int fd)
-{
-    if (!is_named(fd, getenv("GATED")) || access(getenv("GATE"), F_OK) != 0)
-        return 0;
-    close(open(getenv("REACHED"), O_CREAT | O_WRONLY, 0600));
-    while (access(getenv("GATE"), F_OK) == 0)
-        usleep(1000);
-    return 0;
-}
-"#;
-
 /// Moved away first, and then another one is put there: by then the old one is being left.
 #[test]
 fn a_file_that_is_put_in_place_while_the_old_ones_fsync_takes_long_is_opened_when_that_is_done() {
     let place = Place::new();
-    let paths = [place.preload(GATED_FSYNC), place.path("gate"), place.path("reached")];
-    let [library, gate, reached] = paths.each_ref().map(|path| path.to_str().expect("it is UTF-8"));
-    let environment = [("LD_PRELOAD", library), ("GATED", ".db"), ("GATE", gate), ("REACHED", reached)];
-    let (agent, application) = with_a_wal(&place, &environment);
+    let gate = Gate::at_fsyncs(&place, ".db");
+    let (agent, application) = with_a_wal(&place, &gate.environment());
     application.close();
-    fs::write(gate, "").expect("the folder is ours");
+    gate.shut();
     rename(&place.database(), &place.path("aside.db"));
-    wait_until("the old file is synced", DEADLINE, || Path::new(reached).exists());
+    gate.wait_until_reached();
     put_another_in_place(&place, "another");
     let new = File::options().read(true).write(true).open(place.database()).expect("it is there");
     wait_until("the agent has heard of it", DEADLINE, || locks::is_shared(&new).expect("it is open"));
     let mut another = Shell::open(&place.database());
     another.try_run("SELECT count(*) FROM t").expect_err("it would be mixed with the old WAL");
-    fs::remove_file(gate).expect("it is there");
+    gate.open();
     another.run(".timeout 60000");
     another.run("INSERT INTO t VALUES ('into the new file')");
     assert_eq!(another.value("SELECT group_concat(data) FROM t"), "another,into the new file");

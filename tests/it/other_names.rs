@@ -1,11 +1,12 @@
 //! A database that gets names which the agent does not know: links, and the name of another database of the same agent.
 
 use crate::moved_away::{
-    COUNT, GATED_FSYNC, GONE, PATIENT, assert_replicated, kept_wals, place_with_a_wal, place_with_a_wal_and,
+    COUNT, GONE, PATIENT, assert_replicated, kept_wals, place_with_a_wal, place_with_a_wal_and,
     put_another_in_place, rename,
 };
 use crate::moved_back::{Restart, assert_is_kept, go_on, hold, restart, work_on};
 use crate::support::agent::Agent;
+use crate::support::gate::Gate;
 use crate::support::oracle::{Answer, Process};
 use crate::support::place::{Place, first, is_streaming};
 use crate::support::scene::of_database;
@@ -366,24 +367,22 @@ fn two_databases_of_one_agent_that_change_places_keep_all_their_commits() {
 #[test]
 fn a_database_that_gets_the_name_of_another_one_is_opened_while_that_is_still_being_left() {
     let place = Place::new();
-    let variables = [place.preload(GATED_FSYNC), place.path("gate"), place.path("reached")];
-    let [library, gate, reached] = variables.each_ref().map(|path| path.to_str().expect("it is UTF-8"));
-    let environment = [("LD_PRELOAD", library), ("GATED", ".old.db"), ("GATE", gate), ("REACHED", reached)];
-    let Two { place, agent, paths, applications } = two_databases_in(place, &environment);
+    let gate = Gate::at_fsyncs(&place, ".old.db");
+    let Two { place, agent, paths, applications } = two_databases_in(place, &gate.environment());
     applications.into_iter().for_each(Shell::close);
-    fs::write(gate, "").expect("the folder is ours");
+    gate.shut();
     let old = place.path("a.old.db");
     unseen(&agent, || {
         rename(&paths[0], &old);
         rename(&paths[1], &paths[0]);
     });
-    wait_until("the old one is synced", DEADLINE, || Path::new(reached).exists());
+    gate.wait_until_reached();
     let mut application = Shell::open(&paths[0]);
     application.run(".timeout 60000");
     application.run("INSERT INTO t VALUES ('of the 1, renamed')");
     assert_eq!(application.value("SELECT count(*) || max(data) FROM t"), "11of the 1.");
     assert_eq!(application.value(SOUND), "ok", "{}", agent.log());
-    fs::remove_file(gate).expect("it is there");
+    gate.open();
     agent.wait_for_status("is followed", |status| streams(status, 0));
     assert_eq!(rows(&old), "10 of the 0.", "{}", agent.log());
     assert!(!agent.log().contains("may be mixed"), "{}", agent.log());

@@ -2,11 +2,12 @@
 //! old one, however long it takes to bring everything into that.
 
 use crate::moved_away::{
-    COUNT, GATED_FSYNC, GONE, PATIENT, assert_replicated, kept_wals, place_with_a_wal, put_another_in_place,
-    rename, with_a_wal,
+    COUNT, GONE, PATIENT, assert_replicated, kept_wals, place_with_a_wal, put_another_in_place, rename,
+    with_a_wal,
 };
 use crate::moved_back::{go_on, hold};
 use crate::support::agent::Agent;
+use crate::support::gate::Gate;
 use crate::support::place::{Place, is_streaming};
 use crate::support::sqlite::Shell;
 use crate::support::wait::wait_until;
@@ -17,49 +18,14 @@ use wal_agent::locks;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// While it is shut, the agent waits at each fsync of a file whose name ends in a certain way.
-struct Gate {
-    gate: PathBuf,
-    reached: PathBuf,
-}
-
-impl Gate {
-    fn shut(&self) {
-        fs::write(&self.gate, "").expect("the folder is ours");
-    }
-
-    fn wait_until_reached(&self) {
-        wait_until("the gate is reached", DEADLINE, || self.reached.exists());
-    }
-
-    fn open(&self) {
-        fs::remove_file(&self.gate).expect("it is shut");
-    }
-}
-
-/// A place for an agent that has these variables in its environment, and then waits at the gate.
-fn gated_place(name_ends: &str) -> (Place, Gate, [(&'static str, String); 4]) {
-    let place = Place::new();
-    let gate = Gate { gate: place.path("gate"), reached: place.path("reached") };
-    let library = place.preload(GATED_FSYNC);
-    let paths = [&library, &gate.gate, &gate.reached].map(|path| path.display().to_string());
-    let [library, shut, reached] = paths;
-    let ends = name_ends.to_owned();
-    let variables = [("LD_PRELOAD", library), ("GATED", ends), ("GATE", shut), ("REACHED", reached)];
-    (place, gate, variables)
-}
-
-fn environment<'a>(variables: &'a [(&'static str, String); 4]) -> [(&'static str, &'a str); 4] {
-    variables.each_ref().map(|(name, value)| (*name, value.as_str()))
-}
-
 /// A database with one row whose page table is being written, up to where that is synced.
 fn writing_the_page_table() -> (Place, Gate, Agent, Shell) {
-    let (place, gate, variables) = gated_place("page-table");
+    let place = Place::new();
+    let gate = Gate::at_fsyncs(&place, "page-table");
     let mut application = Shell::open(&place.database());
     application.run("PRAGMA journal_mode=wal; CREATE TABLE t (data); INSERT INTO t VALUES ('first')");
     gate.shut();
-    let agent = place.agent_with(&PATIENT, &environment(&variables));
+    let agent = place.agent_with(&PATIENT, &gate.environment());
     agent.wait_for_status("streams", is_streaming);
     gate.wait_until_reached();
     (place, gate, agent, application)
@@ -84,8 +50,9 @@ fn write_into_the_new_one(place: &Place, agent: &Agent) -> Shell {
 
 #[test]
 fn a_file_that_somebody_reads_by_its_other_name_is_opened_while_the_old_one_is_being_left() {
-    let (place, gate, variables) = gated_place(".old.db");
-    let (agent, application) = with_a_wal(&place, &environment(&variables));
+    let place = Place::new();
+    let gate = Gate::at_fsyncs(&place, ".old.db");
+    let (agent, application) = with_a_wal(&place, &gate.environment());
     let (new, old) = (place.path("new.db"), place.path("app.old.db"));
     let mut reader = Shell::open(&new);
     reader.run("PRAGMA journal_mode=wal; CREATE TABLE t (data); INSERT INTO t VALUES ('another')");

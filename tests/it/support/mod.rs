@@ -6,6 +6,7 @@ pub mod compare;
 pub mod earlier;
 pub mod faulty;
 pub mod file_clock;
+pub mod gate;
 pub mod history;
 pub mod hung;
 pub mod life;
